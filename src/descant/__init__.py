@@ -1,0 +1,92 @@
+"""descant: post-training for language models, with training callbacks that are exact, neutral and honest.
+
+Importing the package imports nothing heavy: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from descant.callbacks.base import RecipeCallback, RunView
+    from descant.callbacks.generate_samples import GenerateSamplesCallback
+    from descant.callbacks.grader_eval import GraderEvalCallback
+    from descant.callbacks.model_callback import ModelCallback
+    from descant.callbacks.validation_loss import ValidationLossCallback
+    from descant.graders.base import BaseGrader, Grade
+    from descant.graders.exact_match import ExactMatchGrader
+    from descant.models.builder import ModelBuilder
+    from descant.models.inference import InferenceModel
+    from descant.models.training import TrainingModel
+    from descant.table import Table
+    from descant.threads.datasets import load_threads
+    from descant.threads.thread import StringThread, StringTurn
+    from descant.threads.tokenized import TokenizedThread
+    from descant.trainers.loop import TrainingResult
+    from descant.trainers.lr_schedulers import CombinedSchedule, CosineScheduler, CosineSchedulerWithoutWarmup
+    from descant.trainers.sft import SFT
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "BaseGrader": "graders.base",
+    "CombinedSchedule": "trainers.lr_schedulers",
+    "CosineScheduler": "trainers.lr_schedulers",
+    "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
+    "ExactMatchGrader": "graders.exact_match",
+    "GenerateSamplesCallback": "callbacks.generate_samples",
+    "Grade": "graders.base",
+    "GraderEvalCallback": "callbacks.grader_eval",
+    "InferenceModel": "models.inference",
+    "ModelBuilder": "models.builder",
+    "ModelCallback": "callbacks.model_callback",
+    "RecipeCallback": "callbacks.base",
+    "RunView": "callbacks.base",
+    "SFT": "trainers.sft",
+    "StringThread": "threads.thread",
+    "StringTurn": "threads.thread",
+    "Table": "table",
+    "TokenizedThread": "threads.tokenized",
+    "TrainingModel": "models.training",
+    "TrainingResult": "trainers.loop",
+    "ValidationLossCallback": "callbacks.validation_loss",
+    "load_threads": "threads.datasets",
+}
+
+__all__ = [
+    "SFT",
+    "BaseGrader",
+    "CombinedSchedule",
+    "CosineScheduler",
+    "CosineSchedulerWithoutWarmup",
+    "ExactMatchGrader",
+    "GenerateSamplesCallback",
+    "Grade",
+    "GraderEvalCallback",
+    "InferenceModel",
+    "ModelBuilder",
+    "ModelCallback",
+    "RecipeCallback",
+    "RunView",
+    "StringThread",
+    "StringTurn",
+    "Table",
+    "TokenizedThread",
+    "TrainingModel",
+    "TrainingResult",
+    "ValidationLossCallback",
+    "load_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,175 @@
+"""RecipeCallback: the contract of everything that runs along with training."""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+from descant.progress import Progress
+from descant.schedule import every
+
+logger = logging.getLogger("descant")
+
+
+class WarningSink(Protocol):
+    """Takes a warning of a callback: it goes to the run log's events and to the console."""
+
+    def __call__(self, message: str, details: str | None = None) -> None:
+        """Record the warning; ``details`` may be a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What a callback sees of the run it belongs to, at one moment.
+
+    Attributes:
+        step: completed steps; the weights are those after this many steps.
+        num_steps: planned steps.
+        progress: ``step / num_steps``, exact.
+        elapsed_s: seconds since the run started.
+        metrics: what the trainer logged for its latest step (empty at step 0).
+        run_dir: the directory of the run.
+        seed: a seed made from the run's seed, the callback's name and the step.
+        warn: records a warning in the run log and shows it on the console.
+    """
+
+    step: int
+    num_steps: int
+    progress: Fraction
+    elapsed_s: float
+    metrics: Mapping[str, Any]
+    run_dir: Path
+    seed: int
+    warn: WarningSink
+
+
+class CallbackOptions(TypedDict, total=False):
+    """The settings that every callback takes by keyword; see ``RecipeCallback``."""
+
+    name: str | None
+    at_start: bool
+    at_end: bool
+
+
+class RecipeCallback(ABC):
+    """Async logic that runs at exact fractions of a training run and returns metrics.
+
+    Override ``callback``. It runs on the trainer's event loop, before the first step, at the first step whose
+    progress reaches k * frequency for k = 1, 2, ..., and after the last step; never twice at one step. It sees the
+    weights after exactly that many steps. What it raises is recorded and training goes on (``strict=True`` on the
+    trainer raises it instead). Nothing that it does to global random generators changes training.
+
+    Args:
+        frequency: the share of the run between two calls, in (0, 1]: 0.1 is every 10 %.
+        log_key_prefix: put before every returned key, as ``<prefix>/<key>``. (A bool in this place is taken as
+            ``at_end``.)
+        name: what the callback is called in events and in ``callbacks/<name>/...`` metrics, unique in a run. By
+            default the prefix, else the class name in snake case.
+        at_start: run before the first step.
+        at_end: run after the last step, also when training stops early.
+
+    Raises:
+        ConfigurationError: a frequency that cannot work, with what is allowed.
+    """
+
+    def __init__(
+        self,
+        frequency: float | Fraction | str,
+        log_key_prefix: str | bool | None = None,
+        *,
+        name: str | None = None,
+        at_start: bool = True,
+        at_end: bool = True,
+    ) -> None:
+        if isinstance(log_key_prefix, bool):
+            at_end = log_key_prefix
+            log_key_prefix = None
+        self.frequency = frequency
+        self.log_key_prefix = log_key_prefix
+        self.name = name or log_key_prefix or _snake_case(type(self).__name__)
+        self.at_start = at_start
+        self.at_end = at_end
+        self.last_call = -1.0
+        """Progress of the latest call as a float, -1 before the first."""
+        self.run: RunView | None = None
+        """The run as it was when the present call began; None outside of a run."""
+
+    @property
+    def frequency(self) -> float | Fraction | str:
+        """The share of the run between two calls, as it was given."""
+        return self._frequency
+
+    @frequency.setter
+    def frequency(self, frequency: float | Fraction | str) -> None:
+        self.schedule = every(frequency)
+        self._frequency = frequency
+
+    @abstractmethod
+    async def callback(self, current_percentage: float) -> dict[str, Any]:
+        """Do the work and return metrics: numbers (numpy and torch scalars too), strings or ``Table``.
+
+        Args:
+            current_percentage: progress of the run as a float in [0, 1]. (The name is historic.)
+        """
+
+    async def on_start(self, run: RunView) -> None:  # noqa: B027 - every hook is optional
+        """Called once before the first call of a run."""
+
+    async def on_end(self, run: RunView) -> None:  # noqa: B027 - every hook is optional
+        """Called once after the last call of a run, also when training failed."""
+
+    async def maybe_call(self, current_percentage: float) -> dict[str, Any]:
+        """Drive the callback by hand: run it if it is due at this progress, and return its prefixed metrics.
+
+        The arithmetic is that of a run: call it before the first step with 0.0, then after every step; it is due
+        when a boundary lies between the previous call of ``maybe_call`` that ran and this one. Returns an empty
+        dictionary when it is not due. What ``callback`` raises passes through.
+        """
+        progress = Progress.from_percentage(current_percentage)
+        previous = Progress.from_percentage(self.last_call) if self.last_call >= 0 else None
+        if not self.is_due(previous, progress):
+            return {}
+        self.last_call = current_percentage
+        return self.with_prefix(await self.callback(current_percentage))
+
+    def is_due(self, previous: Progress | None, current: Progress) -> bool:
+        """Whether a call is due at ``current``, the last one having been at ``previous`` (None: there was none)."""
+        if previous is None:
+            if self.at_start:
+                return True
+            previous = Progress(0, 1)
+        if current.is_complete:
+            return self.at_end and not previous.is_complete
+        return self.schedule.crossed(previous, current)
+
+    def due_steps(self, num_steps: int) -> list[int]:
+        """The steps of a run of ``num_steps`` after which the callback runs; 0 is before the first step."""
+        inner = [step for step in self.schedule.due_steps(num_steps) if step < num_steps]
+        return [0] * self.at_start + inner + [num_steps] * self.at_end
+
+    def with_prefix(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics under the callback's prefix."""
+        if not self.log_key_prefix:
+            return dict(metrics)
+        return {f"{self.log_key_prefix}/{key}": value for key, value in metrics.items()}
+
+    def declared_keys(self) -> frozenset[str]:
+        """The full keys that the callback is known to return; two callbacks of one run must not share any."""
+        return frozenset()
+
+    def warn(self, message: str, details: str | None = None) -> None:
+        """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
+        if self.run is None:
+            logger.warning("%s: %s", self.name, message)
+        else:
+            self.run.warn(message, details)
+
+
+def _snake_case(class_name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()

@@ -1,0 +1,116 @@
+"""ValidationLossCallback: how probable the model finds what it should say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import exp, fsum
+from typing import Any, Unpack
+
+from descant.callbacks.base import CallbackOptions
+from descant.callbacks.examples import make_examples
+from descant.callbacks.model_callback import ModelCallback
+from descant.errors import DatasetError
+from descant.models.inference import Attempt, InferenceModel
+from descant.stats import mean
+from descant.threads.thread import StringThread
+from descant.threads.tokenized import TokenizedThread
+
+_LARGEST_EXPONENT = 709.0  # of exp in float64
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadLoss:
+    """The weighted sum of negative log-likelihoods of one thread, in nats, and what it is averaged over."""
+
+    nll_sum: float
+    weight_sum: float
+    num_tokens: int
+
+
+class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
+    """The negative log-likelihood of a validation set under the live weights, without dropout.
+
+    Metrics, with the default ``log_key`` (with another, ``validation/<log_key>`` is the loss and the others are under
+    ``validation/<log_key>/``):
+        ``validation/loss``: nats per trained token, over all trained tokens of all threads, each with its turn's
+        weight. It does not depend on batch sizes, and is comparable to the training loss.
+        ``validation/perplexity``: its exponential.
+        ``validation/num_tokens``: how many tokens that is, end-of-turn tokens included.
+        ``validation/loss_per_sample``: the mean of every thread's own loss per token.
+        ``validation/num_failed``: threads that could not be scored, if any. They are in no mean.
+
+    Args:
+        validation_set: threads with their completions; weighted turns are scored.
+        model: sees the live weights.
+        frequency: the share of the run between two calls.
+        log_key: names the loss, and the callback.
+        options: see ``RecipeCallback``.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+        DatasetError: no threads, or a thread in which nothing is weighted.
+    """
+
+    def __init__(
+        self,
+        validation_set: Sequence[StringThread],
+        model: InferenceModel,
+        frequency: float | Fraction | str = 0.1,
+        log_key: str = "loss",
+        **options: Unpack[CallbackOptions],
+    ) -> None:
+        options.setdefault("name", log_key)
+        super().__init__(model, frequency, "validation", **options)
+        self.threads = [example.thread for example in make_examples(validation_set, "validation_set")]
+        for position, thread in enumerate(self.threads):
+            if not any(thread.get_turn_weights()):
+                raise DatasetError(
+                    f"{thread.source or f'validation_set[{position}]'} has no weighted turn, so it has no loss; end "
+                    "it in an assistant turn"
+                )
+        self.log_key = log_key
+
+    def declared_keys(self) -> frozenset[str]:
+        """The keys above."""
+        keys = [self.log_key, *map(self._key, ("perplexity", "num_tokens", "loss_per_sample"))]
+        return frozenset(self.with_prefix(dict.fromkeys(keys)))
+
+    async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
+        """The loss of each thread, or why it has none."""
+        rendered = await model.tokenize_many(self.threads, return_exceptions=True)
+        tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
+        scored = iter(await model.logprobs_per_token_many(tokenized, return_exceptions=True))
+        losses: list[ThreadLoss | Attempt] = []
+        for thread in rendered:
+            if isinstance(thread, TokenizedThread):
+                logprobs = next(scored)
+                losses.append(logprobs if isinstance(logprobs, Exception) else _thread_loss(thread, logprobs))
+            else:
+                losses.append(thread)
+        return losses
+
+    async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
+        """The averages."""
+        losses = [loss for loss in measurement if isinstance(loss, ThreadLoss)]
+        metrics: dict[str, Any] = {self._key("num_tokens"): sum(loss.num_tokens for loss in losses)}
+        if losses:
+            loss = fsum(item.nll_sum for item in losses) / fsum(item.weight_sum for item in losses)
+            metrics[self.log_key] = loss
+            metrics[self._key("perplexity")] = exp(loss) if loss < _LARGEST_EXPONENT else float("inf")
+            metrics[self._key("loss_per_sample")] = mean([item.nll_sum / item.weight_sum for item in losses])
+        if num_failed := len(measurement) - len(losses):
+            metrics[self._key("num_failed")] = num_failed
+            first = next(error for error in measurement if isinstance(error, Exception))
+            self.warn(f"{num_failed} of {len(measurement)} threads could not be scored, first: {first}")
+        return metrics
+
+    def _key(self, key: str) -> str:
+        return key if self.log_key == "loss" else f"{self.log_key}/{key}"
+
+
+def _thread_loss(thread: TokenizedThread, logprobs: Sequence[float]) -> ThreadLoss:
+    weights = [weight for weight in thread.token_weights() if weight > 0]
+    nll_sum = -fsum(weight * logprob for weight, logprob in zip(weights, logprobs, strict=True))
+    return ThreadLoss(nll_sum, fsum(weights), len(weights))

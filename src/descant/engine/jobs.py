@@ -1,0 +1,127 @@
+"""Jobs: what crosses into an engine, as plain data.
+
+A job holds token ids, numbers and names only, never closures or module handles, so that it can be pickled and run
+by a thread, another process or a machine. Each job says on which weights it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar
+
+from descant.errors import RequestError
+
+LIVE = "live"
+"""The weights that are being trained, as they are when the job runs."""
+
+FinishReason = Literal["stop", "length"]
+ResultT = TypeVar("ResultT")
+YieldPoint = Callable[[], None]
+"""Called between decode steps and micro-batches; raises if the job was cancelled."""
+
+
+class Priority(IntEnum):
+    """Which jobs an engine takes first."""
+
+    TRAINING = 0
+    EVALUATION = 1
+
+
+class Job(Generic[ResultT]):
+    """Work for an engine; ``ResultT`` is what it returns."""
+
+    priority = Priority.EVALUATION
+
+
+class Engine(Protocol):
+    """Runs jobs one after another, on the thread that calls it."""
+
+    def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
+        """The result of the job; calls ``yield_point`` wherever it can be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample: temperature 0 is greedy; ``top_p`` keeps the smallest set of tokens of that probability."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_gen_len: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt, and the seed of its random numbers: those at position p depend on (seed, p) alone."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedTokens:
+    """What was generated for one request: with "stop", the last token is the one that ended the turn."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSequence:
+    """Token ids and one weight per token; tokens of weight above 0 are scored or trained."""
+
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generate(Job[list[GeneratedTokens | RequestError]]):
+    """One completion per request, in order."""
+
+    requests: tuple[GenerationRequest, ...]
+    sampling: Sampling
+    weights: str = LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs(Job[list[list[float] | RequestError]]):
+    """The log-probability of every weighted token, in nats, one list per sequence."""
+
+    sequences: tuple[WeightedSequence, ...]
+    weights: str = LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate(Job[list[RequestError | None]]):
+    """Add the gradient of a named loss to the step's; returns, per sequence, None or why it was left out.
+
+    ``seed`` is the run's; dropout of micro-batch m of step s draws from (seed, s, m).
+    """
+
+    priority = Priority.TRAINING
+    sequences: tuple[WeightedSequence, ...]
+    loss: Literal["language_modelling"]
+    seed: int
+    weights: str = LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStep(Job[dict[str, float]]):
+    """Apply the accumulated gradient, averaged over the step's trained tokens, and return its metrics."""
+
+    priority = Priority.TRAINING
+    lr: float
+    weight_decay: float
+    max_grad_norm: float
+    skip_nan_gradients: bool
+    weights: str = LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Save(Job[Path]):
+    """Write the weights and the tokenizer in Transformers' format into a directory, atomically."""
+
+    path: Path
+    weights: str = LIVE

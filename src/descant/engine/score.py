@@ -1,0 +1,90 @@
+"""Scoring: log-probabilities of chosen tokens, without the logits of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from descant.engine.jobs import WeightedSequence
+
+# B rows, T positions, H hidden size, V vocabulary, N trained tokens of a micro-batch
+
+MAX_LOGITS = 2**24
+"""Logits held at a time, as float32 elements (64 MiB)."""
+
+
+class TokenScorer:
+    """Log-probabilities of the weighted tokens of a batch under a causal language model.
+
+    Only positions that predict a weighted token reach the output layer, at most ``MAX_LOGITS`` logits at a time (each
+    chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are not just
+    the output layer on the last hidden state (soft-capping, scaled logits) are recognised by a probe when they are
+    loaded, and scored through their own forward pass.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.head: nn.Module | None = model.get_output_embeddings()
+        if not self._head_gives_the_logits():
+            self.head = None
+
+    def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (float32) and weights of all weighted tokens, both [N], in order of sequence and position.
+
+        Rows are padded on the right and no mask is given: with causal attention no token ever sees the padding
+        behind it. Differentiable unless gradients are off.
+        """
+        device = self.model.device
+        ids_BT = torch.zeros(len(sequences), max(len(s.token_ids) for s in sequences), dtype=torch.long)
+        rows: list[int] = []
+        columns: list[int] = []
+        weights: list[float] = []
+        for row, sequence in enumerate(sequences):
+            ids_BT[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
+            weighted = [column for column, weight in enumerate(sequence.weights) if weight > 0]
+            rows += [row] * len(weighted)
+            columns += weighted
+            weights += [sequence.weights[column] for column in weighted]
+        rows_N, columns_N = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+        ids_BT = ids_BT.to(device)
+        targets_N = ids_BT[rows_N, columns_N]
+        weights_N = torch.tensor(weights, dtype=torch.float32, device=device)
+        if self.head is None:
+            logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+            return _token_logprobs(logits_BTV[rows_N, columns_N - 1], targets_N), weights_N
+        hidden_BTH = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return self._head_logprobs(hidden_BTH[rows_N, columns_N - 1], targets_N), weights_N
+
+    def _head_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().num_embeddings)
+        if len(targets_N) <= chunk_size:
+            return self._chunk_logprobs(hidden_NH, targets_N)
+        chunks = [
+            checkpoint(self._chunk_logprobs, hidden, targets, use_reentrant=False, preserve_rng_state=False)
+            for hidden, targets in zip(
+                torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True
+            )
+        ]
+        return torch.cat(chunks)
+
+    def _chunk_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        assert self.head is not None
+        return _token_logprobs(self.head(hidden_NH), targets_N)
+
+    @torch.no_grad()
+    def _head_gives_the_logits(self) -> bool:
+        if self.head is None or self.model.base_model is self.model:
+            return False
+        probe = torch.arange(4, device=self.model.device).unsqueeze(0)
+        logits = self.model(input_ids=probe, use_cache=False).logits
+        hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+        return torch.allclose(self.head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-5)
+
+
+def _token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return -functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")

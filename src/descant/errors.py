@@ -1,0 +1,86 @@
+"""The exceptions that descant raises, as a tree.
+
+    DescantError
+    ├── ConfigurationError (also a ValueError)   an argument cannot work; raised where it is given
+    ├── DatasetError       (also a ValueError)   a file or a thread cannot be used
+    ├── RenderError        (also a ValueError)   the chat template cannot render or locate a thread
+    ├── ModelLoadError                           a model or tokenizer cannot be loaded
+    ├── RequestError                             one request to an engine failed; others go on
+    │   ├── SequenceTooLongError                 it does not fit the model or the batch budget
+    │   └── NoTrainedTokensError                 nothing in it carries weight
+    ├── NonFiniteError                           NaN or infinity in a loss or gradient
+    ├── GradingError                             a grader returned something that is not a grade
+    ├── ObserverError                            a callback tried to train the model
+    ├── CallbackError                            a callback failed under ``strict=True``
+    └── RunLogError                              the run log cannot be written
+
+A grader that raises is never wrapped: its own exception is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DescantError(Exception):
+    """Base of every error that descant raises on purpose."""
+
+
+class ConfigurationError(DescantError, ValueError):
+    """An argument that cannot work: the message names the value, what is allowed and what to do."""
+
+
+class DatasetError(DescantError, ValueError):
+    """A dataset file or thread that cannot be used.
+
+    ``problems`` holds every reason as ``(place, reason)``; the message shows the first ten.
+    """
+
+    NUM_SHOWN = 10
+
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+        self.problems = tuple(problems)
+        lines = [f"  {place}: {reason}" for place, reason in self.problems[: self.NUM_SHOWN]]
+        if len(self.problems) > self.NUM_SHOWN:
+            lines.append(f"  ... and {len(self.problems) - self.NUM_SHOWN} more")
+        super().__init__("\n".join([message, *lines]))
+
+
+class RenderError(DescantError, ValueError):
+    """The chat template refused a thread, or a turn cannot be located in what it rendered."""
+
+
+class ModelLoadError(DescantError):
+    """A model or tokenizer that cannot be loaded, with the path and what to do."""
+
+
+class RequestError(DescantError):
+    """One request to an engine failed. Other requests of the same batch are not affected."""
+
+
+class SequenceTooLongError(RequestError):
+    """A sequence that does not fit the model's context or the batch budget."""
+
+
+class NoTrainedTokensError(RequestError):
+    """A sequence in which no token carries weight."""
+
+
+class NonFiniteError(DescantError):
+    """A NaN or infinity where training needs a number."""
+
+
+class GradingError(DescantError):
+    """A grader returned something that is not a finite grade."""
+
+
+class ObserverError(DescantError):
+    """A callback tried to train or update a model."""
+
+
+class CallbackError(DescantError):
+    """A callback failed and the trainer runs with ``strict=True``; ``__cause__`` is its own exception."""
+
+
+class RunLogError(DescantError):
+    """The run log cannot be written: disk full, directory not writable, or already in use."""

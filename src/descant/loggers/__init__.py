@@ -1,0 +1,1 @@
+"""Where a run is written and shown: the run log on disk and the console."""

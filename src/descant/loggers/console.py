@@ -1,0 +1,135 @@
+"""Console: the run as it goes, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from descant.loggers.text import printable
+from descant.metrics import Metric
+from descant.table import Table
+
+_NUM_LINES_WITHOUT_TERMINAL = 20
+_MAX_TEXT = 60
+_SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_tokens", "loss_per_sample", "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLine:
+    """When a callback will run: steps, of which 0 is before the first."""
+
+    name: str
+    schedule: str
+    steps: Sequence[int]
+
+    def describe_steps(self, num_shown: int = 6) -> str:
+        """The steps in words, the middle left out when there are many."""
+        if len(self.steps) <= num_shown:
+            return ", ".join(map(str, self.steps)) or "never"
+        head = ", ".join(map(str, self.steps[: num_shown - 2]))
+        return f"{head}, …, {self.steps[-1]}"
+
+
+class Console:
+    """Prints the plan, a progress bar with the latest metrics, every evaluation, warnings and the outcome.
+
+    Without a terminal there is no bar; about twenty lines mark the progress instead. Text that came from a model is
+    made harmless and never interpreted as markup.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._num_steps = num_steps
+        self._latest: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("[bold]step[/bold]"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}", markup=False),
+            console=self._rich,
+            disable=not self._rich.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=num_steps, latest="")
+
+    def start(self, title: str, plan: Sequence[PlanLine]) -> None:
+        """Print what will happen, then show the bar."""
+        self._print(Text(title, style="bold"))
+        if plan:
+            table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+            for header in ("callback", "runs", "calls", "after steps (0 is before the first)"):
+                table.add_column(header)
+            for line in plan:
+                cells = (line.name, line.schedule, str(len(line.steps)), line.describe_steps())
+                table.add_row(*(Text(printable(cell)) for cell in cells))
+            self._rich.print(table)
+        self._bar.start()
+
+    def show_step(self, step: int, metrics: Mapping[str, Metric]) -> None:
+        """Move the bar and show the step's numbers."""
+        latest = "  ".join(
+            f"{label} {_number(metrics[key])}"
+            for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
+            if key in metrics
+        )
+        self._bar.update(self._task, completed=step, latest=latest)
+        interval = max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL)
+        if not self._rich.is_terminal and (step % interval == 0 or step == self._num_steps):
+            self._print(Text(f"step {step}/{self._num_steps}  {latest}", style="dim"))
+
+    def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
+        """Print what a callback returned: its numbers on one line, and the first row of each table."""
+        line = Text(f"step {step:>{len(str(self._num_steps))}}  ")
+        line.append(f"{printable(callback)}  ", style="cyan")
+        line.append("  ".join(f"{printable(key)} {_number(value)}" for key, value in metrics.items() if _is_main(key)))
+        self._print(line)
+        for table in metrics.values():
+            if isinstance(table, Table) and table.rows:
+                row = table.as_dicts()[0]
+                shown = {key: row[key] for key in ("prompt", "response", "reference") if row.get(key) is not None}
+                text = "  ".join(f"{key} {printable(repr(value), _MAX_TEXT)}" for key, value in shown.items())
+                self._print(Text(f"{'':>{len(str(self._num_steps)) + 7}}{text}", style="dim"))
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        self._print(Text(f"warning: {printable(message)}", style="yellow"))
+
+    def close(self, summary: str) -> None:
+        """Remove the bar and print how the run ended."""
+        self._bar.stop()
+        self._print(Text(summary, style="bold"))
+
+    def _print(self, text: Text) -> None:
+        self._rich.print(text)
+
+
+def _is_main(key: str) -> bool:
+    """Whether a metric is worth a place on the line; all of them are in the run log."""
+    return not key.endswith(_SECONDARY)
+
+
+def _number(value: Metric) -> str:
+    if isinstance(value, str):
+        return printable(value, _MAX_TEXT)
+    if isinstance(value, Table):
+        return f"{len(value)} rows"
+    if isinstance(value, int) or (isfinite(value) and value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

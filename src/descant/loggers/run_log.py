@@ -1,0 +1,143 @@
+"""RunLog: everything that a run measured, in one SQLite file, written by its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from descant.errors import RunLogError
+from descant.table import Table
+
+SCHEMA = """
+CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL);  -- value: JSON
+CREATE TABLE metrics (  -- a number, or a text, or NaN where both are NULL
+    step INTEGER NOT NULL, key TEXT NOT NULL, number REAL, text TEXT, PRIMARY KEY (step, key)
+) WITHOUT ROWID;
+CREATE TABLE samples (  -- one row of a table that a callback returned; cells: a JSON object by column
+    callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, example_id TEXT NOT NULL,
+    position INTEGER NOT NULL, cells TEXT NOT NULL, PRIMARY KEY (callback, step, key, example_id)
+) WITHOUT ROWID;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
+    message TEXT NOT NULL, details TEXT
+);
+"""
+_MAX_QUEUED = 100_000
+_Statement = tuple[str, tuple[Any, ...]]
+
+
+class RunLog:
+    """Writes ``run.sqlite`` in the run directory. Readers may open the file while the run goes on.
+
+    The calls return at once; a thread writes, many rows to a transaction. When it cannot (disk full), the next call
+    raises. Every row carries the step that it describes.
+
+    Raises:
+        RunLogError: the directory cannot be made or written, or already holds a run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "run.sqlite"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                raise RunLogError(f"{run_dir} already holds a run; choose another run_dir")
+            connection = sqlite3.connect(self.path, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")  # answers with another mode where WAL cannot work
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
+        self._queue: queue.Queue[_Statement | threading.Event | None] = queue.Queue(_MAX_QUEUED)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._write, args=(connection,), name="descant-run-log", daemon=True)
+        self._thread.start()
+
+    async def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record settings; a value that JSON cannot hold is recorded as its ``repr``."""
+        for key, value in config.items():
+            await self._put("INSERT OR REPLACE INTO config VALUES (?, ?)", key, json.dumps(value, default=repr))
+
+    async def log_metrics(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Record numbers and strings at a step; the same key at the same step is replaced."""
+        for key, value in metrics.items():
+            number = None if isinstance(value, str) or isnan(value) else value
+            text = value if isinstance(value, str) else None
+            await self._put("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", step, key, number, text)
+
+    async def log_samples(self, callback: str, step: int, key: str, table: Table) -> None:
+        """Record the rows of a table, identified by their column ``example_id`` or else by their position."""
+        for position, cells in enumerate(table.as_dicts()):
+            example_id = str(cells.get("example_id", position))
+            row = (callback, step, key, example_id, position, json.dumps(cells, default=repr, ensure_ascii=False))
+            await self._put("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", *row)
+
+    async def log_event(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+        """Record that something happened: a failure with its traceback, a warning, a decision."""
+        columns = "(time, step, kind, source, message, details)"
+        row = (time.time(), step, kind, source, message, details)
+        await self._put(f"INSERT INTO events {columns} VALUES (?, ?, ?, ?, ?, ?)", *row)
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is on disk.
+
+        Raises:
+            RunLogError: it cannot be written.
+        """
+        written = threading.Event()
+        await self._enqueue(written)
+        await asyncio.to_thread(written.wait)
+        self._check()
+
+    async def close(self) -> None:
+        """Write what is left and close the file.
+
+        Raises:
+            RunLogError: it cannot be written.
+        """
+        await self._enqueue(None)
+        await asyncio.to_thread(self._thread.join)
+        self._check()
+
+    async def _put(self, sql: str, *row: Any) -> None:
+        self._check()
+        await self._enqueue((sql, row))
+
+    async def _enqueue(self, item: _Statement | threading.Event | None) -> None:
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:  # the disk is slower than the run: wait for it without blocking the loop
+            await asyncio.to_thread(self._queue.put, item)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RunLogError(f"the run log {self.path} cannot be written: {self._failure}") from self._failure
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        """The writer thread: everything that is queued goes into one transaction."""
+        closing = False
+        while not closing:
+            items = [self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            if self._failure is None:
+                try:
+                    with connection:
+                        for item in items:
+                            if isinstance(item, tuple):
+                                connection.execute(*item)
+                except Exception as error:
+                    self._failure = error
+            for item in items:
+                if isinstance(item, threading.Event):
+                    item.set()
+            closing = None in items
+        connection.close()

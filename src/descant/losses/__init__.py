@@ -1,0 +1,1 @@
+"""Losses as pure functions of log-probabilities: shapes, formulas and sources in the docstrings."""

@@ -1,0 +1,47 @@
+"""Metric values: what a callback may return, as plain Python values."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+from descant.table import Table
+
+Metric = float | str | Table
+"""A number (int and bool included), a string, or a table."""
+
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def as_metric(value: Any) -> Metric:
+    """A number, string or table as a plain Python value; numpy and torch scalars are unpacked.
+
+    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats.
+
+    Raises:
+        TypeError: anything else; the message says what was found and what is allowed.
+    """
+    if isinstance(value, str | Table):
+        return value
+    if not isinstance(value, Real) and _is_scalar_array(value):
+        value = value.item()
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Integral):
+        return int(value) if abs(int(value)) <= _LARGEST_INTEGER else float(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{_describe(value)} is not a metric: a number, a string or a Table is needed")
+
+
+def _is_scalar_array(value: Any) -> bool:
+    """Whether this is a numpy or torch value with a single element."""
+    return callable(getattr(value, "item", None)) and getattr(value, "shape", None) in ((), (1,))
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:59] + '…'} ({type(value).__name__})"

@@ -1,0 +1,1 @@
+"""Models as users see them: async handles on an engine."""

@@ -1,0 +1,128 @@
+"""ModelBuilder: from a path or hub id to a model that is ready to train or to generate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from descant.engine.hf import HFEngine
+from descant.engine.jobs import Sampling
+from descant.errors import ConfigurationError, ModelLoadError
+from descant.models.inference import InferenceModel
+from descant.models.placements.worker_thread import WorkerThread
+from descant.models.training import TrainingModel
+from descant.threads.render import Renderer
+
+ModelT = TypeVar("ModelT", bound=InferenceModel)
+_INFERENCE_BATCH_TOKENS = 16_384
+
+
+class ModelBuilder:
+    """Says which model; ``spawn_train`` and ``spawn_inference`` load it.
+
+    >>> model = await ModelBuilder("path/or/hub-id").spawn_train("policy", max_batch_size=4096)  # doctest: +SKIP
+
+    Args:
+        path: a directory that Transformers has saved, or the id of a model on the Hugging Face hub. Code that comes
+            with a model is never run.
+        kv_cache_len: tokens that generation may hold in its key-value cache at a time.
+        tokens_to_generate: the longest completion, in tokens, unless a view says otherwise (``max_gen_len``). The
+            model's context bounds it too.
+
+    Raises:
+        ConfigurationError: a budget that is not a whole number of at least 1.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], kv_cache_len: int = 131_072, tokens_to_generate: int = 2048
+    ) -> None:
+        self.path = os.path.expanduser(os.fspath(path))
+        self.kv_cache_len = _positive("kv_cache_len", kv_cache_len)
+        self.tokens_to_generate = _positive("tokens_to_generate", tokens_to_generate)
+
+    async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
+        """Load the model for training.
+
+        Args:
+            name: what the model is called in messages.
+            max_batch_size: tokens of a micro-batch, padding included, in training and scoring. It is also the longest
+                sequence that can be trained. It bounds memory and does not change results.
+
+        Raises:
+            ModelLoadError: no such directory or hub id, no chat template, or not a causal language model.
+        """
+        return await self._spawn(TrainingModel, name, _positive("max_batch_size", max_batch_size))
+
+    async def spawn_inference(self, name: str) -> InferenceModel:
+        """Load the model for generation and scoring only.
+
+        Raises:
+            ModelLoadError: as for ``spawn_train``.
+        """
+        return await self._spawn(InferenceModel, name, _INFERENCE_BATCH_TOKENS)
+
+    async def _spawn(self, kind: type[ModelT], name: str, max_batch_tokens: int) -> ModelT:
+        """Load off the event loop, into a thread of its own."""
+        engine, renderer = await asyncio.to_thread(self._load, max_batch_tokens, issubclass(kind, TrainingModel))
+        sampling = Sampling(max_gen_len=self.tokens_to_generate)
+        return kind(name, engine.describe(), WorkerThread(name, engine), renderer, sampling)
+
+    def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
+        self._check_path()
+        renderer = Renderer(self._from_pretrained(AutoTokenizer), self.path)  # before the weights: it is quick to fail
+        model = self._from_pretrained(AutoModelForCausalLM, dtype=torch.float32)
+        stop_ids = renderer.stop_ids | _generation_stop_ids(model)
+        if not stop_ids:
+            warnings.warn(
+                f"{self.path!r}: neither the chat template nor the tokenizer has an end-of-turn token, so every "
+                "generation runs to max_gen_len; set tokenizer.eos_token",
+                stacklevel=2,
+            )
+        engine = HFEngine(
+            model,
+            renderer.tokenizer,
+            stop_ids=stop_ids,
+            max_batch_tokens=max_batch_tokens,
+            max_cached_tokens=self.kv_cache_len,
+            trainable=trainable,
+        )
+        return engine, renderer
+
+    def _check_path(self) -> None:
+        """Refuse what can be neither a directory nor a hub id, before Transformers takes it for one or the other."""
+        path = Path(self.path)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ModelLoadError(f"the directory {self.path!r} has no config.json: it is not a saved model")
+            return
+        looks_like_a_path = self.path.startswith((".", "/")) or self.path.count("/") > 1 or path.exists()
+        if looks_like_a_path or not self.path:
+            raise ModelLoadError(
+                f"there is no model directory {self.path!r} (the working directory is {Path.cwd()}); give a directory "
+                "that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'"
+            )
+
+    def _from_pretrained(self, auto_class: Any, **options: Any) -> Any:
+        try:
+            return auto_class.from_pretrained(self.path, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            where = "the directory" if Path(self.path).is_dir() else "neither a directory here nor loadable as hub id"
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelLoadError(f"{auto_class.__name__} cannot load {self.path!r} ({where}): {reason}") from error
+
+
+def _generation_stop_ids(model: Any) -> frozenset[int]:
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number of tokens, at least 1")
+    return value

@@ -1,0 +1,258 @@
+"""InferenceModel: an async handle that generates and scores."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from math import isfinite
+from typing import Literal, Self, TypeVar, overload
+
+from descant.engine.jobs import Generate, GenerationRequest, Logprobs, Sampling, WeightedSequence
+from descant.errors import ConfigurationError, RenderError, RequestError
+from descant.models.collector import Collector
+from descant.models.owner import Owner, current_owner
+from descant.models.placements.worker_thread import WorkerThread
+from descant.threads.render import Renderer
+from descant.threads.thread import StringThread
+from descant.threads.tokenized import TokenizedThread
+
+ItemT = TypeVar("ItemT")
+RenderedT = TypeVar("RenderedT")
+ResultT = TypeVar("ResultT")
+Attempt = RenderError | RequestError
+"""What can befall one thread of a list while the others succeed."""
+
+
+class InferenceModel:
+    """A model that generates and scores, on the live weights of its engine.
+
+    Every method has a list form, ``..._many``: its batches are a pure function of the list. Single calls that are
+    made together (``asyncio.gather``) are collected into one list call. In a list form a thread that fails raises the
+    first failure once all others are done, or, with ``return_exceptions=True``, has its exception in its place.
+
+    Made by ``ModelBuilder.spawn_inference``.
+    """
+
+    def __init__(
+        self, name: str, description: str, placement: WorkerThread, renderer: Renderer, sampling: Sampling
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.sampling = sampling
+        self._placement = placement
+        self._renderer = renderer
+        self._collector = Collector()
+        self._default_owner = Owner(name, seed=0, observer=False)
+
+    # Views
+
+    def temperature(self, temperature: float) -> Self:
+        """A view on the same weights that samples at this temperature; 0 is greedy.
+
+        Raises:
+            ConfigurationError: negative or not finite.
+        """
+        if not (isfinite(temperature) and temperature >= 0):
+            raise ConfigurationError(f"temperature={temperature!r} must be finite and at least 0 (0 is greedy)")
+        return self._view(replace(self.sampling, temperature=float(temperature)))
+
+    def top_p(self, top_p: float) -> Self:
+        """A view on the same weights that samples from the most probable tokens of total probability ``top_p``.
+
+        Raises:
+            ConfigurationError: not in (0, 1].
+        """
+        if not 0 < top_p <= 1:
+            raise ConfigurationError(f"top_p={top_p!r} must be above 0 and at most 1")
+        return self._view(replace(self.sampling, top_p=float(top_p)))
+
+    def max_gen_len(self, max_gen_len: int) -> Self:
+        """A view on the same weights that generates at most this many tokens.
+
+        Raises:
+            ConfigurationError: not a whole number of at least 1.
+        """
+        if not isinstance(max_gen_len, int) or max_gen_len < 1:
+            raise ConfigurationError(f"max_gen_len={max_gen_len!r} must be a whole number of at least 1")
+        return self._view(replace(self.sampling, max_gen_len=max_gen_len))
+
+    # Generating
+
+    async def generate(self, thread: StringThread) -> StringThread:
+        """The thread with a generated assistant turn appended.
+
+        Raises:
+            RenderError: the chat template refuses the thread.
+            RequestError: the prompt does not fit the model, or the logits are not finite.
+        """
+        return (await self.generate_tokens(thread)).thread
+
+    @overload
+    async def generate_many(self, threads: Sequence[StringThread]) -> list[StringThread]: ...
+    @overload
+    async def generate_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+    ) -> list[StringThread | Attempt]: ...
+    async def generate_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
+        """``generate`` for a list of threads, in order."""
+        generated = await self._generate(threads)
+        return settled([item if isinstance(item, Exception) else item.thread for item in generated], return_exceptions)
+
+    async def generate_tokens(self, thread: StringThread) -> TokenizedThread:
+        """Like ``generate``, with the exact tokens of the prompt and of the generated turn."""
+        key = (current_owner(), "generate", self.sampling)
+        return await self._collector.call(key, thread, self._generate)
+
+    @overload
+    async def generate_tokens_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
+    @overload
+    async def generate_tokens_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+    ) -> list[TokenizedThread | Attempt]: ...
+    async def generate_tokens_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
+        """``generate_tokens`` for a list of threads, in order."""
+        return settled(await self._generate(threads), return_exceptions)
+
+    # Tokens
+
+    async def tokenize_thread(self, thread: StringThread) -> TokenizedThread:
+        """The thread rendered through the chat template, with its assistant turns located.
+
+        Raises:
+            RenderError: the template refuses the thread, or changes a turn so that it cannot be located.
+        """
+        return (await self.tokenize_many([thread]))[0]
+
+    @overload
+    async def tokenize_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
+    @overload
+    async def tokenize_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+    ) -> list[TokenizedThread | RenderError]: ...
+    async def tokenize_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
+        """``tokenize_thread`` for a list of threads, in order."""
+
+        async def as_they_are(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
+            return rendered
+
+        return settled(await render_each(threads, self._renderer.render, as_they_are), return_exceptions)
+
+    async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
+        """The text of a tokenized thread."""
+        return thread.thread
+
+    # Scoring
+
+    async def logprobs(self, thread: StringThread) -> float:
+        """The sum of the log-probabilities, in nats, of all weighted tokens (end-of-turn tokens included).
+
+        Raises:
+            RenderError: the chat template refuses the thread.
+            RequestError: it does not fit the model or the batch budget, or no token carries weight.
+        """
+        return sum(await self.logprobs_per_token(await self.tokenize_thread(thread)))
+
+    @overload
+    async def logprobs_many(self, threads: Sequence[StringThread]) -> list[float]: ...
+    @overload
+    async def logprobs_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+    ) -> list[float | Attempt]: ...
+    async def logprobs_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
+        """``logprobs`` for a list of threads, in order."""
+
+        async def score(tokenized: Sequence[TokenizedThread]) -> list[float | RequestError]:
+            values = await self._logprobs_per_token(tokenized)
+            return [value if isinstance(value, Exception) else sum(value) for value in values]
+
+        return settled(await render_each(threads, self._renderer.render, score), return_exceptions)
+
+    async def logprobs_per_token(self, thread: TokenizedThread) -> list[float]:
+        """The log-probability, in nats, of each weighted token, in order."""
+        return await self._collector.call((current_owner(), "logprobs"), thread, self._logprobs_per_token)
+
+    @overload
+    async def logprobs_per_token_many(self, threads: Sequence[TokenizedThread]) -> list[list[float]]: ...
+    @overload
+    async def logprobs_per_token_many(
+        self, threads: Sequence[TokenizedThread], *, return_exceptions: Literal[True]
+    ) -> list[list[float] | RequestError]: ...
+    async def logprobs_per_token_many(
+        self, threads: Sequence[TokenizedThread], *, return_exceptions: bool = False
+    ) -> object:
+        """``logprobs_per_token`` for a list of threads, in order."""
+        return settled(await self._logprobs_per_token(threads), return_exceptions)
+
+    async def dealloc(self) -> None:
+        """Free the model and end its thread, for all views of it. What runs is cancelled; twice is harmless.
+
+        A model that is no longer referenced is freed on its own.
+        """
+        await asyncio.to_thread(self._placement.close)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.sampling})"
+
+    def _view(self, sampling: Sampling) -> Self:
+        view = copy.copy(self)
+        view.sampling = sampling
+        return view
+
+    async def _generate(self, threads: Sequence[StringThread]) -> list[TokenizedThread | Attempt]:
+        owner = current_owner() or self._default_owner
+        seeded = [(thread, owner.next_sampling_seed(thread)) for thread in threads]
+
+        def render(item: tuple[StringThread, int]) -> tuple[TokenizedThread, int]:
+            return self._renderer.render_prompt(item[0]), item[1]
+
+        async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
+            requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
+            results = await self._placement.run(Generate(requests, self.sampling))
+            return [
+                result
+                if isinstance(result, RequestError)
+                else self._renderer.append_generated(prompt, result.token_ids, result.finish_reason)
+                for (prompt, _), result in zip(prompts, results, strict=True)
+            ]
+
+        return await render_each(seeded, render, decode)
+
+    async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
+        return await self._placement.run(Logprobs(weighted_sequences(threads)))
+
+
+def weighted_sequences(threads: Sequence[TokenizedThread]) -> tuple[WeightedSequence, ...]:
+    """What an engine needs of threads to score or train them."""
+    return tuple(WeightedSequence(thread.token_ids, tuple(thread.token_weights())) for thread in threads)
+
+
+async def render_each(
+    items: Sequence[ItemT],
+    render: Callable[[ItemT], RenderedT],
+    list_call: Callable[[Sequence[RenderedT]], Awaitable[Sequence[ResultT | RequestError]]],
+) -> list[ResultT | Attempt]:
+    """Render items one by one, off the event loop, and pass those that could be rendered to one list call.
+
+    The results are in the order of the items; an item that cannot be rendered has its error in its place.
+    """
+
+    def attempt(item: ItemT) -> RenderedT | RenderError:
+        try:
+            return render(item)
+        except RenderError as error:
+            return error
+
+    rendered = await asyncio.to_thread(lambda: [attempt(item) for item in items])
+    results = iter(await list_call([item for item in rendered if not isinstance(item, RenderError)]))
+    return [item if isinstance(item, RenderError) else next(results) for item in rendered]
+
+
+def settled(results: Sequence[ResultT | Exception], return_exceptions: bool) -> list[ResultT | Exception]:
+    """The results; raises the first exception among them unless they are wanted in place."""
+    if not return_exceptions:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+    return list(results)

@@ -1,0 +1,1 @@
+"""Placements: where an engine runs."""

@@ -1,0 +1,127 @@
+"""WorkerThread: an engine in a thread of this process, with one queue in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import threading
+import weakref
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from descant.engine.jobs import Engine, Job
+from descant.errors import DescantError
+
+ResultT = TypeVar("ResultT")
+_CLOSE_PRIORITY = -1
+
+
+class _Cancelled(Exception):
+    """Unwinds a job whose caller has gone."""
+
+
+@dataclass(order=True)
+class _Ticket:
+    """A queued job: by priority, then in order of arrival."""
+
+    priority: int
+    number: int
+    job: Job[Any] | None = field(compare=False, default=None)
+    future: Future[Any] = field(compare=False, default_factory=Future)
+    cancelled: threading.Event = field(compare=False, default_factory=threading.Event)
+
+    def yield_point(self) -> None:
+        if self.cancelled.is_set():
+            raise _Cancelled
+
+
+class WorkerThread:
+    """Runs the jobs of one engine on one thread, training jobs first; the event loop never waits for it.
+
+    A cancelled job stops at its next decode step or micro-batch, before the next job starts. The thread ends and the
+    engine is freed by ``close``, when the last handle is garbage, or when the interpreter exits.
+    """
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name = name
+        self._loop = _WorkLoop(name, engine)
+        self._close = weakref.finalize(self, self._loop.close)
+
+    async def run(self, job: Job[ResultT]) -> ResultT:
+        """Queue a job and wait for its result; cancelling the wait cancels the job.
+
+        Raises:
+            DescantError: the model was closed.
+        """
+        ticket = self._loop.put(job)
+        try:
+            result: ResultT = await asyncio.wrap_future(ticket.future)
+        except asyncio.CancelledError:
+            ticket.cancelled.set()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Cancel what runs, refuse what waits, and end the thread. Closing twice is harmless."""
+        self._close()
+
+
+class _WorkLoop:
+    """The part that the thread holds on to; it does not keep the placement alive."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self._name = name
+        self._engine: Engine | None = engine
+        self._numbers = itertools.count()
+        self._queue: queue.PriorityQueue[_Ticket] = queue.PriorityQueue()
+        self._current: _Ticket | None = None
+        self._thread = threading.Thread(target=self._work, name=f"descant-{name}", daemon=True)
+        self._closed = False
+        self._thread.start()
+
+    def put(self, job: Job[Any]) -> _Ticket:
+        if self._closed:
+            raise DescantError(f"model {self._name!r} was closed")
+        ticket = _Ticket(int(job.priority), next(self._numbers), job)
+        self._queue.put(ticket)
+        return ticket
+
+    def close(self) -> None:
+        self._closed = True
+        if current := self._current:
+            current.cancelled.set()
+        self._queue.put(_Ticket(_CLOSE_PRIORITY, next(self._numbers)))
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (ticket := self._queue.get()).job is not None:
+            self._current = ticket
+            if ticket.future.set_running_or_notify_cancel():
+                self._run(ticket, ticket.job)
+            self._current = None
+            del ticket  # its result may be large
+        self._refuse_waiting()
+        self._engine = None
+
+    def _run(self, ticket: _Ticket, job: Job[Any]) -> None:
+        assert self._engine is not None
+        try:
+            result = self._engine.run(job, ticket.yield_point)
+        except _Cancelled:
+            ticket.future.set_exception(DescantError(f"the job was cancelled: model {self._name!r} was closed"))
+        except BaseException as error:
+            ticket.future.set_exception(error)
+        else:
+            ticket.future.set_result(result)
+
+    def _refuse_waiting(self) -> None:
+        while True:
+            try:
+                ticket = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if ticket.future.set_running_or_notify_cancel():
+                ticket.future.set_exception(DescantError(f"model {self._name!r} was closed"))

@@ -1,0 +1,103 @@
+"""TrainingModel: an InferenceModel that can also be trained and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal, overload
+
+from descant.engine.jobs import Accumulate, OptimStep, Save
+from descant.errors import ConfigurationError, RequestError
+from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences
+from descant.models.owner import current_owner
+from descant.threads.thread import StringThread
+from descant.threads.tokenized import TokenizedThread
+
+
+class TrainingModel(InferenceModel):
+    """A model that is trained: ``train_...`` calls accumulate a gradient, ``optim_step`` applies it.
+
+    Generation and scoring see the live weights. Callbacks may call those, and never the training methods.
+
+    Made by ``ModelBuilder.spawn_train``.
+    """
+
+    async def train_language_modelling(self, thread: StringThread, *, seed: int = 0) -> None:
+        """Accumulate the gradient of the negative log-likelihood of the thread's weighted tokens.
+
+        Raises:
+            RenderError: the chat template refuses the thread.
+            RequestError: it does not fit the batch budget or the model, or no token carries weight.
+            ObserverError: called from a callback.
+        """
+
+        async def train(threads: Sequence[StringThread]) -> list[Attempt | None]:
+            return await self._train_language_modelling(threads, seed)
+
+        key = (current_owner(), "train_language_modelling", seed)
+        await self._collector.call(key, thread, train)
+
+    @overload
+    async def train_language_modelling_many(self, threads: Sequence[StringThread], *, seed: int = 0) -> list[None]: ...
+    @overload
+    async def train_language_modelling_many(
+        self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: Literal[True]
+    ) -> list[Attempt | None]: ...
+    async def train_language_modelling_many(
+        self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: bool = False
+    ) -> object:
+        """``train_language_modelling`` for a list of threads, in micro-batches of ``max_batch_size`` tokens.
+
+        How the list is cut does not change the step: the gradient is the mean over all trained tokens until the next
+        ``optim_step``. Threads that fail are left out of it. ``seed`` is that of the run: dropout draws from (seed,
+        step, micro-batch) and from nothing else.
+        """
+        return settled(await self._train_language_modelling(threads, seed), return_exceptions)
+
+    async def optim_step(
+        self, lr: float, wd: float = 0.0, max_grad_norm: float = 1.0, skip_nan_gradients: bool = False
+    ) -> dict[str, float]:
+        """Apply the accumulated gradient with AdamW and forget it.
+
+        Args:
+            lr: the learning rate of this update.
+            wd: decoupled weight decay, on matrices and embeddings.
+            max_grad_norm: the global norm that the gradient is clipped to.
+            skip_nan_gradients: leave out an update whose gradient is not finite instead of raising.
+
+        Returns:
+            ``loss`` (nats per trained token, weighted), ``grad_norm`` (before clipping), ``num_tokens`` (trained),
+            ``num_samples`` and ``skipped_update`` (1 if the gradient was not finite).
+
+        Raises:
+            ConfigurationError: a negative learning rate or weight decay, or a maximal norm that is not positive.
+            NonFiniteError: the gradient is not finite; the weights are unchanged.
+            ObserverError: called from a callback.
+        """
+        self._check_may_train("optim_step")
+        if not lr >= 0 or not wd >= 0 or not max_grad_norm > 0:
+            raise ConfigurationError(
+                f"optim_step needs lr >= 0, wd >= 0 and max_grad_norm > 0, got lr={lr}, wd={wd}, "
+                f"max_grad_norm={max_grad_norm}"
+            )
+        return await self._placement.run(OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
+
+    async def save(self, path: str | PathLike[str]) -> Path:
+        """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
+
+        A directory that is there already is replaced, in whole. Returns its absolute path.
+        """
+        return await self._placement.run(Save(Path(path)))
+
+    async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[Attempt | None]:
+        self._check_may_train("train_language_modelling")
+
+        async def accumulate(rendered: Sequence[TokenizedThread]) -> list[RequestError | None]:
+            return await self._placement.run(Accumulate(weighted_sequences(rendered), "language_modelling", seed))
+
+        return await render_each(threads, self._renderer.render, accumulate)
+
+    def _check_may_train(self, method: str) -> None:
+        if (owner := current_owner()) is not None:
+            owner.check_may_train(method)

@@ -1,0 +1,60 @@
+"""Progress: how far a run is, as an exact rational."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, isfinite
+
+
+def exact_fraction(value: float | Fraction | str) -> Fraction:
+    """The simplest rational that a number stands for: 0.1 is 1/10, and 1/11 is 1/11.
+
+    A float is taken as the fraction with the smallest error whose denominator is at most 10**6, if that
+    fraction rounds back to the very same float; otherwise as the decimal that Python prints for it. So
+    ``exact_fraction(0.28) * 25 == 7``, where floats give 7.000000000000001. Strings ("1/3", "0.1") and
+    fractions are taken as they are.
+
+    Raises:
+        ValueError: NaN, infinity, or a string that is not a number.
+    """
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError(f"{value!r} is not a finite number")
+        simplest = Fraction(value).limit_denominator(10**6)
+        return simplest if float(simplest) == value else Fraction(str(value))
+    return Fraction(value)
+
+
+def planned_steps(epochs: float | Fraction, num_samples: int, samples_per_batch: int) -> int:
+    """Steps that a run makes: ``ceil(epochs * num_samples / samples_per_batch)``, in exact arithmetic."""
+    return ceil(exact_fraction(epochs) * num_samples / samples_per_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Completed steps out of planned steps. 0 is before the first step, 1 after the last."""
+
+    step: int
+    num_steps: int
+
+    @classmethod
+    def from_percentage(cls, current_percentage: float) -> Progress:
+        """The progress that a number in [0, 1] stands for."""
+        fraction = exact_fraction(current_percentage)
+        return cls(fraction.numerator, fraction.denominator)
+
+    @property
+    def fraction(self) -> Fraction:
+        """The progress, exact."""
+        return Fraction(self.step, self.num_steps)
+
+    @property
+    def percentage(self) -> float:
+        """The progress as a float in [0, 1]. (The name is historic: it is a fraction.)"""
+        return self.step / self.num_steps
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last step is done."""
+        return self.step >= self.num_steps

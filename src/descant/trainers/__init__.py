@@ -1,0 +1,1 @@
+"""Trainers: one training loop, and what each algorithm adds to it."""

@@ -1,0 +1,37 @@
+"""DataOrder: which samples make up each step, as a pure function of the step."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+
+from descant.progress import exact_fraction, planned_steps
+
+
+class DataOrder:
+    """Shuffled epochs, one after another, cut into steps of ``samples_per_batch``; the last step may be short.
+
+    Each epoch is its own permutation, made from (seed, epoch). Nothing is consumed and no state is kept: any step can
+    be asked for at any time.
+    """
+
+    def __init__(self, num_samples: int, *, epochs: float | Fraction, samples_per_batch: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.samples_per_batch = samples_per_batch
+        self.num_steps = planned_steps(epochs, num_samples, samples_per_batch)
+        self._total = ceil(exact_fraction(epochs) * num_samples)
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(num_samples)
+        )
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of step ``step``, counted from 1."""
+        first = (step - 1) * self.samples_per_batch
+        return [self._sample(position) for position in range(first, min(first + self.samples_per_batch, self._total))]
+
+    def _sample(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_samples)
+        return int(self._permutation(epoch)[offset])
