@@ -41,8 +41,8 @@ class Every:
         return sorted({ceil(k * self.fraction * num_steps) for k in range(1, num_boundaries + 1)})
 
     def __str__(self) -> str:
-        percent = float(self.fraction * 100)
-        return f"every {percent:g} %" if exact_fraction(percent) == self.fraction * 100 else f"every {self.fraction}"
+        percent = f"{float(self.fraction * 100):g}"
+        return f"every {percent} %" if Fraction(percent) == self.fraction * 100 else f"every {self.fraction}"
 
 
 def every(frequency: float | Fraction | str) -> Every:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import fsum, sqrt
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean. ``values`` must not be empty."""
-    return fsum(values) / len(values)
-
-
-def population_std(values: Sequence[float]) -> float:
-    """The standard deviation with divisor n, used for lengths."""
-    center = mean(values)
-    return sqrt(fsum((value - center) ** 2 for value in values) / len(values))
-
-
-def sample_std(values: Sequence[float]) -> float:
-    """The standard deviation with divisor n - 1, used for grades; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    return population_std(values) * sqrt(len(values) / (len(values) - 1))
+from statistics import fmean, pstdev, stdev
 
 
 def summarize_scores(scores: Sequence[float]) -> dict[str, float]:
-    """``score/mean``, ``score/std`` (sample), ``score/min``, ``score/max`` and ``score/count``.
+    """``score/mean``, ``score/std`` (sample standard deviation, divisor n - 1; 0 for one), ``score/min``, ``score/max`` and ``score/count``.
 
     Without scores there is only ``score/count`` = 0: a mean of nothing is not a number.
     """
     if not scores:
         return {"score/count": 0}
     return {
-        "score/mean": mean(scores),
-        "score/std": sample_std(scores),
+        "score/mean": fmean(scores),
+        "score/std": stdev(scores) if len(scores) > 1 else 0.0,
         "score/min": min(scores),
         "score/max": max(scores),
         "score/count": len(scores),
@@ -41,7 +23,8 @@ def summarize_scores(scores: Sequence[float]) -> dict[str, float]:
 
 
 def summarize_lengths(lengths: Sequence[int]) -> dict[str, float]:
-    """``generation_length_mean`` and ``generation_length_std`` (population), in tokens; empty without lengths."""
+    """``generation_length_mean`` and ``generation_length_std`` (population
+    standard deviation, divisor n), in tokens; empty without lengths."""
     if not lengths:
         return {}
-    return {"generation_length_mean": mean(lengths), "generation_length_std": population_std(lengths)}
+    return {"generation_length_mean": fmean(lengths), "generation_length_std": pstdev(lengths)}

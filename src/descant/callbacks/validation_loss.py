@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import exp, fsum
+from statistics import fmean
 from typing import Any, Unpack
 
 from descant.callbacks.base import CallbackOptions
@@ -13,7 +14,6 @@ from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import DatasetError
 from descant.models.inference import Attempt, InferenceModel
-from descant.stats import mean
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -99,7 +99,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
             loss = fsum(item.nll_sum for item in losses) / fsum(item.weight_sum for item in losses)
             metrics[self.log_key] = loss
             metrics[self._key("perplexity")] = exp(loss) if loss < _LARGEST_EXPONENT else float("inf")
-            metrics[self._key("loss_per_sample")] = mean([item.nll_sum / item.weight_sum for item in losses])
+            metrics[self._key("loss_per_sample")] = fmean([item.nll_sum / item.weight_sum for item in losses])
         if num_failed := len(measurement) - len(losses):
             metrics[self._key("num_failed")] = num_failed
             first = next(error for error in measurement if isinstance(error, Exception))

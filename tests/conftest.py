@@ -1,0 +1,46 @@
+"""Settings for the whole suite, made before torch is imported, and the tiny models that it runs on."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+from tiny_model import save_model
+from transformers import GPT2Config, Qwen3Config
+
+settings.register_profile("descant", deadline=None, derandomize=True)
+settings.load_profile("descant")
+
+
+@pytest.fixture(scope="session")
+def qwen3_dir(tmp_path_factory):
+    """A Qwen3 of two layers with grouped queries and tied embeddings."""
+    config = Qwen3Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    return save_model(tmp_path_factory.mktemp("models") / "qwen3", config)
+
+
+@pytest.fixture(scope="session")
+def gpt2_dir(tmp_path_factory):
+    """A GPT-2 of two layers with dropout everywhere."""
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1
+    )
+    return save_model(tmp_path_factory.mktemp("models") / "gpt2", config)
+
+
+@pytest.fixture(params=["qwen3", "gpt2"])
+def model_dir(request):
+    """Each family in turn."""
+    return request.getfixturevalue(f"{request.param}_dir")

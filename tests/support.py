@@ -1,0 +1,87 @@
+"""What many tests need: data, and reading back what a run has written."""
+
+import contextlib
+import json
+import sqlite3
+
+from descant import BaseGrader, Grade, ModelBuilder, RecipeCallback, StringThread
+
+
+def addition_threads(count, offset=10):
+    """Sums as one-turn threads, all different."""
+    sums = [(10 + i % 80, offset + i // 80) for i in range(count)]
+    return [StringThread().user(f"{a}+{b}=").assistant(str(a + b)) for a, b in sums]
+
+
+def ragged_threads(count):
+    """Threads of one to three exchanges and very different lengths."""
+    threads = []
+    for i in range(count):
+        thread = StringThread().system("Count.") if i % 3 == 0 else StringThread()
+        for turn in range(1 + i % 3):
+            thread = thread.user("x" * (1 + (7 * i + turn) % 30)).assistant("y" * ((5 * i + turn) % 23))
+        threads.append(thread)
+    return threads
+
+
+@contextlib.asynccontextmanager
+async def training_model(path, max_batch_size=4096, **options):
+    model = await ModelBuilder(path, **options).spawn_train("policy", max_batch_size=max_batch_size)
+    try:
+        yield model
+    finally:
+        await model.dealloc()
+
+
+def weights_of(model):
+    """A copy of the live weights, read behind the facade's back."""
+    engine = model._placement._loop._engine
+    return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+
+
+def query(run_dir, sql, *arguments):
+    """Rows of a query on the run log of a finished run."""
+    with contextlib.closing(sqlite3.connect(run_dir / "run.sqlite")) as connection:
+        return connection.execute(sql, arguments).fetchall()
+
+
+def series(run_dir, key):
+    """A metric of a finished run as {step: number}."""
+    return dict(query(run_dir, "SELECT step, number FROM metrics WHERE key = ? ORDER BY step", key))
+
+
+def samples(run_dir, callback):
+    """Sample rows of a finished run as {(step, example id): cells}."""
+    rows = query(run_dir, "SELECT step, example_id, cells FROM samples WHERE callback = ?", callback)
+    return {(step, example_id): json.loads(cells) for step, example_id, cells in rows}
+
+
+class CountingCallback(RecipeCallback):
+    """Records where it was called."""
+
+    def __init__(self, frequency=0.1, prefix="counting", **options):
+        super().__init__(frequency, prefix, **options)
+        self.steps = []
+        self.percentages = []
+        self.hooks = []
+
+    async def on_start(self, run):
+        self.hooks.append(("start", run.step))
+
+    async def on_end(self, run):
+        self.hooks.append(("end", run.step))
+
+    async def callback(self, current_percentage):
+        self.steps.append(self.run.step)
+        self.percentages.append(current_percentage)
+        return {"calls": len(self.steps)}
+
+
+class LengthGrader(BaseGrader):
+    """The length of the completion; never logs."""
+
+    def __init__(self, grader_key="length"):
+        super().__init__(grader_key)
+
+    async def grade(self, sample):
+        return Grade(float(len(sample.last_content())), self.grader_key)

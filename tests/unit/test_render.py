@@ -1,0 +1,125 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import byte_tokenizer
+
+from descant import StringThread
+from descant.errors import ModelLoadError, RenderError
+from descant.threads.render import Renderer
+
+LLAMA_LIKE = (
+    "{{ '<|begin|>' }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}"
+)
+REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}"
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}[{{ m['content'] }}]{% endfor %}"
+)
+
+
+def renderer(template=None, special=()):
+    tokenizer = byte_tokenizer()
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    if template:
+        tokenizer.chat_template = template
+    return Renderer(tokenizer, "tiny")
+
+
+def trained_text(rendering, made_by):
+    """The text of the tokens that carry weight, run by run."""
+    runs, current = [], []
+    for token_id, weight in zip(rendering.token_ids, rendering.token_weights(), strict=True):
+        if weight > 0:
+            current.append(token_id)
+        elif current:
+            runs.append(made_by.tokenizer.decode(current))
+            current = []
+    return [*runs, made_by.tokenizer.decode(current)] if current else runs
+
+
+def test_loss_is_on_exactly_the_weighted_turns_with_their_end_of_turn_token():
+    thread = StringThread().system("s").user("12+34=").assistant("46").user("and é?").assistant("é!")
+    chat = renderer()
+    rendering = chat.render(thread)
+    assert trained_text(rendering, chat) == ["46<|im_end|>", "é!<|im_end|>"]
+    assert [chat.tokenizer.decode(turn.content) for turn in rendering.get_turns()] == ["46", "é!"]
+    assert rendering.len_last_turn() == 3  # two bytes of é and "!"
+    last = chat.render(thread.with_weight_last_assistant_turn())
+    assert trained_text(last, chat) == ["é!<|im_end|>"]
+    assert trained_text(rendering.with_weight_last_assistant_turn(), chat) == ["é!<|im_end|>"]
+    user = chat.render(thread.with_turn_weights([0, 0.5, 0, 0, 1]))
+    assert trained_text(user, chat) == ["12+34=<|im_end|>", "é!<|im_end|>"]
+    assert set(user.token_weights()) == {0, 0.5, 1}
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=3))
+def test_every_located_turn_is_the_turn(exchanges):
+    chat = renderer()
+    thread = StringThread()
+    for user, assistant in exchanges:
+        thread = thread.user(user).assistant(assistant)
+    rendering = chat.render(thread)
+    assert trained_text(rendering, chat) == [f"{assistant}<|im_end|>" for _, assistant in exchanges]
+
+
+def test_the_prompt_is_the_beginning_of_the_whole():
+    chat = renderer()
+    thread = StringThread().user("12+34=")
+    prompt = chat.render_prompt(thread).token_ids
+    whole = chat.render(thread.assistant("46")).token_ids
+    assert whole[: len(prompt)] == prompt
+
+
+def test_a_generated_turn_keeps_its_tokens():
+    chat = renderer()
+    prompt = chat.render_prompt(StringThread().user("12+34="))
+    ids = chat.tokenizer("46<|im_end|>")["input_ids"]
+    stopped = chat.append_generated(prompt, ids, "stop")
+    assert stopped.token_ids == prompt.token_ids + tuple(ids)
+    assert stopped.thread.last_content() == "46"
+    assert stopped.len_last_turn() == 2
+    assert sum(stopped.token_weights()) == 3
+    cut = chat.append_generated(prompt, ids[:2], "length")
+    assert cut.thread.last_content() == "46"
+    assert sum(cut.token_weights()) == 2
+    assert cut.last_content() == ids[:2]
+
+
+def test_a_template_that_trims_is_followed():
+    chat = renderer(LLAMA_LIKE, ["<|begin|>", "<|start|>", "<|stop|>", "<|end|>"])
+    assert chat.tokenizer.decode([chat.end_of_turn_id]) == "<|end|>"
+    rendering = chat.render(StringThread().user(" u ").assistant("  yes "))
+    assert trained_text(rendering, chat) == ["yes<|end|>"]
+
+
+def test_what_the_model_has_to_write_before_the_content_is_trained():
+    chat = renderer(REASONING)
+    rendering = chat.render(StringThread().user("u").assistant("a").user("v").assistant("b"))
+    assert trained_text(rendering, chat) == ["a<|im_end|>", "<think>\n\n</think>\n\nb<|im_end|>"]
+
+
+def test_a_turn_that_cannot_be_located_is_an_error_that_says_so():
+    thread = StringThread([("user", "u"), ("assistant", "quiet")], source="data.jsonl:7")
+    with pytest.raises(RenderError, match=r"changes turn 1 \(assistant\) of data.jsonl:7") as error:
+        renderer(SHOUTING).render(thread)
+    assert "'tiny'" in str(error.value)
+
+
+def test_a_template_that_refuses_is_quoted():
+    with pytest.raises(RenderError, match=r"roles must alternate user/assistant") as error:
+        renderer(ALTERNATING).render(StringThread().system("s").user("u"))
+    assert "turns: system, user" in str(error.value)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ModelLoadError, match=r"no chat template.*tokenizer\.chat_template"):
+        Renderer(tokenizer, "tiny")
