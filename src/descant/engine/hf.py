@@ -47,7 +47,8 @@ class HFEngine:
         model: a causal language model of Transformers.
         tokenizer: saved beside the weights.
         stop_ids: tokens that end a turn.
-        max_batch_tokens: padded tokens of a micro-batch in scoring and training, and the longest sequence there.
+        max_batch_tokens: padded tokens of a micro-batch in scoring and training. In training it is also the longest
+            sequence; in scoring a longer one gets a batch of its own, so that no result depends on the budget.
         max_cached_tokens: tokens in the key-value cache in generation.
         trainable: build an optimizer.
     """
@@ -71,6 +72,8 @@ class HFEngine:
         self.scorer = TokenScorer(self.model)
         self.optimizer = Optimizer(self.model) if trainable else None
         self.draws_random_numbers = draws_random_numbers(self.model)
+        self.num_threads = torch.get_num_threads()
+        self.default_dtype = torch.get_default_dtype()
         self._start_step()
 
     def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
@@ -78,21 +81,35 @@ class HFEngine:
         weights = getattr(job, "weights", LIVE)
         if weights != LIVE:
             raise DescantError(f"this engine holds the weights {LIVE!r} only, not {weights!r}")
-        result: Any
+        with self._own_settings():
+            return cast("ResultT", self._dispatch(job, yield_point))
+
+    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:
         match job:
             case Generate():
-                result = self._generate(job, yield_point)
+                return self._generate(job, yield_point)
             case Logprobs():
-                result = self._logprobs(job, yield_point)
+                return self._logprobs(job, yield_point)
             case Accumulate():
-                result = self._accumulate(job, yield_point)
+                return self._accumulate(job, yield_point)
             case OptimStep():
-                result = self._optim_step(job)
+                return self._optim_step(job)
             case Save():
-                result = self._save(job.path)
+                return self._save(job.path)
             case _:
                 raise DescantError(f"this engine cannot run a {type(job).__name__}")
-        return cast("ResultT", result)
+
+    @contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        """The process-wide settings that the engine was built under: a callback may have changed them since, and
+        another number of threads or another default precision gives other bits."""
+        default_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(self.default_dtype)
+        torch.set_num_threads(self.num_threads)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default_dtype)
 
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""
@@ -116,7 +133,7 @@ class HFEngine:
 
     def _accumulate(self, job: Accumulate, yield_point: YieldPoint) -> list[RequestError | None]:
         optimizer = self._trainable_optimizer()
-        results = [self._refusal(sequence) for sequence in job.sequences]
+        results = [self._refusal(sequence, self.max_batch_tokens) for sequence in job.sequences]
         try:
             for indices in self._batches(job.sequences, results):
                 yield_point()
@@ -162,14 +179,13 @@ class HFEngine:
         self.loss_sum = self.weight_sum = 0.0
         self.num_tokens = self.num_samples = self.num_micro_batches = 0
 
-    def _refusal(self, sequence: WeightedSequence) -> RequestError | None:
+    def _refusal(self, sequence: WeightedSequence, longest: int | None = None) -> RequestError | None:
+        """Why a sequence cannot be scored, or trained with at most ``longest`` tokens; None if it can."""
         length = len(sequence.token_ids)
         if not any(sequence.weights):
             return NoTrainedTokensError("no token of the sequence carries weight")
-        if length > self.max_batch_tokens:
-            return SequenceTooLongError(
-                f"the sequence has {length} tokens, more than max_batch_size={self.max_batch_tokens} (tokens)"
-            )
+        if longest is not None and length > longest:
+            return SequenceTooLongError(f"the sequence has {length} tokens, more than max_batch_size={longest} (tokens)")
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length
         if length > context:
             return SequenceTooLongError(f"the sequence has {length} tokens; the model's context is {context}")

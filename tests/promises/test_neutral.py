@@ -1,0 +1,123 @@
+"""Neutral: callbacks that observe leave training bit-identical, also when they fail, block, or reseed every
+generator. On a model with dropout, because that is where a borrowed random number would show."""
+
+import asyncio
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from support import CountingCallback, LengthGrader, addition_threads, training_model, weights_of
+
+from descant import SFT, GenerateSamplesCallback, GraderEvalCallback, RecipeCallback, ValidationLossCallback
+
+NUM_SAMPLES = 48
+
+
+class Vandal(RecipeCallback):
+    """Takes and reseeds every global generator, changes defaults, and fails every other time."""
+
+    def __init__(self, model):
+        super().__init__(0.05, "vandal")
+        self.model = model
+        self.calls = 0
+
+    async def callback(self, current_percentage):
+        self.calls += 1
+        random.seed(self.calls)
+        np.random.seed(self.calls)
+        torch.manual_seed(self.calls)
+        torch.rand(1000)
+        await self.model.generate_many(addition_threads(2))
+        self.lingering = asyncio.create_task(self.go_on_drawing())
+        if self.calls % 2:
+            raise RuntimeError("on purpose")
+        return {"draw": random.random()}
+
+    async def go_on_drawing(self):
+        while True:
+            torch.manual_seed(random.getrandbits(31))
+            torch.randperm(10)
+            await asyncio.sleep(0)
+
+    async def on_end(self, run):
+        self.lingering.cancel()
+
+
+class Blocker(RecipeCallback):
+    """Does synchronous work on the event loop."""
+
+    async def callback(self, current_percentage):
+        time.sleep(0.01)  # blocking is the point
+        return {"blocked": 1}
+
+
+class ThreadsAndDtypes(RecipeCallback):
+    """Changes settings of the whole process and forgets to change them back."""
+
+    async def callback(self, current_percentage):
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(2)
+        torch.set_default_dtype(torch.float64)
+        return {}
+
+    async def on_end(self, run):
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+
+
+def built_ins(model, frequency):
+    validation = addition_threads(6, offset=50)
+    return [
+        GraderEvalCallback(validation, model, LengthGrader(), frequency, max_gen_len=6, temperature=1.0),
+        ValidationLossCallback(validation, model, frequency),
+        GenerateSamplesCallback(validation, model, frequency, max_gen_len=6),
+    ]
+
+
+SETS = {
+    "built-ins at every 10 %": lambda model: built_ins(model, 0.1),
+    "built-ins at every step": lambda model: built_ins(model, 0.01),
+    "one that reseeds and fails": lambda model: [Vandal(model)],
+    "one that blocks": lambda model: [Blocker(0.25, "blocker")],
+    "one that changes the process": lambda model: [ThreadsAndDtypes(0.25)],
+    "all at once": lambda model: [*built_ins(model, 0.2), Vandal(model), CountingCallback()],
+}
+
+
+async def train(path, run_dir, make_callbacks):
+    async with training_model(path, max_batch_size=500) as model:
+        callbacks = make_callbacks(model)
+        result = await SFT(
+            dataset=addition_threads(NUM_SAMPLES),
+            model=model,
+            lr=1e-2,
+            samples_per_batch=8,
+            epochs=2,
+            callbacks=callbacks,
+            run_dir=run_dir,
+        ).run()
+        return weights_of(model), result
+
+
+@pytest.mark.parametrize("observers", SETS)
+async def test_weights_are_bit_identical_with_and_without(gpt2_dir, tmp_path, observers):
+    alone, _ = await train(gpt2_dir, tmp_path / "alone", lambda model: [])
+    watched, result = await train(gpt2_dir, tmp_path / "watched", SETS[observers])
+    assert result.callback_seconds
+    different = [name for name in alone if not torch.equal(alone[name], watched[name])]
+    assert not different, f"{len(different)} of {len(alone)} parameters differ, first {different[0]}"
+
+
+async def test_the_comparison_can_fail(gpt2_dir, tmp_path):
+    """Another run seed gives other dropout, so equal weights above are no accident."""
+    alone, _ = await train(gpt2_dir, tmp_path / "alone", lambda model: [])
+    async with training_model(gpt2_dir, max_batch_size=500) as model:
+        await SFT(
+            dataset=addition_threads(NUM_SAMPLES), model=model, lr=1e-2, samples_per_batch=8, epochs=2, seed=1,
+            run_dir=tmp_path / "other",
+        ).run()  # fmt: skip
+        other = weights_of(model)
+    assert any(not torch.equal(alone[name], other[name]) for name in alone)
