@@ -1,6 +1,6 @@
 """Writes train.jsonl and validation.jsonl: all sums of two two-digit numbers, 300 of them held out.
 
-    python examples/addition/generate_data.py
+python examples/addition/generate_data.py
 """
 
 import json

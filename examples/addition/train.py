@@ -1,7 +1,7 @@
 """A small model learns to add two-digit numbers, while callbacks watch.
 
-    python examples/addition/train.py
-    python examples/addition/train.py --model path/or/hub-id --train mine.jsonl --validation held-out.jsonl
+python examples/addition/train.py
+python examples/addition/train.py --model path/or/hub-id --train mine.jsonl --validation held-out.jsonl
 """
 
 import argparse

@@ -7,8 +7,8 @@ import torch
 from support import ragged_threads, training_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import descant.engine.score as score
 from descant import StringThread, ValidationLossCallback
+from descant.engine import score
 
 BUDGETS = [201, 333, 777, 4096]  # the longest thread has 201 tokens
 

@@ -65,7 +65,7 @@ async def test_a_grader_that_fails_on_a_quarter_leaves_the_mean_of_the_rest_and_
     assert "the judge did not answer" in warnings[0][1]
     errors = [cells["error"] for (step, _), cells in samples(tmp_path, "validation").items() if step == 2]
     assert sum(error is None for error in errors) == 12
-    assert sum("TimeoutError: the judge did not answer" == error for error in errors) == 1
+    assert sum(error == "TimeoutError: the judge did not answer" for error in errors) == 1
     assert sum("GradingError" in (error or "") for error in errors) == 3
 
 

@@ -101,7 +101,9 @@ async def test_grade_many_keeps_order_and_puts_failures_in_their_place():
 async def test_exact_match():
     grader = ExactMatchGrader()
     assert (await grader.grade(THREAD)).value == 1.0
-    assert (await grader.grade(StringThread([("user", "q"), ("assistant", " four\n")], {"reference": "four"}))).value == 1
+    assert (
+        await grader.grade(StringThread([("user", "q"), ("assistant", " four\n")], {"reference": "four"}))
+    ).value == 1
     wrong = await grader.grade(StringThread([("user", "q"), ("assistant", "5")], {"reference": "four"}))
     assert wrong == Grade(0.0, "exact_match", "expected 'four', got '5'")
     assert grader.get_logs()["score/count"] == 3

@@ -4,11 +4,11 @@ import math
 import sqlite3
 
 import pytest
+from support import query
 
 from descant import Table
 from descant.errors import RunLogError
 from descant.loggers.run_log import RunLog
-from support import query
 
 
 async def test_everything_is_read_back(tmp_path):

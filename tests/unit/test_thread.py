@@ -11,7 +11,9 @@ from descant.errors import ConfigurationError, DescantError
 
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
 threads = st.builds(
-    StringThread, st.lists(st.tuples(roles, st.text()), max_size=6), st.none() | st.dictionaries(st.text(), st.integers())
+    StringThread,
+    st.lists(st.tuples(roles, st.text()), max_size=6),
+    st.none() | st.dictionaries(st.text(), st.integers()),
 )
 
 

@@ -185,7 +185,9 @@ class HFEngine:
         if not any(sequence.weights):
             return NoTrainedTokensError("no token of the sequence carries weight")
         if longest is not None and length > longest:
-            return SequenceTooLongError(f"the sequence has {length} tokens, more than max_batch_size={longest} (tokens)")
+            return SequenceTooLongError(
+                f"the sequence has {length} tokens, more than max_batch_size={longest} (tokens)"
+            )
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length
         if length > context:
             return SequenceTooLongError(f"the sequence has {length} tokens; the model's context is {context}")

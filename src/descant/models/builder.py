@@ -97,7 +97,7 @@ class ModelBuilder:
     def _check_path(self) -> None:
         """Refuse what can be neither a directory nor a hub id, before Transformers takes it for one or the other."""
         path = Path(self.path)
-        if path.is_dir():
+        if self.path and path.is_dir():
             if not (path / "config.json").is_file():
                 raise ModelLoadError(f"the directory {self.path!r} has no config.json: it is not a saved model")
             return

@@ -1,0 +1,48 @@
+# Everything sets itself up: a virtual environment in .venv with the exact versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+T ?= tests
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
+	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
+	@echo "make check   format, lint, types, layers and unit tests"
+	@echo "make format  rewrite the code in the project's format"
+	@echo "make clean   remove .venv, caches and runs"
+
+demo: .venv/core-installed
+	$(BIN)/python examples/addition/train.py $(ARGS)
+
+test: .venv/dev-installed
+	$(BIN)/python -m pytest $(T)
+
+check: .venv/dev-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/unit
+
+format: .venv/dev-installed
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "descant needs Python 3.11 or newer; set PYTHON=path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/core-installed: .venv/created pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/dev-installed: .venv/created pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/core-installed

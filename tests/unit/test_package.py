@@ -1,0 +1,63 @@
+"""The public names, what importing them costs, and the layers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import descant
+
+SOURCE = Path(descant.__file__).parent
+HEAVY = ("torch", "transformers", "numpy", "pydantic", "rich")
+
+
+def modules_after(code):
+    """The top-level modules that a fresh interpreter has loaded after ``code``."""
+    script = f"{code}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_public_names():
+    assert sorted(descant.__all__) == sorted(descant._HOME_OF) == [
+        "BaseGrader", "CombinedSchedule", "CosineScheduler", "CosineSchedulerWithoutWarmup", "ExactMatchGrader",
+        "GenerateSamplesCallback", "Grade", "GraderEvalCallback", "InferenceModel", "ModelBuilder", "ModelCallback",
+        "RecipeCallback", "RunView", "SFT", "StringThread", "StringTurn", "Table", "TokenizedThread", "TrainingModel",
+        "TrainingResult", "ValidationLossCallback", "load_threads",
+    ]  # fmt: skip
+    for name in descant.__all__:
+        value = getattr(descant, name)
+        assert value.__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        descant.Missing
+
+
+def test_importing_descant_imports_nothing_heavy():
+    assert not modules_after("import descant") & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", ["StringThread", "Table", "load_threads", "BaseGrader", "RecipeCallback"])
+def test_light_names_do_not_import_torch(name):
+    assert not modules_after(f"from descant import {name}") & {"torch", "transformers", "numpy"}
+
+
+def test_layers():
+    run = subprocess.run([Path(sys.executable).parent / "lint-imports", "--no-logo"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def function_lengths(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+            first = node.body[1] if docstring and len(node.body) > 1 else node.body[0]
+            yield node.name, node.end_lineno - first.lineno + 1
+
+
+def test_budgets_of_size():
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 500, path
+        for name, length in function_lengths(path):
+            assert length <= 60, f"{path}: {name} has {length} lines"
