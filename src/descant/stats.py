@@ -7,9 +7,10 @@ from statistics import fmean, pstdev, stdev
 
 
 def summarize_scores(scores: Sequence[float]) -> dict[str, float]:
-    """``score/mean``, ``score/std`` (sample standard deviation, divisor n - 1; 0 for one), ``score/min``, ``score/max`` and ``score/count``.
+    """``score/mean``, ``score/std``, ``score/min``, ``score/max`` and ``score/count``.
 
-    Without scores there is only ``score/count`` = 0: a mean of nothing is not a number.
+    The standard deviation is the sample's (divisor n - 1), and 0 for one score. Without scores there is only
+    ``score/count`` = 0: a mean of nothing is not a number.
     """
     if not scores:
         return {"score/count": 0}

@@ -151,7 +151,7 @@ async def test_a_frequency_that_cannot_work_is_refused(qwen3_dir, kind, frequenc
 async def test_what_is_evaluated_is_checked_before_training(qwen3_dir, kind):
     classes = {
         "grader_eval": lambda threads, m: GraderEvalCallback(threads, m, LengthGrader(), 0.5),
-        "validation_loss": lambda threads, m: ValidationLossCallback(threads, m),
+        "validation_loss": ValidationLossCallback,
         "generate_samples": lambda threads, m: GenerateSamplesCallback(threads, m, 0.5),
     }
     async with training_model(qwen3_dir) as model:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -101,7 +102,5 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 def test_no_line_crashes_the_reader(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("fuzz") / "data.jsonl"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    try:
-        load_threads(path)
-    except DatasetError as error:
-        assert str(path) in str(error)
+    with contextlib.suppress(DatasetError):
+        assert all(isinstance(thread, StringThread) for thread in load_threads(path))

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_a_jump_neither_skips_nor_repeats(frequency, num_steps, data):
     schedule = every(frequency)
     stops = sorted(data.draw(st.sets(st.integers(1, num_steps))) | {num_steps})
     positions = [Progress(step, num_steps) for step in [0, *stops]]
-    found = sum(schedule.crossed(a, b) for a, b in zip(positions, positions[1:], strict=False))
+    found = sum(schedule.crossed(a, b) for a, b in pairwise(positions))
     due = schedule.due_steps(num_steps)
     segments = zip([0, *stops], stops, strict=False)
     assert found == sum(any(a < step <= b for step in due) for a, b in segments)
