@@ -86,40 +86,39 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def report(result: TrainingResult, saved: Path) -> None:
-    """What was learnt, read back from the run log."""
-    columns = {
-        "exact match": "validation/rewards/score/mean",
-        "first character": "characters/first_correct",
-        "last character": "characters/last_correct",
-        "validation loss": "validation/loss",
-    }
+    """What was learnt, read back from the run log: any tool that reads SQLite can do the same."""
     log = sqlite3.connect(result.run_dir / "run.sqlite")
-    query = "SELECT step, number FROM metrics WHERE key = ? ORDER BY step"
-    series = {name: dict(log.execute(query, (key,)).fetchall()) for name, key in columns.items()}
-    answers = dict(
-        log.execute(
-            "SELECT step, cells ->> 'prompt' || (cells ->> 'response') FROM samples WHERE callback = 'validation' "
-            "AND position = 0"
-        ).fetchall()
-    )
+
+    def series(key: str) -> dict[int, float]:
+        return dict(log.execute("SELECT step, number FROM metrics WHERE key = ? ORDER BY step", (key,)).fetchall())
+
+    exact = series("validation/rewards/score/mean")
+    first, last, loss = map(series, ("characters/first_correct", "characters/last_correct", "validation/loss"))
+    query = "SELECT step, cells ->> 'prompt', cells ->> 'response' FROM samples WHERE callback = ? AND position = 0"
+    samples = {step: (prompt, response) for step, prompt, response in log.execute(query, ("validation",))}
     log.close()
-    table = Table("step", "exact match", *list(columns)[1:], "first validation prompt", title="What was learnt")
-    for step, score in series["exact match"].items():
-        bar = Text(f"{'█' * round(20 * score):<20} {score:.1%}")
-        others = [f"{series[name].get(step, float('nan')):.3f}" for name in list(columns)[1:]]
-        table.add_row(str(step), bar, *others, Text(repr(answers.get(step, ""))[:40]))
-    first, *_, last = series["exact match"].values()
-    console = Console()
-    console.print(table)
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for header in ("step", "exact match", "", "first char", "last char", "loss", "an answer"):
+        table.add_column(header, justify="left" if header in ("exact match", "an answer") else "right", no_wrap=True)
+    for step, score in exact.items():
+        prompt, response = samples.get(step, ("", ""))
+        table.add_row(
+            str(step),
+            Text("█" * round(16 * score), style="green"),
+            f"{score:.1%}",
+            *(f"{column[step]:.0%}" if step in column else "" for column in (first, last)),
+            f"{loss[step]:.3f}" if step in loss else "",
+            Text(f"{prompt[:20]!r} → {response[:20]!r}"),
+        )
+    start, *_, end = exact.values()
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("\n[bold]What was learnt[/bold], on prompts that were held out:\n", table, sep="")
     console.print(
-        f"Exact match on held-out prompts went from {first:.1%} to {last:.1%} in {result.num_steps} steps "
-        f"({result.seconds:.0f} s, callbacks included).",
-        f"model    {saved}",
-        f"run log  {result.run_dir / 'run.sqlite'}",
-        sep="\n",
-        highlight=False,
-        soft_wrap=True,
+        f"\nExact match went from {start:.1%} to {end:.1%} in {result.num_steps} steps: {result.seconds:.0f} s, of "
+        f"which callbacks {sum(result.callback_seconds.values()):.0f} s."
     )
+    console.print(f"model    {saved}\nrun log  {result.run_dir / 'run.sqlite'}", markup=False)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -24,8 +25,9 @@ from descant.metrics import Metric
 from descant.table import Table
 
 _NUM_LINES_WITHOUT_TERMINAL = 20
-_MAX_TEXT = 60
-_SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_tokens", "loss_per_sample", "samples")
+_MAX_TEXT = 40
+_BAR_WIDTH = 76
+_SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_tokens", "loss_per_sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ class Console:
     def __init__(self, num_steps: int) -> None:
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
-        self._latest: dict[str, float] = {}
+        self._latest: dict[str, str] = {}  # for the bar: the first number of each callback
+        self._evaluated_step = -1
+        self._name_width = 0
         self._bar = Progress(
             TextColumn("[bold]step[/bold]"),
             MofNCompleteColumn(),
@@ -63,7 +67,7 @@ class Console:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}", markup=False),
+            TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True)),
             console=self._rich,
             disable=not self._rich.is_terminal,
         )
@@ -71,7 +75,8 @@ class Console:
 
     def start(self, title: str, plan: Sequence[PlanLine]) -> None:
         """Print what will happen, then show the bar."""
-        self._print(Text(title, style="bold"))
+        self._print(Text(printable(title), style="bold"))
+        self._name_width = max((len(line.name) for line in plan), default=0)
         if plan:
             table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
             for header in ("callback", "runs", "calls", "after steps (0 is before the first)"):
@@ -84,45 +89,63 @@ class Console:
 
     def show_step(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Move the bar and show the step's numbers."""
-        latest = "  ".join(
+        training = [
             f"{label} {_number(metrics[key])}"
             for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
             if key in metrics
-        )
-        self._bar.update(self._task, completed=step, latest=latest)
+        ]
+        latest = "  ".join([*training, *self._latest.values()])
+        self._bar.update(self._task, completed=step, latest=printable(latest, max(8, self._rich.width - _BAR_WIDTH)))
         interval = max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL)
-        if not self._rich.is_terminal and (step % interval == 0 or step == self._num_steps):
-            self._print(Text(f"step {step}/{self._num_steps}  {latest}", style="dim"))
+        if training and not self._rich.is_terminal and (step % interval == 0 or step == self._num_steps):
+            self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}", style="dim"))
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
-        """Print what a callback returned: its numbers on one line, and the first row of each table."""
-        line = Text(f"step {step:>{len(str(self._num_steps))}}  ")
-        line.append(f"{printable(callback)}  ", style="cyan")
-        line.append("  ".join(f"{printable(key)} {_number(value)}" for key, value in metrics.items() if _is_main(key)))
-        self._print(line)
+        """Print what a callback returned: its main numbers and the first of its samples, on one line."""
+        if step != self._evaluated_step:
+            self._evaluated_step = step
+            self._print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
+        main = {key: _number(value) for key, value in metrics.items() if _is_main(key, value)}
+        line = Text("  ")
+        line.append(f"{printable(callback):<{self._name_width}}  ", style="cyan")
+        line.append("  ".join(f"{printable(_short(key))} {number}" for key, number in main.items()))
         for table in metrics.values():
             if isinstance(table, Table) and table.rows:
-                row = table.as_dicts()[0]
-                shown = {key: row[key] for key in ("prompt", "response", "reference") if row.get(key) is not None}
-                text = "  ".join(f"{key} {printable(repr(value), _MAX_TEXT)}" for key, value in shown.items())
-                self._print(Text(f"{'':>{len(str(self._num_steps)) + 7}}{text}", style="dim"))
+                line.append(f"  {_describe_sample(table.as_dicts()[0])}", style="dim")
+        self._print(line)
+        if main:
+            key, number = next(iter(main.items()))
+            self._latest[key] = f"{printable(key)} {number}"
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self._print(Text(f"warning: {printable(message)}", style="yellow"))
+        self._print(Text(f"! {printable(message)}", style="yellow"))
 
     def close(self, summary: str) -> None:
         """Remove the bar and print how the run ended."""
         self._bar.stop()
-        self._print(Text(summary, style="bold"))
+        self._print(Text(printable(summary), style="bold"))
 
     def _print(self, text: Text) -> None:
         self._rich.print(text)
 
 
-def _is_main(key: str) -> bool:
+def _is_main(key: str, value: Metric) -> bool:
     """Whether a metric is worth a place on the line; all of them are in the run log."""
-    return not key.endswith(_SECONDARY)
+    return not isinstance(value, Table) and not key.endswith(_SECONDARY)
+
+
+def _short(key: str) -> str:
+    """A metric key without its prefix, which the name of the callback stands for."""
+    return key.rpartition("/")[2] if key.count("/") < 2 else key.partition("/")[2]
+
+
+def _describe_sample(row: Mapping[str, object]) -> str:
+    """A row of a sample table, as prompt and response."""
+    if "prompt" not in row or "response" not in row:
+        return ""
+    prompt, response = (printable(repr(row[key]), _MAX_TEXT) for key in ("prompt", "response"))
+    return f"{prompt} → {response}"
 
 
 def _number(value: Metric) -> str:

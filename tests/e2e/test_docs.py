@@ -1,0 +1,95 @@
+"""What the documentation shows is what happens: snippets run, and print what they are said to print."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_model import save_tiny_qwen3
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TESTED = {"README.md": 1}  # Python snippets by page: a new one needs a test here
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def masked(text):
+    """Lines without numbers, paths' dates and padding, which differ from machine to machine."""
+    return [re.sub(r"\s+", " ", re.sub(r"[\d.,:]*\d", "#", line)).strip() for line in text.splitlines()]
+
+
+def run(arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
+    done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_every_page_is_tested():
+    assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == TESTED
+
+
+def test_the_program_of_the_readme(tmp_path):
+    save_tiny_qwen3(tmp_path / "tiny-qwen3")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "program.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    done = run([sys.executable, "program.py"], tmp_path)
+    printed = masked(done.stderr + done.stdout)
+    shown = masked(blocks(ROOT / "README.md", "text")[1])
+    quoted = re.compile(r"'[^']*' → '[^']*'$")  # a sample differs in the last digits of a machine
+    lines = {quoted.sub("SAMPLE", line) for line in printed}
+    missing = [line for line in shown if quoted.sub("SAMPLE", line) not in lines]
+    assert not missing, f"the README shows {missing}, but the program printed\n" + "\n".join(printed)
+
+
+def test_commands_and_files_that_the_pages_name_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"`make (\w+)", text):
+            assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
+        for path in re.findall(r"\b(?:tests|docs|examples)/[\w/.]+\w", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+        for test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text.replace("\n", " ")):
+            assert f"def {test[1]}" in (ROOT / test[0]).read_text()
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    for name, count in (("train", 60), ("validation", 12)):
+        lines = (ROOT / "examples" / "addition" / f"{name}.jsonl").read_text().splitlines()[:count]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_the_demo_with_a_model_and_data_of_ones_own(small_data):
+    save_tiny_qwen3(small_data / "mine")
+    script = ROOT / "examples" / "addition" / "train.py"
+    options = ["--model", "mine", "--train", "train.jsonl", "--validation", "validation.jsonl"]
+    options += ["--epochs", "1", "--samples-per-batch", "6", "--run-dir", "run"]
+    done = run([sys.executable, script, *options], small_data)
+    assert "What was learnt" in done.stdout
+    assert re.search(r"Exact match went from [\d.]+% to [\d.]+% in 10 steps", done.stdout)
+    assert "run/run.sqlite" in done.stdout
+    assert (small_data / "run" / "model" / "model.safetensors").exists()
+    assert (small_data / "run" / "run.sqlite").exists()
+    assert not (small_data / "runs").exists()
+
+
+def test_the_data_of_the_demo_is_what_its_script_generates(tmp_path):
+    folder = shutil.copytree(ROOT / "examples" / "addition", tmp_path / "addition")
+    names = ["train.jsonl", "validation.jsonl"]
+    for name in names:
+        (folder / name).unlink()
+    run([sys.executable, folder / "generate_data.py"], tmp_path)
+    rows = {}
+    for name in names:
+        assert (folder / name).read_text() == (ROOT / "examples" / "addition" / name).read_text()
+        rows[name] = set((folder / name).read_text().splitlines())
+    assert not rows["train.jsonl"] & rows["validation.jsonl"]

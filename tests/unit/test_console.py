@@ -1,0 +1,101 @@
+"""What people see, as text."""
+
+import io
+
+import pytest
+from rich.console import Console as RichConsole
+
+from descant import Table
+from descant.loggers.console import Console, PlanLine
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The console's output, written to a file and to a terminal in turn."""
+
+    def show(is_terminal, act, num_steps=40):
+        output = io.StringIO()
+        monkeypatch.setattr(
+            "descant.loggers.console.RichConsole",
+            lambda **options: RichConsole(file=output, force_terminal=is_terminal, width=120, color_system=None),
+        )
+        console = Console(num_steps)
+        act(console)
+        console.close("completed")
+        return output.getvalue()
+
+    return show
+
+
+def test_the_plan_says_when_everything_runs(shown):
+    plan = [
+        PlanLine("validation", "every 10 %", [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
+        PlanLine("late", "every 100 %", [40]),
+        PlanLine("never", "every 100 %", []),
+    ]
+    lines = shown(False, lambda console: console.start("SFT: policy", plan)).splitlines()
+    assert lines[0] == "SFT: policy"
+    assert [line.split("  ") for line in lines[2:5]] != []
+    assert "validation  every 10 %   11     0, 4, 8, 12, …, 40" in lines[2]
+    assert "late        every 100 %  1      40" in lines[3]
+    assert "never       every 100 %  0      never" in lines[4]
+
+
+def test_an_evaluation_is_one_line_with_its_main_numbers_and_a_sample(shown):
+    def act(console):
+        table = Table(["prompt", "response"], [["2+2=", "4"]])
+        console.show_evaluation(
+            10, "validation", {"validation/rewards/score/mean": 0.25, "validation/rewards/score/std": 0.1}
+        )
+        console.show_evaluation(10, "samples", {"generation/samples": table, "generation/num_samples": 1})
+        console.show_evaluation(20, "big", {"big/number": 1234567.0, "big/note": "text", "big/nan": float("nan")})
+
+    assert shown(False, act).splitlines() == [
+        "step 10 · 25.0%",
+        "  validation  rewards/score/mean 0.25",
+        "  samples    '2+2=' → '4'",
+        "step 20 · 50.0%",
+        "  big  number 1,234,567  note text  nan nan",
+        "completed",
+    ]
+
+
+def test_without_a_terminal_about_twenty_lines_mark_the_progress(shown):
+    def act(console):
+        for step in range(1, 401):
+            console.show_step(step, {"training/loss": 1 / step, "training/tokens_per_s": 1000.0})
+
+    lines = shown(False, act, num_steps=400).splitlines()
+    assert len(lines) == 21
+    assert lines[-2] == "step 400/400  loss 0.0025  tokens/s 1,000"
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left_and_the_latest_numbers(shown):
+    def act(console):
+        console.start("SFT", [])
+        console.show_evaluation(20, "loss", {"validation/loss": 0.75})
+        console.show_step(20, {"training/loss": 0.5})
+
+    output = shown(True, act)
+    assert "20/40" in output
+    assert "50%" in output
+    assert "left" in output
+    assert "loss 0.5  validation/loss 0.75" in output
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_text_of_a_model_is_shown_and_not_obeyed(shown, is_terminal):
+    attack = "\x1b[2J\x1b]0;owned\x07[red]markup[/red]"
+
+    def act(console):
+        console.start(attack, [PlanLine(attack, attack, [0])])
+        console.show_evaluation(
+            1, attack, {f"x/{attack}": attack, "t": Table(["prompt", "response"], [[attack, attack]])}
+        )
+        console.warn(attack)
+
+    output = shown(is_terminal, act)
+    assert "\x1b[2J" not in output
+    assert "\x1b]0" not in output
+    assert "\\x1b[2J" in output
+    assert "[red]markup[/red]" in output
