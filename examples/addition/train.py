@@ -99,21 +99,22 @@ def report(result: TrainingResult, saved: Path) -> None:
     log.close()
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for header in ("step", "exact match", "", "first char", "last char", "loss", "an answer"):
+    for header in ("step", "exact match", "", "first", "last", "loss", "an answer"):
         table.add_column(header, justify="left" if header in ("exact match", "an answer") else "right", no_wrap=True)
     for step, score in exact.items():
         prompt, response = samples.get(step, ("", ""))
         table.add_row(
             str(step),
-            Text("█" * round(16 * score), style="green"),
+            Text("█" * round(11 * score), style="green"),
             f"{score:.1%}",
             *(f"{column[step]:.0%}" if step in column else "" for column in (first, last)),
             f"{loss[step]:.3f}" if step in loss else "",
-            Text(f"{prompt[:20]!r} → {response[:20]!r}"),
+            Text(f"{prompt[:12]!r} → {response[:12]!r}"),
         )
     start, *_, end = exact.values()
     console = Console(highlight=False, soft_wrap=True)
-    console.print("\n[bold]What was learnt[/bold], on prompts that were held out:\n", table, sep="")
+    console.print("\n[bold]What was learnt[/bold], on prompts that were held out", end=" ")
+    console.print("(first, last: how often that character of the answer is right):\n", table, sep="")
     console.print(
         f"\nExact match went from {start:.1%} to {end:.1%} in {result.num_steps} steps: {result.seconds:.0f} s, of "
         f"which callbacks {sum(result.callback_seconds.values()):.0f} s."

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from descant import StringThread, ValidationLossCallback
 from descant.engine import score
 
-BUDGETS = [201, 333, 777, 4096]  # the longest thread has 201 tokens
+BUDGETS = [201, 202, 260, 333, 512, 777, 1500, 4096, 10**9]  # the longest thread has 201 tokens
 
 
 def reference_nll(path, threads):

@@ -45,8 +45,17 @@ def test_every_length_of_run_up_to_2000(frequency):
     exact = Fraction(frequency).limit_denominator(10**6)
     assert float(exact) == frequency
     callback = CountingCallback(frequency)
-    lengths = range(1, 2001) if frequency in (0.1, 1 / 11) else [*range(1, 120), *range(120, 2001, 47), 2000]
-    for num_steps in lengths:
+    for num_steps in range(1, 2001):
+        boundaries = range(1, int(1 / exact) + 1)  # the first step with step / N >= k * p / q is ceil(k * p * N / q)
+        reached = {-(-k * exact.numerator * num_steps // exact.denominator) for k in boundaries}
+        assert callback.due_steps(num_steps) == sorted({0, *reached, num_steps}), f"{num_steps} steps"
+
+
+@pytest.mark.parametrize("frequency", FREQUENCIES)
+def test_step_by_step_the_runner_finds_them(frequency):
+    callback = CountingCallback(frequency)
+    exact = Fraction(frequency).limit_denominator(10**6)
+    for num_steps in [*range(1, 100), *range(100, 2001, 97), 2000]:
         expected = due_by_definition(exact, num_steps)
         assert callback.due_steps(num_steps) == expected, f"{num_steps} steps"
         assert driven_by_runner(callback, num_steps) == expected, f"{num_steps} steps"
