@@ -45,15 +45,15 @@ async def test_a_model_learns_and_can_be_loaded_back(model_dir, tmp_path):
         expected = weights_of(model)
         generated = await model.temperature(0).max_gen_len(8).generate(THREADS[0].without_completion())
     assert result.num_steps == 15
-    assert result.metrics["training/loss"] < 0.6 * logged[1]["training/loss"]
+    assert result.metrics["training/loss"] < 0.6 * logged[0]["training/loss"]
     assert list(series(tmp_path / "run", "training/loss")) == list(range(1, 16))
     assert set(logged[1]) == {
         "training/loss", "training/learning_rate", "training/grad_norm", "training/num_tokens",
         "training/num_samples", "training/tokens_per_s", "training/step_s", "progress/step", "completion_percentage",
     }  # fmt: skip
-    assert [metrics["progress/step"] for metrics in logged] == list(range(16))
+    assert [metrics["progress/step"] for metrics in logged] == list(range(1, 16))  # no callback, nothing at step 0
     assert logged[-1]["completion_percentage"] == 1.0
-    assert logged[4]["training/learning_rate"] == pytest.approx(CosineScheduler(1e-2)(4 / 15))
+    assert logged[3]["training/learning_rate"] == pytest.approx(CosineScheduler(1e-2)(4 / 15))
 
     again = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
     assert all(torch.equal(parameter, expected[name]) for name, parameter in again.named_parameters())
@@ -178,17 +178,20 @@ async def test_a_callback_that_fails_is_recorded_and_the_run_goes_on(qwen3_dir, 
 @pytest.mark.parametrize("case", RETURNS)
 async def test_strict_raises_the_first_failure(qwen3_dir, tmp_path, case):
     function, message = RETURNS[case]
-    good = CountingCallback(0.5)
+    good, logged = CountingCallback(0.5), []
+    odd = Misbehaving(function, at_start=False)
     async with training_model(qwen3_dir) as model:
         trainer = SFT(
-            dataset=THREADS, model=model, run_dir=tmp_path, callbacks=[good, Misbehaving(function)], strict=True
+            dataset=THREADS, model=model, logger=logged.append, run_dir=tmp_path, callbacks=[good, odd], strict=True
         )
         with pytest.raises(CallbackError) as error:
             await trainer.run()
     assert message in str(error.value)
     assert error.value.__cause__ is not None
-    assert good.hooks == [("start", 0), ("end", 0)]
+    assert good.hooks == [("start", 0), ("end", 1)]
     assert query(tmp_path, "SELECT kind FROM events ORDER BY id")[-1] == ("run_failed",)
+    assert logged[-1]["training/loss"] == series(tmp_path, "training/loss")[1]  # the step itself is not lost,
+    assert logged[-1]["counting/calls"] == series(tmp_path, "counting/calls")[1] == 2  # nor what came before
 
 
 async def test_what_is_a_metric_is_kept_when_something_beside_it_is_not(qwen3_dir, tmp_path):
@@ -286,7 +289,7 @@ async def test_a_logger_that_fails_is_recorded_and_strict_raises(qwen3_dir, tmp_
         result = await SFT(dataset=THREADS, model=model, logger=broken, run_dir=tmp_path / "a").run()
         assert result.num_steps == 1
         events = query(tmp_path / "a", "SELECT step, message FROM events WHERE kind = 'logger_failed'")
-        assert [step for step, _ in events] == [0, 1]
+        assert [step for step, _ in events] == [1]
         assert "ConnectionError: tracker is down" in events[0][1]
         with pytest.raises(ConnectionError):
             await SFT(dataset=THREADS, model=model, logger=broken, strict=True, run_dir=tmp_path / "b").run()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from descant.callbacks.base import RecipeCallback, RunView
-from descant.errors import CallbackError, ConfigurationError
+from descant.errors import CallbackError, ConfigurationError, DescantError
 from descant.loggers.console import PlanLine
 from descant.loggers.recorder import RunRecorder
 from descant.metrics import Metric, as_metric
@@ -87,20 +87,19 @@ class CallbackRunner:
         """``on_start`` of every callback."""
         self._started_at = time.monotonic()
         for callback in self.callbacks:
-            view = self._show_run(callback, 0, {})
-            await self._attempt(callback, 0, partial(callback.on_start, view))
+            view = self._show_run(callback, {})
+            await self._attempt(callback, partial(callback.on_start, view))
         return self
 
-    async def before_first_step(self) -> dict[str, Metric]:
-        """The calls that are due before the first step; returns their metrics."""
-        return await self._call_all([callback for callback in self.callbacks if callback.at_start], 0, {})
+    async def before_first_step(self) -> None:
+        """Make the calls that are due before the first step."""
+        await self._call_all([callback for callback in self.callbacks if callback.at_start], {})
 
-    async def after_step(self, step: int, training_metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-        """The calls that are due after ``step`` steps; returns their metrics."""
+    async def after_step(self, step: int, training_metrics: Mapping[str, Metric]) -> None:
+        """Make the calls that are due after ``step`` steps."""
         self._step = step
         before, after = Progress(step - 1, self.num_steps), Progress(step, self.num_steps)
-        due = [callback for callback in self.callbacks if callback.is_due(before, after)]
-        return await self._call_all(due, step, training_metrics) if due else {}
+        await self._call_all([c for c in self.callbacks if c.is_due(before, after)], training_metrics)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -109,72 +108,65 @@ class CallbackRunner:
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
-        strict_error = error if isinstance(error, CallbackError) else None
-        if isinstance(error, Exception) and strict_error is None:
+        first_error: Exception | None = None
+        if isinstance(error, Exception) and not isinstance(error, CallbackError):
             due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self._step]
-            with suppress(CallbackError):  # recorded; what stopped training is what must be raised
-                await self._recorder.log_step(self._step, await self._call_all(due, self._step, {}))
+            with suppress(DescantError):  # recorded if it can be; what stopped training is what must be raised
+                await self._call_all(due, {})
         for callback in self.callbacks:
-            view = self._show_run(callback, self._step, {})
+            view = self._show_run(callback, {})
             try:
-                await self._attempt(callback, self._step, partial(callback.on_end, view))
-            except CallbackError as failure:  # the others still get their on_end
-                strict_error = strict_error or failure
-        if error is None and strict_error is not None:
-            raise strict_error
+                await self._attempt(callback, partial(callback.on_end, view))
+            except DescantError as failure:  # strict, or the run log: the others still get their on_end
+                first_error = first_error or failure
+        if error is None and first_error is not None:
+            raise first_error
 
-    async def _call_all(
-        self, due: Sequence[RecipeCallback], step: int, training_metrics: Mapping[str, Metric]
-    ) -> dict[str, Metric]:
-        metrics: dict[str, Metric] = {}
+    async def _call_all(self, due: Sequence[RecipeCallback], training_metrics: Mapping[str, Metric]) -> None:
         for callback in due:
-            metrics |= await self._call(callback, step, training_metrics)
-        return metrics
+            await self._call(callback, training_metrics)
 
-    async def _call(
-        self, callback: RecipeCallback, step: int, training_metrics: Mapping[str, Metric]
-    ) -> dict[str, Metric]:
-        progress = Progress(step, self.num_steps)
-        self._last_call[callback.name] = step
-        callback.last_call = progress.percentage
-        self._show_run(callback, step, training_metrics)
+    async def _call(self, callback: RecipeCallback, training_metrics: Mapping[str, Metric]) -> None:
+        percentage = Progress(self._step, self.num_steps).percentage
+        self._last_call[callback.name] = self._step
+        callback.last_call = percentage
+        self._show_run(callback, training_metrics)
         started_at = time.perf_counter()
-        returned = await self._attempt(callback, step, partial(callback.callback, progress.percentage))
+        returned = await self._attempt(callback, partial(callback.callback, percentage))
         seconds = time.perf_counter() - started_at
         self.seconds[callback.name] = self.seconds.get(callback.name, 0.0) + seconds
-        metrics = {} if returned is _FAILED else await self._accept(callback, step, returned)
-        await self._recorder.log_evaluation(step, callback.name, metrics)
+        metrics = {} if returned is _FAILED else await self._accept(callback, returned)
         costs: dict[str, Metric] = {f"callbacks/{callback.name}/seconds": seconds}
         if num_failed := sum(failure.callback == callback.name for failure in self.failures):
             costs[f"callbacks/{callback.name}/num_failed"] = num_failed
-        return metrics | costs
+        await self._recorder.record_evaluation(self._step, callback.name, metrics, costs)
 
-    async def _attempt(self, callback: RecipeCallback, step: int, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempt(self, callback: RecipeCallback, work: Callable[[], Awaitable[Any]]) -> Any:
         """The result of ``work``, or ``_FAILED`` once its exception has been recorded."""
         owner = Owner(f"callback {callback.name!r}", derive_seed(self._seed, callback.name), observer=True)
         try:
             with owner_scope(owner):
                 return await work()
         except Exception as error:
-            await self._record_failure(callback, step, error)
+            await self._record_failure(callback, error)
             return _FAILED
         finally:
             warnings, self._warnings = self._warnings, []
             for message, details in warnings:
-                await self._recorder.log_event(step, "callback_warning", callback.name, message, details)
+                await self._recorder.record_event(self._step, "callback_warning", callback.name, message, details)
 
-    async def _accept(self, callback: RecipeCallback, step: int, returned: Any) -> dict[str, Metric]:
+    async def _accept(self, callback: RecipeCallback, returned: Any) -> dict[str, Metric]:
         """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
         if not isinstance(returned, dict):
             error = TypeError(f"it returned {type(returned).__name__}; a dict of metrics is needed ({{}} for none)")
-            await self._record_failure(callback, step, error)
+            await self._record_failure(callback, error)
             return {}
         accepted: dict[str, Metric] = {}
         for key, value in callback.with_prefix(returned).items():
             try:
                 accepted[self._claim_key(callback, key)] = as_metric(value)
             except (TypeError, ConfigurationError) as error:
-                await self._record_failure(callback, step, type(error)(f"key {key!r}: {error}"))
+                await self._record_failure(callback, type(error)(f"key {key!r}: {error}"))
         return accepted
 
     def _claim_key(self, callback: RecipeCallback, key: object) -> str:
@@ -185,25 +177,25 @@ class CallbackRunner:
             raise ConfigurationError(f"the key belongs to {owner}; give {callback.name!r} its own log_key_prefix=")
         return key
 
-    async def _record_failure(self, callback: RecipeCallback, step: int, error: Exception) -> None:
+    async def _record_failure(self, callback: RecipeCallback, error: Exception) -> None:
         reason = traceback.format_exception_only(error)[0].strip()
-        message = f"callback {callback.name!r} failed at step {step} of {self.num_steps}: {reason}"
-        failure = CallbackFailure(callback.name, step, message, "".join(traceback.format_exception(error)))
+        message = f"callback {callback.name!r} failed at step {self._step} of {self.num_steps}: {reason}"
+        failure = CallbackFailure(callback.name, self._step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
-        await self._recorder.log_event(step, "callback_failed", callback.name, message, failure.traceback)
+        await self._recorder.record_event(self._step, "callback_failed", callback.name, message, failure.traceback)
         if self._strict:
             raise CallbackError(message) from error
 
-    def _show_run(self, callback: RecipeCallback, step: int, training_metrics: Mapping[str, Metric]) -> RunView:
+    def _show_run(self, callback: RecipeCallback, training_metrics: Mapping[str, Metric]) -> RunView:
         """Let the callback see the run as it is now."""
         callback.run = RunView(
-            step=step,
+            step=self._step,
             num_steps=self.num_steps,
-            progress=Progress(step, self.num_steps).fraction,
+            progress=Progress(self._step, self.num_steps).fraction,
             elapsed_s=time.monotonic() - self._started_at,
             metrics=dict(training_metrics),
             run_dir=self._run_dir,
-            seed=derive_seed(self._seed, callback.name, step),
+            seed=derive_seed(self._seed, callback.name, self._step),
             warn=lambda message, details=None: self._warnings.append((f"{callback.name}: {message}", details)),
         )
         return callback.run

@@ -4,8 +4,9 @@ open the run log, print the plan
 callbacks: on_start, then the calls that are due before the first step
 for each step:
     train_step                   the trainer's own part: a batch, an update, its metrics
+    record                       its metrics are in the run log before anything else can fail
     callbacks that are due       they see the weights after this step
-    log                          the metrics of the step and of its callbacks, in one record
+    publish                      one call of the logger, with the metrics of the step and of its callbacks
 if training failed: the final calls of the callbacks, on the weights after the last whole step
 callbacks: on_end, in any case
 close the run log
@@ -116,11 +117,13 @@ class Trainer(ABC):
         async with recorder:
             await recorder.announce(f"{type(self).__name__}: {self.describe()}", self._full_config(), runner.plan())
             async with runner:
-                await recorder.log_step(0, await runner.before_first_step())
+                await runner.before_first_step()
+                await recorder.publish()
                 for step in range(1, self.num_steps + 1):
                     metrics = await self.train_step(step, recorder)
-                    metrics |= await runner.after_step(step, metrics)
-                    await recorder.log_step(step, metrics)
+                    await recorder.record(step, metrics)
+                    await runner.after_step(step, metrics)
+                    await recorder.publish()
         return TrainingResult(
             num_steps=self.num_steps,
             metrics=recorder.latest,

@@ -161,7 +161,7 @@ class SFT(Trainer):
         if update["skipped_update"]:
             metrics["training/skipped_update"] = 1
             message = f"step {step} was skipped: its gradient is not finite (skip_nan_gradients=True)"
-            await recorder.log_event(step, "update_skipped", "trainer", message)
+            await recorder.record_event(step, "update_skipped", "trainer", message)
         return metrics
 
     async def _record_skipped(
@@ -172,7 +172,7 @@ class SFT(Trainer):
             raise DatasetError(f"none of the {num_threads} threads of step {step} can be trained", problems)
         listing = "\n".join(f"{place}: {reason}" for place, reason in problems)
         message = f"{len(skipped)} of {num_threads} threads of step {step} cannot be trained, first: {problems[0][1]}"
-        await recorder.log_event(step, "samples_skipped", "trainer", message, listing)
+        await recorder.record_event(step, "samples_skipped", "trainer", message, listing)
 
 
 def _check_dataset(dataset: Sequence[StringThread]) -> None:

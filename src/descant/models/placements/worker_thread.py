@@ -79,26 +79,31 @@ class _WorkLoop:
         self._current: _Ticket | None = None
         self._thread = threading.Thread(target=self._work, name=f"descant-{name}", daemon=True)
         self._closed = False
+        self._lock = threading.Lock()  # nothing is queued behind the ticket that closes the queue
         self._thread.start()
 
     def put(self, job: Job[Any]) -> _Ticket:
-        if self._closed:
-            raise DescantError(f"model {self._name!r} was closed")
         ticket = _Ticket(int(job.priority), next(self._numbers), job)
-        self._queue.put(ticket)
+        with self._lock:
+            if self._closed:
+                raise DescantError(f"model {self._name!r} was closed")
+            self._queue.put(ticket)
         return ticket
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._queue.put(_Ticket(_CLOSE_PRIORITY, next(self._numbers)))
         if current := self._current:
             current.cancelled.set()
-        self._queue.put(_Ticket(_CLOSE_PRIORITY, next(self._numbers)))
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _work(self) -> None:
         while (ticket := self._queue.get()).job is not None:
             self._current = ticket
+            if self._closed:
+                ticket.cancelled.set()
             if ticket.future.set_running_or_notify_cancel():
                 self._run(ticket, ticket.job)
             self._current = None
