@@ -1,22 +1,41 @@
-"""Generation: batched decoding with a key-value cache, in which finished rows leave the batch."""
+"""Generation: batched decoding in which finished rows leave and waiting ones take their place."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from descant.engine.batching import plan_batches
 from descant.engine.jobs import GeneratedTokens, GenerationRequest, Sampling, YieldPoint
+from descant.engine.kv_cache import KVCache, has_replaceable_rows
 from descant.engine.sampling import sample, uniforms
 from descant.errors import RequestError, SequenceTooLongError
 
-# B rows still decoding, T cached positions, V vocabulary
+# B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary
 
 Results = list[GeneratedTokens | RequestError]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """What all generation of an engine has in common.
+
+    Attributes:
+        stop_ids: tokens that end a turn.
+        max_cached_tokens: columns times rows of the key-value cache.
+        max_prefill_tokens: padded tokens of the prompts that are read in one forward pass.
+        decode: tokens to text, for stop strings.
+    """
+
+    stop_ids: Collection[int]
+    max_cached_tokens: int
+    max_prefill_tokens: int
+    decode: Callable[[list[int]], str]
 
 
 @torch.no_grad()
@@ -24,99 +43,227 @@ def generate(
     model: Any,
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
-    stop_ids: Collection[int],
-    max_cached_tokens: int,
+    settings: GenerationSettings,
     yield_point: YieldPoint,
 ) -> Results:
     """One completion per request, in order; a request that fails has its error in its place.
 
-    A row ends at the first token of ``stop_ids`` (included in the result) or after ``max_gen_len`` tokens, or where
-    the model's context ends. Rows are decoded together while ``rows * (longest prompt + tokens to generate)`` stays
-    within ``max_cached_tokens``.
+    A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
+    tokens, or where the model's context ends. As many rows are decoded together as the cache budget allows, longest
+    prompts first; identical prompts are prefilled once.
 
     Raises:
         whatever ``yield_point`` raises, between two decode steps.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    results: list[GeneratedTokens | RequestError | None] = [_refusal(request, context) for request in requests]
-    accepted = [index for index, refusal in enumerate(results) if refusal is None]
-    cached = [min(len(requests[i].prompt_ids) + sampling.max_gen_len, context) for i in accepted]
-    for batch in plan_batches(cached, max_cached_tokens):
-        indices = [accepted[i] for i in batch]
-        decoded = _decode([requests[i] for i in indices], model, sampling, stop_ids, context, yield_point)
-        for index, result in zip(indices, decoded, strict=True):
-            results[index] = result
-    return [result for result in results if result is not None]
-
-
-def _refusal(request: GenerationRequest, context: int) -> RequestError | None:
-    num_tokens = len(request.prompt_ids)
-    if num_tokens == 0:
-        return RequestError("the prompt has no tokens")
-    if num_tokens >= context:
-        return SequenceTooLongError(f"the prompt has {num_tokens} tokens; the model's context is {context}")
-    return None
-
-
-def _decode(
-    requests: Sequence[GenerationRequest],
-    model: Any,
-    sampling: Sampling,
-    stop_ids: Collection[int],
-    context: int,
-    yield_point: YieldPoint,
-) -> Results:
-    """Decode one batch until every row has finished; ``alive`` maps rows of the tensors to requests."""
-    device = model.device
-    ids_BT, mask_BT = _pad_left([request.prompt_ids for request in requests])
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    seeds_B = torch.tensor([request.seed for request in requests], device=device)
-    budgets = [min(sampling.max_gen_len, context - len(request.prompt_ids)) for request in requests]
-    outputs: list[list[int]] = [[] for _ in requests]
-    results: list[GeneratedTokens | RequestError | None] = [None] * len(requests)
-    alive = list(range(len(requests)))
-    cache = DynamicCache(config=model.config)
-    while alive:
+    decoder = _Decoder(model, requests, sampling, settings)
+    while decoder.waiting or decoder.rows:
         yield_point()
-        logits_BV = model(
+        if decoder.wants_more_rows():
+            decoder.admit()
+        else:
+            decoder.step()
+    return [result for result in decoder.results if result is not None]
+
+
+class _Decoder:
+    """The running batch: ``rows[r]`` is the request decoded in row r of the tensors, None where it has finished."""
+
+    def __init__(
+        self, model: Any, requests: Sequence[GenerationRequest], sampling: Sampling, settings: GenerationSettings
+    ) -> None:
+        self.model = model
+        self.requests = requests
+        self.sampling = sampling
+        self.settings = settings
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        self.results: list[GeneratedTokens | RequestError | None] = [self._refusal(request) for request in requests]
+        accepted = [index for index, refusal in enumerate(self.results) if refusal is None]
+        # Longest prompts first, so that a new prompt always fits into the used columns; equal prompts side by side.
+        accepted.sort(key=lambda index: (-len(requests[index].prompt_ids), requests[index].prompt_ids))
+        self.waiting = deque(accepted)
+        longest = max((self._most_tokens(index) for index in accepted), default=1)
+        self.max_rows = max(1, settings.max_cached_tokens // longest)
+        self.replaces_rows = has_replaceable_rows(model.config)
+        self.outputs: list[list[int]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [[] for _ in requests]
+        self.stop_ids = torch.tensor(sorted(settings.stop_ids), dtype=torch.long, device=model.device)
+        self.rows: list[int | None] = []
+        self.cache: Any = None
+        self.mask_BT = self.positions_B = self.tokens_B = torch.empty(0, dtype=torch.long)
+        """Of each row: what the cache holds of it, and its next token with its position."""
+
+    def wants_more_rows(self) -> bool:
+        """Whether to prefill now: at once when nothing runs, else when an eighth of the rows is free."""
+        num_free = self.max_rows - sum(row is not None for row in self.rows)
+        if not self.waiting or not self.rows:
+            return bool(self.waiting)
+        return self.replaces_rows and num_free >= max(1, self.max_rows // 8)
+
+    def admit(self) -> None:
+        """Prefill waiting prompts, sample their first tokens, and give rows to those that go on."""
+        admitted, prompts = self._next_requests()
+        prompt_of = {prompt: number for number, prompt in enumerate(prompts)}
+        ids_PT, mask_PT = _pad_left(prompts, self.model.device)
+        positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
+        cache: Any = self._new_cache()
+        logits_PV = self._forward(ids_PT, mask_PT, positions_PT, cache)
+        source = [prompt_of[self.requests[index].prompt_ids] for index in admitted]
+        tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.model.device)])
+        going_on = [place for place, index in enumerate(admitted) if self.results[index] is None]
+        if going_on:
+            places = torch.tensor(going_on, device=self.model.device)
+            sources = torch.tensor([source[place] for place in going_on], device=self.model.device)
+            state = (tokens_B[places], mask_PT[sources], positions_PT[sources, -1] + 1)
+            self._give_rows([admitted[place] for place in going_on], cache, sources, state)
+
+    def _next_requests(self) -> tuple[list[int], list[tuple[int, ...]]]:
+        """The waiting requests that fit into free rows and one prefill, and their distinct prompts."""
+        num_free = self.max_rows - sum(row is not None for row in self.rows)
+        longest = len(self.requests[self.waiting[0]].prompt_ids)
+        max_prompts = max(1, self.settings.max_prefill_tokens // longest)
+        admitted: list[int] = []
+        prompts: dict[tuple[int, ...], None] = {}
+        while self.waiting and len(admitted) < num_free:
+            prompt = self.requests[self.waiting[0]].prompt_ids
+            if prompt not in prompts and len(prompts) == max_prompts:
+                break
+            prompts[prompt] = None
+            admitted.append(self.waiting.popleft())
+        return admitted, list(prompts)
+
+    def step(self) -> None:
+        """Decode one token for every row."""
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.rows), 1)], dim=-1)
+        logits_BV = self._forward(self.tokens_B.unsqueeze(-1), self.mask_BT, self.positions_B.unsqueeze(-1), self.cache)
+        self.positions_B = (self.positions_B + 1).clamp(max=self.context - 1)  # finished rows go on for a while
+        self.tokens_B = self._accept(self.rows, logits_BV)
+        self.rows = [None if row is None or self.results[row] is not None else row for row in self.rows]
+        self._give_up_space()
+
+    def _give_rows(
+        self, requests: list[int], cache: Any, sources: Tensor, state: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Put prefilled requests into the running batch: in place of finished rows first, then behind the others."""
+        tokens_B, mask_BT, positions_B = state
+        if not self.rows:
+            (cache.keep_rows if self.replaces_rows else cache.reorder_cache)(sources)
+            self.cache, self.rows = cache, list(requests)
+            self.tokens_B, self.mask_BT, self.positions_B = tokens_B, mask_BT, positions_B
+            return
+        free = [row for row, request in enumerate(self.rows) if request is None]
+        if (num_more := len(requests) - len(free)) > 0:
+            self.cache.append_rows(num_more)
+            self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_zeros(num_more, self.mask_BT.shape[1])])
+            self.tokens_B = torch.cat([self.tokens_B, tokens_B[:num_more]])
+            self.positions_B = torch.cat([self.positions_B, positions_B[:num_more]])
+            free += range(len(self.rows), len(self.rows) + num_more)
+            self.rows += [None] * num_more
+        rows_B = torch.tensor(free[: len(requests)], device=self.model.device)
+        self.cache.put_rows(rows_B, cache, sources)
+        self.mask_BT[rows_B] = 0
+        self.mask_BT[rows_B, -mask_BT.shape[1] :] = mask_BT
+        self.tokens_B[rows_B], self.positions_B[rows_B] = tokens_B, positions_B
+        for row, request in zip(free, requests, strict=False):
+            self.rows[row] = request
+
+    def _give_up_space(self) -> None:
+        """Let finished rows go when nobody waits for them, and columns that no row uses."""
+        kept = [row for row, request in enumerate(self.rows) if request is not None]
+        num_finished = len(self.rows) - len(kept)
+        if not kept:
+            self.rows = []
+            return
+        if num_finished * 8 >= len(self.rows) and not (self.waiting and self.replaces_rows):
+            rows_B = torch.tensor(kept, device=self.model.device)
+            (self.cache.keep_rows if self.replaces_rows else self.cache.reorder_cache)(rows_B)
+            self.rows = [self.rows[row] for row in kept]
+            self.tokens_B, self.mask_BT = self.tokens_B[rows_B], self.mask_BT[rows_B]
+            self.positions_B = self.positions_B[rows_B]
+        used = max(
+            len(self.requests[row].prompt_ids) + len(self.outputs[row]) - 1 for row in self.rows if row is not None
+        )
+        num_columns = self.mask_BT.shape[1]
+        if self.replaces_rows and (num_columns - used) * 4 >= num_columns:
+            self.cache.drop_left(num_columns - used)
+            self.mask_BT = self.mask_BT[:, num_columns - used :].contiguous()
+
+    def _accept(self, rows: Sequence[int | None], logits_BV: Tensor) -> Tensor:
+        """Sample one token for each row (int64 [B]) and settle the requests that end with it."""
+        seeds = [0 if row is None else self.requests[row].seed for row in rows]
+        counts = [0 if row is None else len(self.outputs[row]) for row in rows]
+        counts_B = torch.tensor(counts, device=logits_BV.device)
+        uniforms_B = uniforms(torch.tensor(seeds, device=logits_BV.device), counts_B)
+        total_B = logits_BV.float().logsumexp(-1)
+        if self.sampling.min_gen_len:
+            too_early_B = counts_B < self.sampling.min_gen_len
+            stops_BV = torch.zeros_like(logits_BV, dtype=torch.bool).index_fill_(1, self.stop_ids, True)
+            logits_BV = logits_BV.masked_fill(stops_BV & too_early_B.unsqueeze(-1), float("-inf"))
+        tokens_B = sample(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
+        logprobs_B = logits_BV.gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1).float() - total_B
+        finite = torch.isfinite(total_B).tolist()
+        for row, token, logprob, is_finite in zip(rows, tokens_B.tolist(), logprobs_B.tolist(), finite, strict=True):
+            if row is not None:
+                self.outputs[row].append(token)
+                self.logprobs[row].append(logprob)
+                self.results[row] = self._result(row) if is_finite else self._not_finite(row)
+        return tokens_B
+
+    def _result(self, request: int) -> GeneratedTokens | None:
+        """The result of a request if its last token ends it."""
+        output = self.outputs[request]
+        if output[-1] in self.settings.stop_ids:
+            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "stop")
+        if self._ends_in_stop_string(output):
+            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "stop_string")
+        if len(output) >= self._most_tokens(request) - len(self.requests[request].prompt_ids):
+            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "length")
+        return None
+
+    def _ends_in_stop_string(self, output: list[int]) -> bool:
+        if not self.sampling.stop_strings:
+            return False
+        longest = max(map(len, self.sampling.stop_strings))
+        tail = self.settings.decode(output[-4 * longest - 4 :])  # a character has at most four tokens
+        return any(string in tail for string in self.sampling.stop_strings)
+
+    def _not_finite(self, request: int) -> RequestError:
+        return RequestError(f"the logits of token {len(self.outputs[request])} are not finite")
+
+    def _most_tokens(self, request: int) -> int:
+        """Prompt and longest completion, in tokens."""
+        return min(len(self.requests[request].prompt_ids) + self.sampling.max_gen_len, self.context)
+
+    def _refusal(self, request: GenerationRequest) -> RequestError | None:
+        num_tokens = len(request.prompt_ids)
+        if num_tokens == 0:
+            return RequestError("the prompt has no tokens")
+        if num_tokens >= self.context:
+            return SequenceTooLongError(f"the prompt has {num_tokens} tokens; the model's context is {self.context}")
+        return None
+
+    def _new_cache(self) -> Any:
+        num_layers = len(DynamicCache(config=self.model.config).layers)
+        return KVCache(num_layers) if self.replaces_rows else DynamicCache(config=self.model.config)
+
+    def _forward(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any) -> Tensor:
+        """The logits of the last column, [B, V]."""
+        logits: Tensor = self.model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
-        step_B = torch.full_like(seeds_B, len(outputs[alive[0]]))
-        next_B = sample(logits_BV, uniforms(seeds_B, step_B), sampling.temperature, sampling.top_p)
-        finite = torch.isfinite(logits_BV.amax(-1)).tolist()
-        for row, token in enumerate(next_B.tolist()):
-            request = alive[row]
-            outputs[request].append(token)
-            if not finite[row]:
-                results[request] = RequestError(f"the logits of token {len(outputs[request])} are not finite")
-            elif token in stop_ids:
-                results[request] = GeneratedTokens(tuple(outputs[request]), "stop")
-            elif len(outputs[request]) >= budgets[request]:
-                results[request] = GeneratedTokens(tuple(outputs[request]), "length")
-        kept = [row for row, request in enumerate(alive) if results[request] is None]
-        if len(kept) < len(alive):
-            rows = torch.tensor(kept, dtype=torch.long, device=device)
-            cache.batch_select_indices(rows)
-            alive = [alive[row] for row in kept]
-            next_B, seeds_B, mask_BT, positions_BT = next_B[rows], seeds_B[rows], mask_BT[rows], positions_BT[rows]
-        ids_BT = next_B.unsqueeze(-1)
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], dim=-1)
-        positions_BT = positions_BT[:, -1:] + 1
-    return [result for result in results if result is not None]
+        ).logits
+        return logits[:, -1]
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both int64 [B, T], so that every prompt ends in the last column."""
+def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both int64 [P, T], so that every prompt ends in the last column."""
     longest = max(map(len, prompts))
-    ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
+    ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask_PT = torch.zeros_like(ids_PT)
     for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    return ids_BT, mask_BT
+        ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_PT[row, longest - len(prompt) :] = 1
+    return ids_PT.to(device), mask_PT.to(device)

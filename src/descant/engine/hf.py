@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from descant.engine.batching import plan_batches
-from descant.engine.generate import generate
+from descant.engine.generate import GenerationSettings, generate
 from descant.engine.jobs import (
     LIVE,
     Accumulate,
@@ -118,8 +118,11 @@ class HFEngine:
         return f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.device.type}, {precision}"
 
     def _generate(self, job: Generate, yield_point: YieldPoint) -> list[GeneratedTokens | RequestError]:
+        settings = GenerationSettings(
+            self.stop_ids, self.max_cached_tokens, self.max_batch_tokens, lambda ids: str(self.tokenizer.decode(ids))
+        )
         with _module_mode(self.model, training=False), self._autocast():
-            return generate(self.model, job.requests, job.sampling, self.stop_ids, self.max_cached_tokens, yield_point)
+            return generate(self.model, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: Logprobs, yield_point: YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [self._refusal(sequence) for sequence in job.sequences]

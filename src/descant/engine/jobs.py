@@ -17,7 +17,7 @@ from descant.errors import RequestError
 LIVE = "live"
 """The weights that are being trained, as they are when the job runs."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "stop_string", "length"]
 ResultT = TypeVar("ResultT")
 YieldPoint = Callable[[], None]
 """Called between decode steps and micro-batches; raises if the job was cancelled."""
@@ -45,11 +45,21 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: temperature 0 is greedy; ``top_p`` keeps the smallest set of tokens of that probability."""
+    """How to sample.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: keeps the smallest set of tokens of that probability.
+        max_gen_len: the longest completion, in tokens.
+        min_gen_len: no token ends the turn before this many.
+        stop_strings: text that ends a completion.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_gen_len: int = 2048
+    min_gen_len: int = 0
+    stop_strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +72,16 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedTokens:
-    """What was generated for one request: with "stop", the last token is the one that ended the turn."""
+    """What was generated for one request.
+
+    Attributes:
+        token_ids: all tokens; with "stop", the last one is the one that ended the turn.
+        logprobs: the log-probability of each under the model, in nats, at temperature 1 and without ``top_p``.
+        finish_reason: "stop" (end of turn), "stop_string", or "length" (cut off).
+    """
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
     finish_reason: FinishReason
 
 

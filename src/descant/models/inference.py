@@ -78,6 +78,26 @@ class InferenceModel:
             raise ConfigurationError(f"max_gen_len={max_gen_len!r} must be a whole number of at least 1")
         return self._view(replace(self.sampling, max_gen_len=max_gen_len))
 
+    def min_gen_len(self, min_gen_len: int) -> Self:
+        """A view on the same weights that does not end a turn before this many tokens.
+
+        Raises:
+            ConfigurationError: not a whole number of at least 0.
+        """
+        if not isinstance(min_gen_len, int) or min_gen_len < 0:
+            raise ConfigurationError(f"min_gen_len={min_gen_len!r} must be a whole number of at least 0")
+        return self._view(replace(self.sampling, min_gen_len=min_gen_len))
+
+    def stop_strings(self, *stop_strings: str) -> Self:
+        """A view on the same weights that also ends a turn where one of these texts appears; it is not in the content.
+
+        Raises:
+            ConfigurationError: something that is not a string, or an empty one.
+        """
+        if not all(isinstance(string, str) and string for string in stop_strings):
+            raise ConfigurationError(f"stop_strings={stop_strings!r} must be strings that are not empty")
+        return self._view(replace(self.sampling, stop_strings=stop_strings))
+
     # Generating
 
     async def generate(self, thread: StringThread) -> StringThread:
@@ -201,7 +221,7 @@ class InferenceModel:
         return view
 
     async def _generate(self, threads: Sequence[StringThread]) -> list[TokenizedThread | Attempt]:
-        owner = current_owner() or self._default_owner
+        owner, sampling = current_owner() or self._default_owner, self.sampling
         seeded = [(thread, owner.next_sampling_seed(thread)) for thread in threads]
 
         def render(item: tuple[StringThread, int]) -> tuple[TokenizedThread, int]:
@@ -209,11 +229,17 @@ class InferenceModel:
 
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
-            results = await self._placement.run(Generate(requests, self.sampling))
+            results = await self._placement.run(Generate(requests, sampling))
             return [
                 result
                 if isinstance(result, RequestError)
-                else self._renderer.append_generated(prompt, result.token_ids, result.finish_reason)
+                else self._renderer.append_generated(
+                    prompt,
+                    result.token_ids,
+                    result.finish_reason,
+                    logprobs=result.logprobs,
+                    stop_strings=sampling.stop_strings,
+                )
                 for (prompt, _), result in zip(prompts, results, strict=True)
             ]
 

@@ -80,20 +80,34 @@ class Renderer:
         return TokenizedThread(thread, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def append_generated(
-        self, prompt: TokenizedThread, generated: Sequence[int], finish_reason: str
+        self,
+        prompt: TokenizedThread,
+        generated: Sequence[int],
+        finish_reason: str,
+        *,
+        logprobs: Sequence[float] = (),
+        stop_strings: Sequence[str] = (),
     ) -> TokenizedThread:
-        """A prompt and the assistant turn of weight 1 that was generated for it, token for token."""
+        """A prompt and the assistant turn of weight 1 that was generated for it, token for token.
+
+        Its text ends before the end-of-turn token or the stop string that ended it.
+        """
         start, end = len(prompt.token_ids), len(prompt.token_ids) + len(generated)
         content_end = end - (finish_reason == "stop")
-        content = self.tokenizer.decode(
-            list(generated[: content_end - start]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        content = str(
+            self.tokenizer.decode(
+                list(generated[: content_end - start]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         )
+        if finish_reason == "stop_string":
+            content = content[: min(content.find(string) for string in stop_strings if string in content)]
         return TokenizedThread(
-            thread=prompt.thread.assistant(str(content)),
+            thread=prompt.thread.assistant(content),
             token_ids=(*prompt.token_ids, *generated),
             spans=(*prompt.spans, TurnSpan("assistant", start, content_end, end)),
             turn_weights=(*prompt.turn_weights, 1.0),
             finish_reason=finish_reason,
+            logprobs=tuple(logprobs),
         )
 
     def _locate(self, thread: StringThread, text: str) -> list[_CharSpan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from descant.threads.thread import StringThread
@@ -36,7 +36,8 @@ class TokenizedThread:
         token_ids: all tokens, markup included. Training and scoring use these, never the text again.
         spans: the located turns, in order.
         turn_weights: one weight per located turn.
-        finish_reason: for a generated last turn, "stop" (end of turn) or "length" (cut off); else None.
+        finish_reason: for a generated last turn "stop" (end of turn), "stop_string", or "length" (cut off); else None.
+        logprobs: for a generated last turn the log-probability of each of its tokens, in nats, at temperature 1.
     """
 
     thread: StringThread
@@ -44,6 +45,7 @@ class TokenizedThread:
     spans: tuple[TurnSpan, ...] = ()
     turn_weights: tuple[float, ...] = ()
     finish_reason: str | None = None
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
 
     def get_turns(self) -> list[TokenizedTurn]:
         """The located turns."""
