@@ -7,6 +7,8 @@ python examples/addition/train.py --model path/or/hub-id --train mine.jsonl --va
 import argparse
 import asyncio
 import sqlite3
+import sys
+import threading
 from pathlib import Path
 
 from rich.console import Console
@@ -52,7 +54,7 @@ class CharacterAccuracy(RecipeCallback):
 async def main() -> None:
     arguments = parse_arguments()
     train, validation = load_threads(arguments.train), load_threads(arguments.validation)
-    path = arguments.model or save_tiny_qwen3("runs/tiny-qwen3")
+    path = arguments.model or build_model("runs/tiny-qwen3")
     model = await ModelBuilder(path).spawn_train("policy", max_batch_size=8192)
     trainer = SFT(
         dataset=train,
@@ -71,6 +73,14 @@ async def main() -> None:
     result = await trainer.run()
     saved = await model.save(result.run_dir / "model")
     report(result, saved)
+
+
+def build_model(path: str) -> str:
+    # In a thread that ends: OpenMP threads that the main thread keeps would slow down those of the model.
+    builder = threading.Thread(target=save_tiny_qwen3, args=(path,))
+    builder.start()
+    builder.join()
+    return path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -111,16 +121,22 @@ def report(result: TrainingResult, saved: Path) -> None:
             f"{loss[step]:.3f}" if step in loss else "",
             Text(f"{prompt[:12]!r} → {response[:12]!r}"),
         )
-    start, *_, end = exact.values()
     console = Console(highlight=False, soft_wrap=True)
     console.print("\n[bold]What was learnt[/bold], on prompts that were held out", end=" ")
     console.print("(first, last: how often that character of the answer is right):\n", table, sep="")
-    console.print(
-        f"\nExact match went from {start:.1%} to {end:.1%} in {result.num_steps} steps: {result.seconds:.0f} s, of "
-        f"which callbacks {sum(result.callback_seconds.values()):.0f} s."
-    )
+    seconds = f"{result.seconds:.0f} s, of which callbacks {sum(result.callback_seconds.values()):.0f} s"
+    if exact:
+        scores = list(exact.values())
+        console.print(
+            f"\nExact match went from {scores[0]:.1%} to {scores[-1]:.1%} in {result.num_steps} steps: {seconds}."
+        )
+    else:
+        console.print(f"\nNothing could be graded in {result.num_steps} steps ({seconds}); the run log says why.")
     console.print(f"model    {saved}\nrun log  {result.run_dir / 'run.sqlite'}", markup=False)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; everything up to here is in the run log")

@@ -14,15 +14,20 @@ _LARGEST_INTEGER = 2**63 - 1
 
 
 def as_metric(value: Any) -> Metric:
-    """A number, string or table as a plain Python value; numpy and torch scalars are unpacked.
+    """A number, string or table as plain Python values; numpy and torch scalars are unpacked.
 
-    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats.
+    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats. Text that is
+    not Unicode (unpaired surrogates) is escaped. A table is copied, with cells that are numbers, strings, None, or
+    else the ``repr`` of what they were.
 
     Raises:
         TypeError: anything else; the message says what was found and what is allowed.
+        ConfigurationError: a table whose rows do not fit its columns.
     """
-    if isinstance(value, str | Table):
-        return value
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Table):
+        return Table(map(clean_text, value.headers), [[_as_cell(cell) for cell in row] for row in value.rows])
     if not isinstance(value, Real) and _is_scalar_array(value):
         value = value.item()
     if isinstance(value, bool):
@@ -32,6 +37,21 @@ def as_metric(value: Any) -> Metric:
     if isinstance(value, Real):
         return float(value)
     raise TypeError(f"{_describe(value)} is not a metric: a number, a string or a Table is needed")
+
+
+def clean_text(text: str) -> str:
+    """The text as valid Unicode: unpaired surrogates, which no file or database takes, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _as_cell(value: Any) -> float | str | bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        cell = as_metric(value)
+    except TypeError:
+        return clean_text(repr(value))
+    return repr(cell) if isinstance(cell, Table) else cell
 
 
 def _is_scalar_array(value: Any) -> bool:

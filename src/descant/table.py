@@ -18,7 +18,7 @@ class Table:
     A column named ``example_id`` identifies a row across the run; without it the position does.
     """
 
-    def __init__(self, initial_headers: Sequence[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
+    def __init__(self, initial_headers: Iterable[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
         self.headers: list[str] = list(initial_headers)
         if len(set(self.headers)) != len(self.headers):
             raise ConfigurationError(f"a table needs distinct column names, got {self.headers}")

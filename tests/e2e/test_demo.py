@@ -22,7 +22,7 @@ def test_the_model_learns_to_add(tmp_path):
     assert exact[732] >= 0.95
     assert re.search(r"Exact match went from 0\.0% to (9[5-9]|100)\.\d% in 732 steps", done.stdout)
     assert f"run log  {Path('run') / 'run.sqlite'}" in done.stdout
-    for key in ("characters/last_correct", "validation/loss", "generation/num_samples", "callbacks/samples/seconds"):
+    for key in ("characters/last_correct", "validation/loss", "generation/num_samples", "callbacks/samples/stall_s"):
         assert list(series(tmp_path / "run", key)) == list(exact)
     assert query(tmp_path / "run", "SELECT count(*) FROM events WHERE kind = 'callback_failed'") == [(0,)]
     prompts = query(tmp_path / "run", "SELECT count(DISTINCT example_id) FROM samples WHERE callback = 'validation'")

@@ -102,7 +102,7 @@ async def test_a_thread_that_cannot_be_scored_is_counted_and_in_no_mean(qwen3_di
         alone = await ValidationLossCallback(good, model).maybe_call(0.0)
         bad = StringThread().user("x").assistant("y" * 400)
         metrics = await ValidationLossCallback([*good, bad], model).maybe_call(0.0)
-    assert metrics.pop("validation/num_failed") == 1
+    assert metrics.pop("validation/loss_num_failed") == 1
     assert metrics == pytest.approx(alone)
 
 

@@ -49,7 +49,7 @@ class Blocker(RecipeCallback):
     """Does synchronous work on the event loop."""
 
     async def callback(self, current_percentage):
-        time.sleep(0.01)  # noqa: ASYNC251 - blocking is the point
+        time.sleep(0.01)
         return {"blocked": 1}
 
 

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
+import descant.loggers.console as console_module
 from descant import Table
 from descant.loggers.console import Console, PlanLine
 
@@ -16,7 +17,7 @@ def shown(monkeypatch):
     def show(is_terminal, act, num_steps=40):
         output = io.StringIO()
         monkeypatch.setattr(
-            "descant.loggers.console.RichConsole",
+            "descant.loggers.console._Terminal",
             lambda **options: RichConsole(file=output, force_terminal=is_terminal, width=120, color_system=None),
         )
         console = Console(num_steps)
@@ -99,3 +100,20 @@ def test_text_of_a_model_is_shown_and_not_obeyed(shown, is_terminal):
     assert "\x1b]0" not in output
     assert "\\x1b[2J" in output
     assert "[red]markup[/red]" in output
+
+
+def test_a_console_that_nobody_reads_falls_silent(monkeypatch):
+    """As in ``... 2>&1 | head``: the run goes on without it."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    terminal = console_module._Terminal
+    monkeypatch.setattr(console_module, "_Terminal", lambda **options: terminal(file=Closed(), force_terminal=False))
+    console = Console(10)
+    console.start("SFT", [PlanLine("validation", "every 10 %", [0, 10])])
+    console.show_evaluation(0, "validation", {"validation/loss": 1.0})
+    console.show_step(5, {"training/loss": 1.0})
+    console.warn("careful")
+    console.close("completed")

@@ -18,7 +18,7 @@ def write(tmp_path, *lines):
 
 
 def test_both_shapes_of_rows(tmp_path):
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u", "name": "x"}]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u", "name": None}]
     path = write(
         tmp_path,
         json.dumps({"messages": [*messages, {"role": "assistant", "content": "a"}]}),

@@ -11,8 +11,8 @@ from descant import StringThread
 from descant.engine.jobs import Job, Priority
 from descant.errors import DescantError
 from descant.models.collector import Collector
-from descant.models.owner import Owner, current_owner, owner_scope
 from descant.models.placements.worker_thread import WorkerThread
+from descant.owner import Owner, current_owner, owner_scope
 
 
 class Call(Job):
@@ -30,7 +30,7 @@ class CallingEngine:
 
 @pytest.fixture
 def worker():
-    worker = WorkerThread("test", CallingEngine())
+    worker = WorkerThread("test", CallingEngine)
     yield worker
     worker.close()
 
@@ -118,7 +118,7 @@ async def test_closing_cancels_what_runs_and_refuses_what_waits(worker):
 async def test_an_engine_that_nobody_refers_to_is_freed():
     engine = CallingEngine()
     reference = weakref.ref(engine)
-    worker = WorkerThread("garbage", engine)
+    worker = WorkerThread("garbage", lambda made=[engine]: made.pop())
     await worker.run(Call(lambda _: None))
     thread = worker._loop._thread
     del engine, worker

@@ -11,8 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+from descant.errors import ConfigurationError
+from descant.owner import Owner, owner_scope
 from descant.progress import Progress
 from descant.schedule import every
+from descant.seeds import derive_seed
 
 logger = logging.getLogger("descant")
 
@@ -72,7 +75,7 @@ class RecipeCallback(ABC):
         name: what the callback is called in events and in ``callbacks/<name>/...`` metrics, unique in a run. By
             default the prefix, else the class name in snake case.
         at_start: run before the first step.
-        at_end: run after the last step, also when training stops early.
+        at_end: run after the last step, also when training fails before it (on the weights of its last whole step).
 
     Raises:
         ConfigurationError: a frequency that cannot work, with what is allowed.
@@ -92,6 +95,9 @@ class RecipeCallback(ABC):
             log_key_prefix = None
         self.frequency = frequency
         self.log_key_prefix = log_key_prefix
+        for argument, value in (("name", name), ("log_key_prefix", log_key_prefix)):
+            if value is not None and not isinstance(value, str):
+                raise ConfigurationError(f"{argument}={value!r} is a {type(value).__name__}; a string is needed")
         self.name = name or log_key_prefix or _snake_case(type(self).__name__)
         self.at_start = at_start
         self.at_end = at_end
@@ -129,14 +135,16 @@ class RecipeCallback(ABC):
 
         The arithmetic is that of a run: call it before the first step with 0.0, then after every step; it is due
         when a boundary lies between the previous call of ``maybe_call`` that ran and this one. Returns an empty
-        dictionary when it is not due. What ``callback`` raises passes through.
+        dictionary when it is not due. What ``callback`` raises passes through. As in a run, it may not train a model,
+        and an example is sampled with the same random numbers at every call.
         """
         progress = Progress.from_percentage(current_percentage)
         previous = Progress.from_percentage(self.last_call) if self.last_call >= 0 else None
         if not self.is_due(previous, progress):
             return {}
         self.last_call = current_percentage
-        return self.with_prefix(await self.callback(current_percentage))
+        with owner_scope(Owner(f"callback {self.name!r}", derive_seed(0, self.name), observer=True)):
+            return self.with_prefix(await self.callback(current_percentage))
 
     def is_due(self, previous: Progress | None, current: Progress) -> bool:
         """Whether a call is due at ``current``, the last one having been at ``previous`` (None: there was none)."""

@@ -65,7 +65,7 @@ class GenerateSamplesCallback(GenerationCallback):
 
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
-        keys = (self.log_key, "generation_length_mean", "generation_length_std", "num_samples")
+        keys = (self.log_key, "generation_length_mean", "generation_length_std", "num_samples", "num_failed")
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class GraderEvalCallback(GenerationCallback):
         deviation), ``score/min``, ``score/max`` and ``score/count`` are made from the grades that the grader returned.
         ``<log_key>/rewards/num_failed``: samples that the grader failed on, if any. They are in no mean.
         ``<log_key>/generation_length_mean``, ``..._std``: tokens, end-of-turn excluded; population standard deviation.
-        ``<log_key>/num_samples``: graded samples; ``<log_key>/num_failed``: threads without a completion, if any.
+        ``<log_key>/num_samples``: graded samples; ``<log_key>/num_generated``: completions, which the lengths are of;
+        ``<log_key>/num_failed``: threads without a completion, if any.
         ``<log_key>/samples``: Table of all samples with their ``grade``, ``reasoning`` and ``error``.
 
     The grader may be the one that training uses: an evaluation reads and clears its own logs only.
@@ -85,7 +86,8 @@ class GraderEvalCallback(GenerationCallback):
     def declared_keys(self) -> frozenset[str]:
         """The keys that do not depend on the grader."""
         rewards = [f"rewards/{key}" for key in summarize_scores([0.0])]
-        keys = ("generation_length_mean", "generation_length_std", "num_samples", "samples", *rewards)
+        counts = ("num_samples", "num_generated", "num_failed", "rewards/num_failed")
+        keys = ("generation_length_mean", "generation_length_std", "samples", *counts, *rewards)
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class GraderEvalCallback(GenerationCallback):
             **{f"rewards/{key}": value for key, value in rewards.items()},
             **self.length_metrics(measurement),
             "num_samples": len(grades),
+            "num_generated": len(threads),
             "samples": _sample_table(measurement, graded),
         }
 

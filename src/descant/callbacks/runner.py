@@ -17,8 +17,8 @@ from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError, DescantError
 from descant.loggers.console import PlanLine
 from descant.loggers.recorder import RunRecorder
-from descant.metrics import Metric, as_metric
-from descant.models.owner import Owner, owner_scope
+from descant.metrics import Metric, as_metric, clean_text
+from descant.owner import Owner, owner_scope
 from descant.progress import Progress
 from descant.seeds import derive_seed
 
@@ -28,7 +28,7 @@ RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percent
 
 @dataclass(frozen=True, slots=True)
 class CallbackFailure:
-    """A call that failed: which callback, after how many steps, and why."""
+    """A call that failed, or one returned value that is not a metric: which callback, after how many steps, and why."""
 
     callback: str
     step: int
@@ -76,7 +76,7 @@ class CallbackRunner:
         self._strict = strict
         self._key_owner = check_callbacks(self.callbacks)
         self._last_call: dict[str, int] = {}
-        self._warnings: list[tuple[str, str | None]] = []
+        self._warnings: list[tuple[str, int, str, str | None]] = []
         self._step = 0
 
     def plan(self) -> list[PlanLine]:
@@ -84,11 +84,15 @@ class CallbackRunner:
         return [PlanLine(c.name, str(c.schedule), c.due_steps(self.num_steps)) for c in self.callbacks]
 
     async def __aenter__(self) -> Self:
-        """``on_start`` of every callback."""
+        """``on_start`` of every callback; if that fails (``strict``) or is cancelled, ``on_end`` of every callback."""
         self._started_at = time.monotonic()
-        for callback in self.callbacks:
-            view = self._show_run(callback, {})
-            await self._attempt(callback, partial(callback.on_start, view))
+        try:
+            for callback in self.callbacks:
+                view = self._show_run(callback, {})
+                await self._attempt(callback, partial(callback.on_start, view))
+        except BaseException:
+            await self._end_all()
+            raise
         return self
 
     async def before_first_step(self) -> None:
@@ -108,19 +112,27 @@ class CallbackRunner:
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
+        try:
+            if isinstance(error, Exception) and not isinstance(error, CallbackError):
+                due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self._step]
+                with suppress(Exception):  # recorded if it can be; what stopped training is what must be raised
+                    await self._call_all(due, {})
+        finally:
+            first_error = await self._end_all()
+        if error is None and first_error is not None:
+            raise first_error
+
+    async def _end_all(self) -> Exception | None:
+        """``on_end`` of every callback, also when one fails; the first failure that must be raised."""
         first_error: Exception | None = None
-        if isinstance(error, Exception) and not isinstance(error, CallbackError):
-            due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self._step]
-            with suppress(DescantError):  # recorded if it can be; what stopped training is what must be raised
-                await self._call_all(due, {})
         for callback in self.callbacks:
             view = self._show_run(callback, {})
             try:
                 await self._attempt(callback, partial(callback.on_end, view))
-            except DescantError as failure:  # strict, or the run log: the others still get their on_end
-                first_error = first_error or failure
-        if error is None and first_error is not None:
-            raise first_error
+            except Exception as error:  # strict, or the run log cannot be written
+                first_error = first_error or error
+            callback.run = None
+        return first_error
 
     async def _call_all(self, due: Sequence[RecipeCallback], training_metrics: Mapping[str, Metric]) -> None:
         for callback in due:
@@ -136,7 +148,7 @@ class CallbackRunner:
         seconds = time.perf_counter() - started_at
         self.seconds[callback.name] = self.seconds.get(callback.name, 0.0) + seconds
         metrics = {} if returned is _FAILED else await self._accept(callback, returned)
-        costs: dict[str, Metric] = {f"callbacks/{callback.name}/seconds": seconds}
+        costs: dict[str, Metric] = {f"callbacks/{callback.name}/stall_s": seconds}
         if num_failed := sum(failure.callback == callback.name for failure in self.failures):
             costs[f"callbacks/{callback.name}/num_failed"] = num_failed
         await self._recorder.record_evaluation(self._step, callback.name, metrics, costs)
@@ -151,9 +163,12 @@ class CallbackRunner:
             await self._record_failure(callback, error)
             return _FAILED
         finally:
-            warnings, self._warnings = self._warnings, []
-            for message, details in warnings:
-                await self._recorder.record_event(self._step, "callback_warning", callback.name, message, details)
+            await self._record_warnings()
+
+    async def _record_warnings(self) -> None:
+        warnings, self._warnings = self._warnings, []
+        for source, step, message, details in warnings:
+            await self._recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
 
     async def _accept(self, callback: RecipeCallback, returned: Any) -> dict[str, Metric]:
         """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
@@ -165,26 +180,31 @@ class CallbackRunner:
         for key, value in callback.with_prefix(returned).items():
             try:
                 accepted[self._claim_key(callback, key)] = as_metric(value)
-            except (TypeError, ConfigurationError) as error:
-                await self._record_failure(callback, type(error)(f"key {key!r}: {error}"))
+            except Exception as error:  # whatever a value of the user's does when it is looked at
+                error.add_note(f"in what callback {callback.name!r} returned under the key {key!a}")
+                await self._record_failure(callback, error, f"key {key!a}: ")
         return accepted
 
     def _claim_key(self, callback: RecipeCallback, key: object) -> str:
-        if not isinstance(key, str) or not key:
-            raise ConfigurationError("a key must be a string that is not empty")
+        if not isinstance(key, str) or not key or key != clean_text(key):
+            raise ConfigurationError("a key must be a string that is valid Unicode and not empty")
         owner = "the trainer" if key.startswith(RESERVED_PREFIXES) else self._key_owner.setdefault(key, callback.name)
         if owner != callback.name:
             raise ConfigurationError(f"the key belongs to {owner}; give {callback.name!r} its own log_key_prefix=")
         return key
 
-    async def _record_failure(self, callback: RecipeCallback, error: Exception) -> None:
-        reason = traceback.format_exception_only(error)[0].strip()
+    async def _record_failure(self, callback: RecipeCallback, error: Exception, place: str = "") -> None:
+        says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
+        reason = place + (str(error) if says_it_all else traceback.format_exception_only(error)[0].strip())
         message = f"callback {callback.name!r} failed at step {self._step} of {self.num_steps}: {reason}"
         failure = CallbackFailure(callback.name, self._step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
         await self._recorder.record_event(self._step, "callback_failed", callback.name, message, failure.traceback)
         if self._strict:
             raise CallbackError(message) from error
+
+    def _warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
+        self._warnings.append((source, step, message, details))
 
     def _show_run(self, callback: RecipeCallback, training_metrics: Mapping[str, Metric]) -> RunView:
         """Let the callback see the run as it is now."""
@@ -196,7 +216,7 @@ class CallbackRunner:
             metrics=dict(training_metrics),
             run_dir=self._run_dir,
             seed=derive_seed(self._seed, callback.name, self._step),
-            warn=lambda message, details=None: self._warnings.append((f"{callback.name}: {message}", details)),
+            warn=partial(self._warn, callback.name, self._step),
         )
         return callback.run
 

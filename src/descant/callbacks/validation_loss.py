@@ -39,7 +39,8 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         ``validation/perplexity``: its exponential.
         ``validation/num_tokens``: how many tokens that is, end-of-turn tokens included.
         ``validation/loss_per_sample``: the mean of every thread's own loss per token.
-        ``validation/num_failed``: threads that could not be scored, if any. They are in no mean.
+        ``validation/loss_num_samples``: how many threads that is; ``validation/loss_num_failed``: how many could not be
+        scored, if any. They are in no mean. (With another ``log_key``: ``num_samples`` and ``num_failed``.)
 
     Args:
         validation_set: threads with their completions; weighted turns are scored.
@@ -74,7 +75,8 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
 
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
-        keys = [self.log_key, *map(self._key, ("perplexity", "num_tokens", "loss_per_sample"))]
+        counts = ("num_tokens", "num_samples", "num_failed")
+        keys = [self.log_key, *map(self._key, ("perplexity", "loss_per_sample", *counts))]
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
@@ -94,11 +96,14 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
     async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
         """The averages."""
         losses = [loss for loss in measurement if isinstance(loss, ThreadLoss)]
-        metrics: dict[str, Any] = {self._key("num_tokens"): sum(loss.num_tokens for loss in losses)}
+        metrics: dict[str, Any] = {
+            self._key("num_tokens"): sum(loss.num_tokens for loss in losses),
+            self._key("num_samples"): len(losses),
+        }
         if losses:
             loss = fsum(item.nll_sum for item in losses) / fsum(item.weight_sum for item in losses)
             metrics[self.log_key] = loss
-            metrics[self._key("perplexity")] = exp(loss) if loss < _LARGEST_EXPONENT else float("inf")
+            metrics[self._key("perplexity")] = float("inf") if loss > _LARGEST_EXPONENT else exp(loss)
             metrics[self._key("loss_per_sample")] = fmean([item.nll_sum / item.weight_sum for item in losses])
         if num_failed := len(measurement) - len(losses):
             metrics[self._key("num_failed")] = num_failed
@@ -107,7 +112,10 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         return metrics
 
     def _key(self, key: str) -> str:
-        return key if self.log_key == "loss" else f"{self.log_key}/{key}"
+        """``GraderEvalCallback`` counts under ``validation/`` too, so the loss says whose its counts are."""
+        if self.log_key != "loss":
+            return f"{self.log_key}/{key}"
+        return f"loss_{key}" if key in ("num_samples", "num_failed") else key
 
 
 def _thread_loss(thread: TokenizedThread, logprobs: Sequence[float]) -> ThreadLoss:

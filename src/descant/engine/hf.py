@@ -17,6 +17,7 @@ from descant.engine.generate import GenerationSettings, generate
 from descant.engine.jobs import (
     LIVE,
     Accumulate,
+    DiscardGradient,
     Generate,
     GeneratedTokens,
     Job,
@@ -34,6 +35,16 @@ from descant.losses.sft import language_modelling
 from descant.seeds import derive_seed
 
 ResultT = TypeVar("ResultT")
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+]
+"""Settings of the whole process that change the bits of a computation: how to read and how to write each."""
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"language_modelling": language_modelling}
 
 
@@ -72,8 +83,7 @@ class HFEngine:
         self.scorer = TokenScorer(self.model)
         self.optimizer = Optimizer(self.model) if trainable else None
         self.draws_random_numbers = draws_random_numbers(self.model)
-        self.num_threads = torch.get_num_threads()
-        self.default_dtype = torch.get_default_dtype()
+        self.settings = [read() for read, _ in _SETTINGS]
         self._start_step()
 
     def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
@@ -94,6 +104,8 @@ class HFEngine:
                 return self._accumulate(job, yield_point)
             case OptimStep():
                 return self._optim_step(job)
+            case DiscardGradient():
+                return self._discard_gradient()
             case Save():
                 return self._save(job.path)
             case _:
@@ -102,14 +114,15 @@ class HFEngine:
     @contextmanager
     def _own_settings(self) -> Iterator[None]:
         """The process-wide settings that the engine was built under: a callback may have changed them since, and
-        another number of threads or another default precision gives other bits."""
-        default_dtype = torch.get_default_dtype()
-        torch.set_default_dtype(self.default_dtype)
-        torch.set_num_threads(self.num_threads)
+        another number of threads, precision or kernel gives other bits."""
+        found = [read() for read, _ in _SETTINGS]
+        for (_, write), own in zip(_SETTINGS, self.settings, strict=True):
+            write(own)
         try:
             yield
         finally:
-            torch.set_default_dtype(default_dtype)
+            for (_, write), value in zip(_SETTINGS, found, strict=True):
+                write(value)
 
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""
@@ -141,7 +154,8 @@ class HFEngine:
             for indices in self._batches(job.sequences, results):
                 yield_point()
                 seed = derive_seed(job.seed, optimizer.num_steps, self.num_micro_batches)
-                with _module_mode(self.model, training=True), self._private_randomness(seed):
+                mode = _module_mode(self.model, training=True)
+                with torch.enable_grad(), mode, self._private_randomness(seed):  # it may run within an evaluation job
                     with self._autocast():
                         logprobs_N, weights_N = self.scorer.logprobs([job.sequences[i] for i in indices])
                         loss = LOSSES[job.loss](logprobs_N, weights_N)
@@ -152,8 +166,7 @@ class HFEngine:
                 self.num_tokens += len(weights_N)
                 self.num_samples += len(indices)
         except BaseException:  # half a step's gradient must not leak into the next step
-            optimizer.clear_gradient()
-            self._start_step()
+            self._discard_gradient()
             raise
         return results
 
@@ -176,6 +189,10 @@ class HFEngine:
             skip_nan_gradients=job.skip_nan_gradients,
         )
         return {**metrics, "grad_norm": norm, "skipped_update": float(skipped)}
+
+    def _discard_gradient(self) -> None:
+        self._trainable_optimizer().clear_gradient()
+        self._start_step()
 
     def _start_step(self) -> None:
         """Raw sums over the micro-batches of one step; the mean is taken once, when the step is applied."""

@@ -137,6 +137,13 @@ class OptimStep(Job[dict[str, float]]):
 
 
 @dataclass(frozen=True, slots=True)
+class DiscardGradient(Job[None]):
+    """Forget the accumulated gradient."""
+
+    priority = Priority.TRAINING
+
+
+@dataclass(frozen=True, slots=True)
 class Save(Job[Path]):
     """Write the weights and the tokenizer in Transformers' format into a directory, atomically."""
 

@@ -46,7 +46,7 @@ class Optimizer:
             if skip_nan_gradients:
                 return norm, True
             raise NonFiniteError(
-                f"the gradient of step {self.num_steps} is not finite, first in {broken[0] if broken else 'its norm'}; "
+                f"the gradient is not finite, first in {broken[0] if broken else 'its norm'}; "
                 "the weights are unchanged. Lower the learning rate, look for broken data in this batch, or leave such "
                 "updates out with skip_nan_gradients=True"
             )

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from descant.engine.jobs import WeightedSequence
+from descant.errors import ModelLoadError
 
 # B rows, T positions, H hidden size, V vocabulary, N trained tokens of a micro-batch
 
@@ -29,6 +30,7 @@ class TokenScorer:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.check_causal()
         self.head: nn.Module | None = model.get_output_embeddings()
         if not self._head_gives_the_logits():
             self.head = None
@@ -78,12 +80,34 @@ class TokenScorer:
 
     @torch.no_grad()
     def _head_gives_the_logits(self) -> bool:
+        """Whether the logits are what the head makes of the last hidden state, and nothing is done to them after.
+
+        Soft-capping hardly shows on small logits, so the head's output is replaced by large known numbers once.
+        """
         if self.head is None or self.model.base_model is self.model:
             return False
         probe = torch.arange(4, device=self.model.device).unsqueeze(0)
         logits = self.model(input_ids=probe, use_cache=False).logits
         hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        return torch.allclose(self.head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-5)
+        if not torch.allclose(self.head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-5):
+            return False
+        known = torch.linspace(-1000, 1000, logits.numel(), device=logits.device).view_as(logits).to(logits.dtype)
+        hook = self.head.register_forward_hook(lambda *_: known)
+        try:
+            return torch.equal(self.model(input_ids=probe, use_cache=False).logits, known)
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def check_causal(self) -> None:
+        """Raises ModelLoadError if a token changes what is predicted before it: the model reads both ways."""
+        probe = torch.arange(5, device=self.model.device).unsqueeze(0)
+        whole, cut = (self.model(input_ids=ids, use_cache=False).logits[:, :4] for ids in (probe, probe[:, :4]))
+        if (whole - cut).abs().max() > 1e-4 * whole.abs().max():
+            raise ModelLoadError(
+                f"{type(self.model).__name__} is not causal: a later token changes what it predicts before; a "
+                "decoder is needed"
+            )
 
 
 def _token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

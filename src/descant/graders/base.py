@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any
 
 from descant.errors import ConfigurationError, GradingError
+from descant.graders.daemon_pool import GRADER_THREADS
 from descant.graders.log_scope import current_scope
 from descant.stats import summarize_scores
 from descant.threads.thread import StringThread
@@ -60,7 +61,13 @@ class BaseGrader(ABC):
         return (await self.grade(sample)).value
 
     def add_log(self, log: dict[str, Any]) -> None:
-        """Record one graded sample; the key ``score`` enters the statistics."""
+        """Record one graded sample; the key ``score`` enters the statistics.
+
+        Raises:
+            GradingError: the score is not a finite number.
+        """
+        if "score" in log:
+            log = {**log, "score": checked_grade(log["score"], self.grader_key).value}
         self._scoped_logs().append(log)
 
     def get_logs(self, clear: bool = False) -> dict[str, Any]:
@@ -69,7 +76,7 @@ class BaseGrader(ABC):
 
         Inside a log scope (every evaluation has one) only what was recorded in that scope is seen and cleared.
         """
-        scores = [float(log["score"]) for log in self._scoped_logs() if "score" in log]
+        scores = [log["score"] for log in self._scoped_logs() if "score" in log]
         if clear:
             self.clear_logs()
         return dict(summarize_scores(scores)) if scores else {}
@@ -102,7 +109,7 @@ class _FunctionGrader(BaseGrader):
         is_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
             getattr(self.function, "__call__", None)  # noqa: B004 - an object with an async __call__
         )
-        result = self.function(sample) if is_async else await asyncio.to_thread(self.function, sample)
+        result = self.function(sample) if is_async else await GRADER_THREADS.run(self.function, sample)
         if inspect.isawaitable(result):
             result = await result
         grade = checked_grade(result, self.grader_key)
@@ -138,5 +145,10 @@ async def grade_many(grader: BaseGrader, threads: Sequence[StringThread]) -> lis
             return checked_grade(await grader.grade(thread), grader.grader_key)
         except Exception as error:
             return error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {error!r}")
 
     return list(await asyncio.gather(*map(attempt, threads)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -27,7 +28,7 @@ from descant.table import Table
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
 _BAR_WIDTH = 76
-_SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_tokens", "loss_per_sample")
+_SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_generated", "num_tokens", "loss_per_sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,15 @@ class PlanLine:
         return f"{head}, …, {self.steps[-1]}"
 
 
+class _Terminal(RichConsole):
+    """A console that falls silent when nobody reads it any more (``... | head``): the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from here on."""
+        self.quiet = True
+        self.file = io.StringIO()
+
+
 class Console:
     """Prints the plan, a progress bar with the latest metrics, every evaluation, warnings and the outcome.
 
@@ -54,7 +64,7 @@ class Console:
     """
 
     def __init__(self, num_steps: int) -> None:
-        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = _Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._latest: dict[str, str] = {}  # for the bar: the first number of each callback
         self._evaluated_step = -1

@@ -8,12 +8,13 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
-from math import isnan
+from collections.abc import Callable, Mapping
+from math import isfinite, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from descant.errors import RunLogError
+from descant.metrics import clean_text
 from descant.table import Table
 
 SCHEMA = """
@@ -23,7 +24,7 @@ CREATE TABLE metrics (  -- a number, or a text, or NaN where both are NULL
 ) WITHOUT ROWID;
 CREATE TABLE samples (  -- one row of a table that a callback returned; cells: a JSON object by column
     callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, example_id TEXT NOT NULL,
-    position INTEGER NOT NULL, cells TEXT NOT NULL, PRIMARY KEY (callback, step, key, example_id)
+    position INTEGER NOT NULL, cells TEXT NOT NULL, PRIMARY KEY (callback, step, key, example_id, position)
 ) WITHOUT ROWID;
 CREATE TABLE events (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
@@ -32,6 +33,13 @@ CREATE TABLE events (
 """
 _MAX_QUEUED = 100_000
 _Statement = tuple[str, tuple[Any, ...]]
+
+
+class _Mark(NamedTuple):
+    """A point in the queue: the writer says when everything before it is on disk."""
+
+    reached: Callable[[], object]
+    closing: bool
 
 
 class RunLog:
@@ -56,7 +64,7 @@ class RunLog:
             connection.executescript(SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
-        self._queue: queue.Queue[_Statement | threading.Event | None] = queue.Queue(_MAX_QUEUED)
+        self._queue: queue.Queue[_Statement | _Mark] = queue.Queue(_MAX_QUEUED)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._write, args=(connection,), name="descant-run-log", daemon=True)
         self._thread.start()
@@ -74,16 +82,21 @@ class RunLog:
             await self._put("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", step, key, number, text)
 
     async def log_samples(self, callback: str, step: int, key: str, table: Table) -> None:
-        """Record the rows of a table, identified by their column ``example_id`` or else by their position."""
+        """Record the rows of a table, identified by their column ``example_id`` or else by their position.
+
+        Cells are plain values (see ``metrics.as_metric``); JSON has no NaN or infinity, they are null.
+        """
         for position, cells in enumerate(table.as_dicts()):
             example_id = str(cells.get("example_id", position))
-            row = (callback, step, key, example_id, position, json.dumps(cells, default=repr, ensure_ascii=False))
+            for name, cell in cells.items():
+                cells[name] = None if isinstance(cell, float) and not isfinite(cell) else cell
+            row = (callback, step, key, example_id, position, json.dumps(cells, ensure_ascii=False))
             await self._put("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", *row)
 
     async def log_event(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
         """Record that something happened: a failure with its traceback, a warning, a decision."""
         columns = "(time, step, kind, source, message, details)"
-        row = (time.time(), step, kind, source, message, details)
+        row = (time.time(), step, kind, source, clean_text(message), None if details is None else clean_text(details))
         await self._put(f"INSERT INTO events {columns} VALUES (?, ?, ?, ?, ?, ?)", *row)
 
     async def flush(self) -> None:
@@ -92,10 +105,7 @@ class RunLog:
         Raises:
             RunLogError: it cannot be written.
         """
-        written = threading.Event()
-        await self._enqueue(written)
-        await asyncio.to_thread(written.wait)
-        self._check()
+        await self._reach(closing=False)
 
     async def close(self) -> None:
         """Write what is left and close the file.
@@ -103,19 +113,27 @@ class RunLog:
         Raises:
             RunLogError: it cannot be written.
         """
-        await self._enqueue(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._reach(closing=True)
+        self._thread.join()  # it has nothing left to do
+
+    async def _reach(self, *, closing: bool) -> None:
+        """Wait until the writer has reached this point of the queue, without a thread of the loop's pool: callbacks
+        and graders may have filled it with work that never ends."""
+        loop, reached = asyncio.get_running_loop(), asyncio.Event()
+        await self._enqueue(_Mark(lambda: loop.call_soon_threadsafe(reached.set), closing))
+        await reached.wait()
         self._check()
 
     async def _put(self, sql: str, *row: Any) -> None:
         self._check()
         await self._enqueue((sql, row))
 
-    async def _enqueue(self, item: _Statement | threading.Event | None) -> None:
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:  # the disk is slower than the run: wait for it without blocking the loop
-            await asyncio.to_thread(self._queue.put, item)
+    async def _enqueue(self, item: _Statement | _Mark) -> None:
+        while True:
+            try:
+                return self._queue.put_nowait(item)
+            except queue.Full:  # the disk is slower than the run: wait for it without blocking the loop
+                await asyncio.sleep(0.01)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -132,12 +150,13 @@ class RunLog:
                 try:
                     with connection:
                         for item in items:
-                            if isinstance(item, tuple):
+                            if not isinstance(item, _Mark):
                                 connection.execute(*item)
                 except Exception as error:
                     self._failure = error
-            for item in items:
-                if isinstance(item, threading.Event):
-                    item.set()
-            closing = None in items
-        connection.close()
+            marks = [item for item in items if isinstance(item, _Mark)]
+            closing = any(mark.closing for mark in marks)
+            if closing:
+                connection.close()
+            for mark in marks:
+                mark.reached()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
-from descant.errors import ConfigurationError, ModelLoadError
+from descant.errors import ConfigurationError, ModelLoadError, RenderError
 from descant.models.inference import InferenceModel
 from descant.models.placements.worker_thread import WorkerThread
 from descant.models.training import TrainingModel
@@ -68,26 +67,42 @@ class ModelBuilder:
         return await self._spawn(InferenceModel, name, _INFERENCE_BATCH_TOKENS)
 
     async def _spawn(self, kind: type[ModelT], name: str, max_batch_tokens: int) -> ModelT:
-        """Load off the event loop, into a thread of its own."""
-        engine, renderer = await asyncio.to_thread(self._load, max_batch_tokens, issubclass(kind, TrainingModel))
-        sampling = Sampling(max_gen_len=self.tokens_to_generate)
-        return kind(name, engine.describe(), WorkerThread(name, engine), renderer, sampling)
+        """Load in the thread that will run the engine, off the event loop."""
+        parts: list[tuple[HFEngine, Renderer]] = []
+
+        def load() -> HFEngine:
+            parts.append(self._load(max_batch_tokens, issubclass(kind, TrainingModel)))
+            return parts[0][0]
+
+        placement = WorkerThread(name, load)
+        await placement.loaded()
+        engine, renderer = parts.pop()
+        return kind(name, engine.describe(), placement, renderer, Sampling(max_gen_len=self.tokens_to_generate))
 
     def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
         self._check_path()
-        renderer = Renderer(self._from_pretrained(AutoTokenizer), self.path)  # before the weights: it is quick to fail
-        model = self._from_pretrained(AutoModelForCausalLM, dtype=torch.float32)
-        stop_ids = renderer.stop_ids | _generation_stop_ids(model)
-        if not stop_ids:
+        tokenizer = self._from_pretrained(AutoTokenizer)
+        try:
+            renderer = Renderer(tokenizer, self.path)  # before the weights: it is quick to fail
+        except RenderError as error:
+            raise ModelLoadError(f"the chat template of {self.path!r} cannot be used: {error}") from error
+        model, loading = self._from_pretrained(AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True)
+        for problem in ("missing_keys", "mismatched_keys"):
+            if names := sorted(map(str, loading[problem])):
+                raise ModelLoadError(
+                    f"{self.path!r} is not a whole causal language model: {len(names)} weights of "
+                    f"{type(model).__name__} have {problem.replace('_', ' ')}, first {names[0]}"
+                )
+        if renderer.end_of_turn_id is None:
             warnings.warn(
-                f"{self.path!r}: neither the chat template nor the tokenizer has an end-of-turn token, so every "
-                "generation runs to max_gen_len; set tokenizer.eos_token",
+                f"{self.path!r}: the chat template writes no end-of-turn token after an assistant's content, so a "
+                "model that is trained on it does not learn to stop",
                 stacklevel=2,
             )
         engine = HFEngine(
             model,
             renderer.tokenizer,
-            stop_ids=stop_ids,
+            stop_ids=renderer.stop_ids | _generation_stop_ids(model),
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=self.kv_cache_len,
             trainable=trainable,
@@ -111,7 +126,7 @@ class ModelBuilder:
     def _from_pretrained(self, auto_class: Any, **options: Any) -> Any:
         try:
             return auto_class.from_pretrained(self.path, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # Transformers, safetensors and the hub's client raise all kinds
             where = "the directory" if Path(self.path).is_dir() else "neither a directory here nor loadable as hub id"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelLoadError(f"{auto_class.__name__} cannot load {self.path!r} ({where}): {reason}") from error

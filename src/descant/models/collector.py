@@ -36,6 +36,7 @@ class Collector:
         When every caller of a list call has been cancelled, so is the list call.
         """
         loop = asyncio.get_running_loop()
+        key = (loop, key)  # a grader in a thread may run a loop of its own
         if (batch := self._open.get(key)) is None:
             batch = self._open[key] = _Batch()
             loop.call_soon(self._flush, key, list_call)

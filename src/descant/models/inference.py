@@ -9,11 +9,11 @@ from dataclasses import replace
 from math import isfinite
 from typing import Literal, Self, TypeVar, overload
 
-from descant.engine.jobs import Generate, GenerationRequest, Logprobs, Sampling, WeightedSequence
+from descant.engine.jobs import Generate, GeneratedTokens, GenerationRequest, Logprobs, Sampling, WeightedSequence
 from descant.errors import ConfigurationError, RenderError, RequestError
 from descant.models.collector import Collector
-from descant.models.owner import Owner, current_owner
 from descant.models.placements.worker_thread import WorkerThread
+from descant.owner import Owner, current_owner
 from descant.threads.render import Renderer
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -230,18 +230,23 @@ class InferenceModel:
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
             results = await self._placement.run(Generate(requests, sampling))
-            return [
-                result
-                if isinstance(result, RequestError)
-                else self._renderer.append_generated(
+
+            def append(
+                prompt: TokenizedThread, result: GeneratedTokens | RequestError
+            ) -> TokenizedThread | RequestError:
+                if isinstance(result, RequestError):
+                    return result
+                return self._renderer.append_generated(
                     prompt,
                     result.token_ids,
                     result.finish_reason,
                     logprobs=result.logprobs,
                     stop_strings=sampling.stop_strings,
                 )
-                for (prompt, _), result in zip(prompts, results, strict=True)
-            ]
+
+            return await asyncio.to_thread(
+                lambda: [append(prompt, result) for (prompt, _), result in zip(prompts, results, strict=True)]
+            )
 
         return await render_each(seeded, render, decode)
 

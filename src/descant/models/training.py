@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, overload
 
-from descant.engine.jobs import Accumulate, OptimStep, Save
+from descant.engine.jobs import Accumulate, DiscardGradient, OptimStep, Save
 from descant.errors import ConfigurationError, RequestError
 from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences
-from descant.models.owner import current_owner
+from descant.owner import current_owner
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -82,6 +82,11 @@ class TrainingModel(InferenceModel):
                 f"max_grad_norm={max_grad_norm}"
             )
         return await self._placement.run(OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
+
+    async def discard_gradient(self) -> None:
+        """Forget what was accumulated since the last ``optim_step``, as an interrupted trainer may have left it."""
+        self._check_may_train("discard_gradient")
+        await self._placement.run(DiscardGradient())
 
     async def save(self, path: str | PathLike[str]) -> Path:
         """Write weights, configuration and tokenizer as a directory that Transformers and descant load.

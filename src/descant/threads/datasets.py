@@ -17,8 +17,9 @@ def load_threads(path: str | PathLike[str]) -> list[StringThread]:
     """The threads of a JSONL file, in the order of its lines.
 
     Each line is an object with either ``messages`` (a list of ``{"role", "content"}``) or ``prompt`` (a string, or
-    a list of messages) and, for training, ``completion`` (a string). Other columns become the thread's metadata; a
-    column ``metadata`` that is an object is merged into it. Blank lines are ignored.
+    a list of messages) and, for training, ``completion`` (a string). Beside ``messages``, ``weights`` may give one
+    number for each. Other columns become the thread's metadata; a column ``metadata`` that is an object is merged
+    into it. Blank lines are ignored.
 
     Raises:
         DatasetError: the file is missing, empty, not UTF-8, or has bad rows; ``problems`` has all of them, the
@@ -38,6 +39,10 @@ def load_threads(path: str | PathLike[str]) -> list[StringThread]:
     if not threads:
         raise DatasetError(f"{path} is empty: a JSONL file with one thread a line is needed")
     return threads
+
+
+_NOT_YET = ("tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "name", "weight")
+"""Keys of messages that some templates render: leaving them out silently would train something else."""
 
 
 class _BadRow(Exception):
@@ -71,12 +76,15 @@ def _parse_row(line: str, source: str) -> StringThread:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise _BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise _BadRow(f"not JSON that can be read: {error}") from None
     if not isinstance(row, dict):
         raise _BadRow(f"a JSON {_json_type(row)}, not an object")
     columns = ", ".join(map(repr, row)) or "none"
-    if "messages" in row and ("prompt" in row or "completion" in row):
+    has_messages = "messages" in row
+    if has_messages and ("prompt" in row or "completion" in row):
         raise _BadRow(f"both 'messages' and 'prompt'/'completion'; keep one of them (columns: {columns})")
-    if "messages" in row:
+    if has_messages:
         turns = _parse_messages(row.pop("messages"), "messages")
     elif "prompt" in row:
         turns = _parse_prompt(row.pop("prompt"))
@@ -86,7 +94,17 @@ def _parse_row(line: str, source: str) -> StringThread:
         raise _BadRow(f"neither 'messages' nor 'prompt' (columns: {columns})")
     if isinstance(row.get("metadata"), dict):
         row = {**row.pop("metadata"), **row}
-    return StringThread(turns, row or None, source=source)
+    weights = row.pop("weights", None) if has_messages else None
+    thread = StringThread(turns, row or None, source=source)
+    return thread if weights is None else thread.with_turn_weights(_parse_weights(weights))
+
+
+def _parse_weights(weights: Any) -> list[float]:
+    if not isinstance(weights, list) or not all(
+        isinstance(w, int | float) and not isinstance(w, bool) for w in weights
+    ):
+        raise _BadRow("'weights' is not a list of numbers, one for each message")
+    return weights
 
 
 def _parse_prompt(prompt: Any) -> list[tuple[str, str]]:
@@ -105,6 +123,8 @@ def _parse_messages(messages: Any, column: str) -> list[tuple[str, str]]:
         for key in ("role", "content"):
             if key not in message:
                 raise _BadRow(f"{place} has no {key!r} (it has {', '.join(map(repr, message)) or 'nothing'})")
+        if unusable := [key for key in _NOT_YET if message.get(key)]:
+            raise _BadRow(f"{place} has {unusable[0]!r}, which this version cannot render")
         role = _parse_text(message["role"], f"{place}.role")
         turns.append((role, _parse_text(message["content"], f"{place}.content")))
     return turns

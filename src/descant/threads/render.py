@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Private-use characters: no dataset contains them and no template treats them specially.
 _SENTINEL = "\ue000descant-turn-{}\ue001"
+_END_OF_REASONING = "</think>"
 
 
 class _CharSpan(NamedTuple):
@@ -62,11 +63,12 @@ class Renderer:
         located = self._locate(thread, text)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         token_ids = tuple(encoding["input_ids"])
-        starts = [start for start, _ in encoding["offset_mapping"]]
+        starts, ends = zip(*encoding["offset_mapping"], strict=True) if token_ids else ((), ())
         turns, weights = thread.get_turns(), thread.get_turn_weights()
         spans = []
         for turn, start, end in located:
-            first, content_end = bisect_left(starts, start), bisect_left(starts, end)
+            # A token that reaches into the turn from before it belongs to it: the model has to write its text.
+            first, content_end = bisect_right(ends, start), bisect_left(starts, end)
             spans.append(TurnSpan(turns[turn].role, first, content_end, self._end_of_turn(token_ids, content_end)))
         return TokenizedThread(thread, token_ids, tuple(spans), tuple(weights[turn] for turn, _, _ in located))
 
@@ -135,12 +137,31 @@ class Renderer:
                 if text.startswith(rendered + piece, position):
                     break
             else:
-                raise self._cannot_locate(thread, turn)
+                return self._locate_by_prompts(thread, text, located)
             start = self._end_of_generation_prompt(thread, turn, text[:position])
             spans.append(_CharSpan(turn, start, position + len(rendered)))
             position += len(rendered) + len(piece)
         if not text.startswith(pieces[0]) or position != len(text):
             raise self._cannot_locate(thread, located[0])
+        return spans
+
+    def _locate_by_prompts(self, thread: StringThread, text: str, located: Sequence[int]) -> list[_CharSpan]:
+        """Where the located turns stand when the template takes contents apart, as reasoning templates do.
+
+        An assistant turn then begins where the generation prompt of the thread before it ends, and goes on to the
+        next end-of-turn token. What follows the reasoning must stand there as it was written.
+        """
+        turns = thread.get_turns()
+        end_of_turn = None if self.end_of_turn_id is None else str(self.tokenizer.decode([self.end_of_turn_id]))
+        spans = []
+        for turn in located:
+            role, content = turns[turn]
+            start = self._end_of_generation_prompt(thread, turn, text)
+            end = text.find(end_of_turn, start) if end_of_turn else -1
+            answer = content.rpartition(_END_OF_REASONING)[2].strip()
+            if role != "assistant" or end < start or answer not in text[start:end]:
+                raise self._cannot_locate(thread, turn)
+            spans.append(_CharSpan(turn, start, end))
         return spans
 
     def _end_of_generation_prompt(self, thread: StringThread, turn: int, before: str) -> int:

@@ -187,4 +187,9 @@ def _checked_turn(index: int, turn: tuple[str, str]) -> StringTurn:
         raise ConfigurationError(f"turn {index} has role {role!r}; roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ConfigurationError(f"turn {index} ({role}) has content of type {type(content).__name__}, not a string")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        reason = f"content that is not valid Unicode (unpaired surrogate {content[error.start]!a} at {error.start})"
+        raise ConfigurationError(f"turn {index} ({role}) has {reason}") from None
     return StringTurn(role, content)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from descant.callbacks.base import RecipeCallback
-from descant.errors import ConfigurationError, DatasetError
+from descant.errors import ConfigurationError, DatasetError, NonFiniteError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
@@ -95,6 +95,9 @@ class SFT(Trainer):
             raise ConfigurationError(
                 f"model={model!r} cannot be trained; make it with ModelBuilder(path).spawn_train(name, max_batch_size)"
             )
+        for name, value in (("seed", seed), ("data_seed", data_seed)):
+            if not isinstance(value, int) or value < 0:
+                raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 0")
         _check_dataset(dataset)
         super().__init__(logger=logger, callbacks=callbacks, seed=seed, strict=strict, run_dir=run_dir)
         self.dataset = dataset
@@ -137,15 +140,21 @@ class SFT(Trainer):
     async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
         """One update on the next samples."""
         started_at = time.perf_counter()
+        if step == 1:  # a trainer of the same model may have been interrupted within a step
+            await self.model.discard_gradient()
         threads = [self.dataset[index] for index in self.order.indices(step)]
         outcomes = await self.model.train_language_modelling_many(threads, seed=self.seed, return_exceptions=True)
         skipped = [(thread, error) for thread, error in zip(threads, outcomes, strict=True) if error is not None]
         if skipped:
             await self._record_skipped(step, skipped, len(threads), recorder)
         learning_rate = self.lr_scheduler(step / self.num_steps)
-        update = await self.model.optim_step(
-            learning_rate, self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
-        )
+        try:
+            update = await self.model.optim_step(
+                learning_rate, self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
+            )
+        except NonFiniteError as error:
+            error.add_note(f"at step {step} of {self.num_steps}")
+            raise
         seconds = time.perf_counter() - started_at
         metrics: dict[str, Metric] = {
             "training/loss": update["loss"],
@@ -193,9 +202,10 @@ def _check_dataset(dataset: Sequence[StringThread]) -> None:
 def _check_numbers(**limits: tuple[Any, float, bool]) -> None:
     """Each value must be finite and above its limit, or equal to it where that is allowed."""
     for name, (value, limit, may_be_equal) in limits.items():
+        is_number = isinstance(value, float | int | Fraction) and not isinstance(value, bool)
         try:
-            number = exact_fraction(value)
-        except (TypeError, ValueError):
+            number = exact_fraction(value) if is_number else None
+        except ValueError:  # NaN, infinity
             number = None
         if number is None or number < limit or (number == limit and not may_be_equal) or not isfinite(number):
             relation = "at least" if may_be_equal else "above"

@@ -7,11 +7,13 @@ import itertools
 import queue
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
-from descant.engine.jobs import Engine, Job
+from descant.engine.jobs import Engine, Job, Priority
 from descant.errors import DescantError
 
 ResultT = TypeVar("ResultT")
@@ -32,10 +34,6 @@ class _Ticket:
     future: Future[Any] = field(compare=False, default_factory=Future)
     cancelled: threading.Event = field(compare=False, default_factory=threading.Event)
 
-    def yield_point(self) -> None:
-        if self.cancelled.is_set():
-            raise _Cancelled
-
 
 class WorkerThread:
     """Runs the jobs of one engine on one thread, training jobs first; the event loop never waits for it.
@@ -44,10 +42,19 @@ class WorkerThread:
     engine is freed by ``close``, when the last handle is garbage, or when the interpreter exits.
     """
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, load: Callable[[], Engine]) -> None:
+        """Start the thread; ``load`` makes the engine, on the thread that will run it.
+
+        (The OpenMP threads of torch's CPU kernels belong to the thread that first uses them. A second set in the
+        process, as a thread for loading would leave behind, makes OpenMP throttle both: steps took 1.3 times as long.)
+        """
         self.name = name
-        self._loop = _WorkLoop(name, engine)
+        self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
+
+    async def loaded(self) -> None:
+        """Wait until the engine is there; raises what ``load`` raised."""
+        await asyncio.wrap_future(self._loop.loaded)
 
     async def run(self, job: Job[ResultT]) -> ResultT:
         """Queue a job and wait for its result; cancelling the wait cancels the job.
@@ -71,13 +78,14 @@ class WorkerThread:
 class _WorkLoop:
     """The part that the thread holds on to; it does not keep the placement alive."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, load: Callable[[], Engine]) -> None:
+        self.loaded: Future[None] = Future()
         self._name = name
-        self._engine: Engine | None = engine
+        self._engine: Engine | None = None
         self._numbers = itertools.count()
         self._queue: queue.PriorityQueue[_Ticket] = queue.PriorityQueue()
         self._current: _Ticket | None = None
-        self._thread = threading.Thread(target=self._work, name=f"descant-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(load,), name=f"descant-{name}", daemon=True)
         self._closed = False
         self._lock = threading.Lock()  # nothing is queued behind the ticket that closes the queue
         self._thread.start()
@@ -99,7 +107,14 @@ class _WorkLoop:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _work(self) -> None:
+    def _work(self, load: Callable[[], Engine]) -> None:
+        try:
+            self._engine = load()
+        except BaseException as error:
+            self.loaded.set_exception(error)
+            return
+        self.loaded.set_result(None)
+        del load
         while (ticket := self._queue.get()).job is not None:
             self._current = ticket
             if self._closed:
@@ -114,13 +129,26 @@ class _WorkLoop:
     def _run(self, ticket: _Ticket, job: Job[Any]) -> None:
         assert self._engine is not None
         try:
-            result = self._engine.run(job, ticket.yield_point)
+            result = self._engine.run(job, partial(self._yield_point, ticket))
         except _Cancelled:
             ticket.future.set_exception(DescantError(f"the job was cancelled: model {self._name!r} was closed"))
         except BaseException as error:
             ticket.future.set_exception(error)
         else:
             ticket.future.set_result(result)
+
+    def _yield_point(self, running: _Ticket) -> None:
+        """Between two decode steps or micro-batches of a job: stop if it was cancelled, let training jobs pass."""
+        if running.cancelled.is_set():
+            raise _Cancelled
+        while running.priority > Priority.TRAINING and self._training_waits():
+            ticket = self._queue.get()
+            if ticket.job is not None and ticket.future.set_running_or_notify_cancel():
+                self._run(ticket, ticket.job)
+
+    def _training_waits(self) -> bool:
+        with self._queue.mutex:
+            return bool(self._queue.queue) and self._queue.queue[0].priority == Priority.TRAINING
 
     def _refuse_waiting(self) -> None:
         while True:
