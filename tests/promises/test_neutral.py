@@ -60,12 +60,16 @@ class ThreadsAndDtypes(RecipeCallback):
         torch.set_grad_enabled(False)
         torch.set_num_threads(2)
         torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cuda.enable_flash_sdp(False)
         return {}
 
     async def on_end(self, run):
         torch.set_grad_enabled(True)
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.enable_flash_sdp(True)
 
 
 def built_ins(model, frequency):

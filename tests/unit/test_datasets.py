@@ -36,6 +36,15 @@ def test_both_shapes_of_rows(tmp_path):
     assert [thread.source.rpartition(":")[2] for thread in (whole, plain, with_messages, prompt)] == list("1245")
 
 
+def test_threads_that_were_written_come_back(tmp_path):
+    threads = [
+        StringThread([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], {"id": 1}),
+        StringThread().user("é").assistant("x").with_turn_weights([0, 0.5]),
+    ]
+    threads[0] = threads[0].with_weight_last_assistant_turn()
+    assert load_threads(write(tmp_path, *(thread.to_json() for thread in threads))) == threads
+
+
 BROKEN = {
     '{"prompt": "x", ': "line 2: not JSON: Expecting property name",
     "[1, 2]": "line 2: a JSON list, not an object",
@@ -49,6 +58,12 @@ BROKEN = {
     '{"messages": [{"role": "bot", "content": "x"}]}': "line 2: turn 0 has role 'bot'",
     '{"messages": [{"role": "user", "content": 3}]}': "line 2: messages[0].content is a JSON number, not a string",
     '{"prompt": "x", "completion": null}': "line 2: completion is a JSON null, not a string",
+    '{"prompt": "\\ud83d"}': "line 2: turn 0 (user) has content that is not valid Unicode",
+    '{"prompt": ' + "9" * 5000 + "}": "line 2: not JSON that can be read",
+    "[" * 100_000: "line 2: not JSON",
+    '{"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}': "line 2: messages[0] has 'tool_call_id'",
+    '{"messages": [{"role": "user", "content": "x"}], "weights": [1, 2]}': "line 2: 2 weights for a thread of 1 turns",
+    '{"messages": [{"role": "user", "content": "x"}], "weights": "1"}': "line 2: 'weights' is not a list of numbers",
     '{"prompt": true}': "line 2: 'prompt' is a JSON boolean",
 }
 

@@ -2,6 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from descant import StringThread
 from descant.errors import ModelLoadError, RenderError
@@ -15,6 +17,14 @@ REASONING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TAKES_REASONING_APART = (  # as Qwen3's does: reasoning is cut out, laid out anew, and left out of all but the last turn
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' and '</think>' in text %}"
+    "{% set reasoning = text.split('</think>')[0].split('<think>')[-1].strip() %}"
+    "{% set text = text.split('</think>')[-1].strip() %}"
+    "{% if loop.last %}<think>\n{{ reasoning }}\n</think>\n\n{% endif %}{{ text }}{% else %}{{ text }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}"
 ALTERNATING = (
@@ -103,6 +113,32 @@ def test_what_the_model_has_to_write_before_the_content_is_trained():
     chat = renderer(REASONING)
     rendering = chat.render(StringThread().user("u").assistant("a").user("v").assistant("b"))
     assert trained_text(rendering, chat) == ["a<|im_end|>", "<think>\n\n</think>\n\nb<|im_end|>"]
+
+
+def test_reasoning_that_the_template_lays_out_anew_is_trained_as_rendered():
+    chat = renderer(TAKES_REASONING_APART)
+    thread = StringThread().user("1").assistant("<think>a</think>one").user("2").assistant("<think>b</think>two")
+    rendering = chat.render(thread)
+    assert trained_text(rendering, chat) == ["one<|im_end|>", "<think>\nb\n</think>\n\ntwo<|im_end|>"]
+    mixed = chat.render(StringThread().user("1").assistant("plain").user("2").assistant("<think>b</think>two"))
+    assert trained_text(mixed, chat) == ["plain<|im_end|>", "<think>\nb\n</think>\n\ntwo<|im_end|>"]
+
+
+def test_a_token_that_reaches_into_the_turn_is_trained():
+    """The merge " 4" straddles the generation prompt "Assistant: " and the content "46"."""
+    vocabulary = {token: index for index, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġ4"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "4")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    chat = Renderer(tokenizer, "tiny")
+    rendering = chat.render(StringThread().user("x").assistant("46"))
+    assert trained_text(rendering, chat) == [" 46<|im_end|>"]
 
 
 def test_a_turn_that_cannot_be_located_is_an_error_that_says_so():
