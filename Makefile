@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check bench format clean
 
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
 	@echo "make check   format, lint, types, layers and unit tests"
+	@echo "make bench   generation against Transformers, as a table (about five minutes)"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
 
@@ -25,6 +26,9 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit
+
+bench: .venv/core-installed
+	$(BIN)/python benchmarks/generation.py
 
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix --quiet .
