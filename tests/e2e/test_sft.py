@@ -281,6 +281,31 @@ async def test_a_callback_cannot_train(qwen3_dir, tmp_path):
     assert "callback 'trainer': callbacks observe and must not train the model" in refused[0]
 
 
+async def test_neither_can_a_thread_of_its_making_nor_another_trainer(qwen3_dir, tmp_path):
+    refused = []
+
+    class Sly(RecipeCallback):
+        async def callback(self, current_percentage):
+            loop = asyncio.get_running_loop()
+
+            def from_a_thread():  # threads do not inherit the context that says who is asking
+                return asyncio.run_coroutine_threadsafe(model.train_language_modelling_many(THREADS), loop).exception()
+
+            refused.append(await loop.run_in_executor(None, from_a_thread))
+            try:
+                await SFT(dataset=THREADS, model=model.temperature(0), run_dir=tmp_path / "other").run()
+            except ObserverError as error:
+                refused.append(error)
+            return {}
+
+    async with training_model(qwen3_dir) as model:
+        await SFT(dataset=THREADS, model=model, callbacks=[Sly(1, at_end=False)], run_dir=tmp_path / "run").run()
+        assert [type(error) for error in refused] == [ObserverError, ObserverError]
+        assert "'policy' is being trained by a running SFT" in str(refused[0])
+        await model.train_language_modelling_many(THREADS)  # afterwards it is free again
+        assert (await model.optim_step(lr=0.0))["num_samples"] == len(THREADS)
+
+
 async def test_a_logger_that_fails_is_recorded_and_strict_raises(qwen3_dir, tmp_path):
     async def broken(metrics):
         raise ConnectionError("tracker is down")

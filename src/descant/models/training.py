@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Literal, overload
 
 from descant.engine.jobs import Accumulate, DiscardGradient, OptimStep, Save
-from descant.errors import ConfigurationError, RequestError
+from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences
-from descant.owner import current_owner
+from descant.owner import Owner, current_owner
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -103,6 +104,25 @@ class TrainingModel(InferenceModel):
 
         return await render_each(threads, self._renderer.render, accumulate)
 
+    @contextmanager
+    def trained_by(self, trainer: Owner) -> Iterator[None]:
+        """Until this ends, only ``trainer`` may train the model: not a callback, nor a thread or task of its making.
+
+        Raises:
+            ObserverError: another trainer is at it.
+        """
+        self._check_may_train("training")
+        self._placement.trainer = trainer
+        try:
+            yield
+        finally:
+            self._placement.trainer = None
+
     def _check_may_train(self, method: str) -> None:
-        if (owner := current_owner()) is not None:
+        owner, trainer = current_owner(), self._placement.trainer
+        if owner is not None:
             owner.check_may_train(method)
+        if trainer is not None and owner is not trainer:
+            raise ObserverError(
+                f"{method}: {self.name!r} is being trained by {trainer.name}, and by nobody else until it ends"
+            )

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from descant.callbacks.runner import CallbackFailure, CallbackRunner, check_call
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
+from descant.models.training import TrainingModel
+from descant.owner import Owner, owner_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,11 @@ class Trainer(ABC):
     def num_steps(self) -> int:
         """Planned steps, at least 1."""
 
+    @property
+    @abstractmethod
+    def trained_models(self) -> Sequence[TrainingModel]:
+        """The models whose weights change; while the trainer runs, nobody else may train them."""
+
     @abstractmethod
     def describe(self) -> str:
         """What will be trained on what, in one line."""
@@ -104,6 +112,7 @@ class Trainer(ABC):
 
         Raises:
             CallbackError: a callback failed and ``strict`` is on.
+            ObserverError: another trainer is training the same model.
             NonFiniteError: the gradient of a step is not finite; the weights are those before it.
             RunLogError: the run log cannot be written.
             and whatever else stops training, once callbacks and run log are closed.
@@ -116,7 +125,7 @@ class Trainer(ABC):
         )
         async with recorder:
             await recorder.announce(f"{type(self).__name__}: {self.describe()}", self._full_config(), runner.plan())
-            async with runner:
+            async with self._training_alone(), runner:
                 await runner.before_first_step()
                 await recorder.publish()
                 for step in range(1, self.num_steps + 1):
@@ -132,6 +141,15 @@ class Trainer(ABC):
             seconds=time.monotonic() - started_at,
             run_dir=run_dir,
         )
+
+    @asynccontextmanager
+    async def _training_alone(self) -> AsyncIterator[None]:
+        """What the trainer asks of models, it asks as itself; nobody else may train them meanwhile."""
+        owner = Owner(f"a running {type(self).__name__}", self.seed, observer=False)
+        with owner_scope(owner), ExitStack() as stack:
+            for model in self.trained_models:
+                stack.enter_context(model.trained_by(owner))
+            yield
 
     def _full_config(self) -> dict[str, Any]:
         callbacks = [

@@ -115,6 +115,11 @@ class SFT(Trainer):
         """Planned steps."""
         return self.order.num_steps
 
+    @property
+    def trained_models(self) -> Sequence[TrainingModel]:
+        """The model."""
+        return [self.model]
+
     def describe(self) -> str:
         """What will be trained on what, in one line."""
         return (

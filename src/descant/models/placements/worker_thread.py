@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from descant.engine.jobs import Engine, Job, Priority
 from descant.errors import DescantError
+from descant.owner import Owner
 
 ResultT = TypeVar("ResultT")
 _CLOSE_PRIORITY = -1
@@ -49,6 +50,8 @@ class WorkerThread:
         process, as a thread for loading would leave behind, makes OpenMP throttle both: steps took 1.3 times as long.)
         """
         self.name = name
+        self.trainer: Owner | None = None
+        """Who alone may train the engine at present; every view of the model sees this."""
         self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
 
