@@ -30,6 +30,7 @@ from descant import (
     ValidationLossCallback,
 )
 from descant.errors import CallbackError, ModelLoadError, RunLogError
+from descant.loggers import recorder
 
 THREADS = addition_threads(12)
 
@@ -222,17 +223,13 @@ async def test_on_end_is_called_when_the_disk_is_full(qwen3_dir, tmp_path, monke
             dataset=THREADS, model=model, samples_per_batch=3, callbacks=[good, DiskFull(0.25, "full")],
             run_dir=tmp_path,
         )  # fmt: skip
-        opened = []
-        original = monkeypatch.setattr  # the writer thread's failure is what a full disk looks like from outside
-        from descant.loggers import recorder as module
 
-        class Remembered(module.RunLog):
+        class Remembered(recorder.RunLog):  # a failure of its writer thread is what a full disk looks like
             def __init__(self, run_dir):
                 super().__init__(run_dir)
-                opened.append(self)
                 trainer.log = self
 
-        original(module, "RunLog", Remembered)
+        monkeypatch.setattr(recorder, "RunLog", Remembered)
         with pytest.raises(RunLogError, match="No space left on device"):
             await trainer.run()
     assert good.hooks == [("start", 0), ("end", 1)]
@@ -301,11 +298,14 @@ async def test_a_training_job_passes_an_evaluation_at_its_next_step(gpt2_dir):
         await alone.optim_step(lr=1e-2)
         expected = weights_of(alone)
     async with training_model(gpt2_dir) as model:
-        order = []
+        order, begun = [], threading.Event()
+        engine = model._placement._loop._engine
+        dispatch = engine._dispatch
+        engine._dispatch = lambda job, yield_point: (begun.set(), dispatch(job, yield_point))[1]
         view = model.temperature(0).min_gen_len(200).max_gen_len(200)
         generating = asyncio.create_task(view.generate_many(THREADS))
         generating.add_done_callback(lambda _: order.append("generation"))
-        await asyncio.sleep(0.05)  # lets the generation begin; either order below is right without it
+        await asyncio.to_thread(begun.wait)
         await model.train_language_modelling_many(THREADS)
         await model.optim_step(lr=1e-2)
         order.append("training")
