@@ -115,6 +115,17 @@ async def test_closing_cancels_what_runs_and_refuses_what_waits(worker):
     worker.close()
 
 
+async def test_closing_is_not_lost_between_looking_for_training_and_taking_it(worker):
+    """The queue is closed just after a yield point has seen a training job that is gone by then."""
+    worker._loop._training_waits = lambda: True
+    started, ended = threading.Event(), threading.Event()
+    task = asyncio.create_task(worker.run(Call(until_cancelled(started, ended))))
+    await asyncio.to_thread(started.wait)
+    await asyncio.to_thread(worker.close)  # joins the thread
+    with pytest.raises(DescantError, match="'test' was closed"):
+        await task
+
+
 async def test_an_engine_that_nobody_refers_to_is_freed():
     engine = CallingEngine()
     reference = weakref.ref(engine)

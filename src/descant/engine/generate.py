@@ -18,6 +18,8 @@ from descant.errors import RequestError, SequenceTooLongError
 
 # B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary
 
+MAX_STEP_LOGITS = 2**26
+"""Logits of one decode step, so that short rows and a large vocabulary do not fill the memory (256 MiB as float32)."""
 Results = list[GeneratedTokens | RequestError]
 
 
@@ -49,8 +51,8 @@ def generate(
     """One completion per request, in order; a request that fails has its error in its place.
 
     A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
-    tokens, or where the model's context ends. As many rows are decoded together as the cache budget allows, longest
-    prompts first; identical prompts are prefilled once.
+    tokens, or where the model's context ends. As many rows are decoded together as the cache budget (and
+    ``MAX_STEP_LOGITS``) allows, longest prompts first; identical prompts are prefilled once.
 
     Raises:
         whatever ``yield_point`` raises, between two decode steps.
@@ -82,7 +84,8 @@ class _Decoder:
         accepted.sort(key=lambda index: (-len(requests[index].prompt_ids), requests[index].prompt_ids))
         self.waiting = deque(accepted)
         longest = max((self._most_tokens(index) for index in accepted), default=1)
-        self.max_rows = max(1, settings.max_cached_tokens // longest)
+        vocabulary = model.config.get_text_config().vocab_size
+        self.max_rows = max(1, min(settings.max_cached_tokens // longest, MAX_STEP_LOGITS // vocabulary))
         self.replaces_rows = has_replaceable_rows(model.config)
         self.outputs: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]

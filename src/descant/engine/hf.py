@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -131,9 +132,8 @@ class HFEngine:
         return f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.device.type}, {precision}"
 
     def _generate(self, job: Generate, yield_point: YieldPoint) -> list[GeneratedTokens | RequestError]:
-        settings = GenerationSettings(
-            self.stop_ids, self.max_cached_tokens, self.max_batch_tokens, lambda ids: str(self.tokenizer.decode(ids))
-        )
+        decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)  # as the renderer does
+        settings = GenerationSettings(self.stop_ids, self.max_cached_tokens, self.max_batch_tokens, decode)
         with _module_mode(self.model, training=False), self._autocast():
             return generate(self.model, job.requests, job.sampling, settings, yield_point)
 

@@ -101,7 +101,7 @@ class Renderer:
                 list(generated[: content_end - start]), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
-        if finish_reason == "stop_string":
+        if finish_reason == "stop_string":  # the same text in which the engine found it
             content = content[: min(content.find(string) for string in stop_strings if string in content)]
         return TokenizedThread(
             thread=prompt.thread.assistant(content),

@@ -149,6 +149,7 @@ class Trainer(ABC):
         with owner_scope(owner), ExitStack() as stack:
             for model in self.trained_models:
                 stack.enter_context(model.trained_by(owner))
+                await model.discard_gradient()  # a trainer before this one may have been interrupted within a step
             yield
 
     def _full_config(self) -> dict[str, Any]:

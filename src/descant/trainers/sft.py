@@ -145,8 +145,6 @@ class SFT(Trainer):
     async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
         """One update on the next samples."""
         started_at = time.perf_counter()
-        if step == 1:  # a trainer of the same model may have been interrupted within a step
-            await self.model.discard_gradient()
         threads = [self.dataset[index] for index in self.order.indices(step)]
         outcomes = await self.model.train_language_modelling_many(threads, seed=self.seed, return_exceptions=True)
         skipped = [(thread, error) for thread, error in zip(threads, outcomes, strict=True) if error is not None]

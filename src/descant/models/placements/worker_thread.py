@@ -47,7 +47,7 @@ class WorkerThread:
         """Start the thread; ``load`` makes the engine, on the thread that will run it.
 
         (The OpenMP threads of torch's CPU kernels belong to the thread that first uses them. A second set in the
-        process, as a thread for loading would leave behind, makes OpenMP throttle both: steps took 1.3 times as long.)
+        process, as a thread for loading would leave behind, makes OpenMP throttle both.)
         """
         self.name = name
         self.trainer: Owner | None = None
@@ -146,7 +146,10 @@ class _WorkLoop:
             raise _Cancelled
         while running.priority > Priority.TRAINING and self._training_waits():
             ticket = self._queue.get()
-            if ticket.job is not None and ticket.future.set_running_or_notify_cancel():
+            if ticket.job is None:  # the queue was closed in between: the thread must find this ticket again
+                self._queue.put(ticket)
+                raise _Cancelled
+            if ticket.future.set_running_or_notify_cancel():
                 self._run(ticket, ticket.job)
 
     def _training_waits(self) -> bool:
