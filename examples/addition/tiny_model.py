@@ -33,10 +33,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(path: str | Path, config: PreTrainedConfig, seed: int = 0) -> Path:
+def save_model(path: str | Path, config: PreTrainedConfig, seed: int = 0, vocab_size: int | None = None) -> Path:
     """Save a randomly initialised model of this configuration, with the byte-level tokenizer, to a directory."""
     tokenizer = byte_tokenizer()
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = vocab_size or len(tokenizer)
     config.bos_token_id = None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     with torch.random.fork_rng():

@@ -7,7 +7,9 @@
     ├── ModelLoadError                           a model or tokenizer cannot be loaded
     ├── RequestError                             one request to an engine failed; others go on
     │   ├── SequenceTooLongError                 it does not fit the model or the batch budget
-    │   └── NoTrainedTokensError                 nothing in it carries weight
+    │   ├── NoTrainedTokensError                 nothing in it carries weight
+    │   └── NonFiniteSequenceError               its log-probabilities are NaN or infinite
+    ├── WeightsError                             weights that are not there, or do not fit the model
     ├── NonFiniteError                           NaN or infinity in a loss or gradient
     ├── GradingError                             a grader returned something that is not a grade
     ├── ObserverError                            a callback tried to train the model
@@ -64,6 +66,14 @@ class SequenceTooLongError(RequestError):
 
 class NoTrainedTokensError(RequestError):
     """A sequence in which no token carries weight."""
+
+
+class NonFiniteSequenceError(RequestError):
+    """A sequence whose log-probabilities, or whose loss, are NaN or infinite."""
+
+
+class WeightsError(DescantError):
+    """Weights that an engine does not hold (any more), or that do not fit its model."""
 
 
 class NonFiniteError(DescantError):

@@ -27,7 +27,25 @@ def test_a_batch_plan_covers_everything_once_within_the_budget(lengths, budget):
 
 
 def test_a_batch_plan_puts_similar_lengths_together():
-    assert plan_batches([1, 9, 2, 8], 18) == [[1, 3], [2, 0]]
+    assert plan_batches([1, 9, 2, 8], 18, overhead_tokens=2) == [[1, 3], [2, 0]]
+
+
+@given(st.lists(st.integers(1, 30), max_size=9), st.integers(1, 60), st.integers(0, 40))
+def test_a_batch_plan_is_the_cheapest_cut_of_the_sorted_lengths(lengths, budget, overhead):
+    def cost(batches):
+        return sum(overhead + len(batch) * max(1, *batch) for batch in batches)
+
+    def cuts(rest):
+        """All ways to cut a list into runs that fit."""
+        if not rest:
+            yield []
+        for end in range(1, len(rest) + 1):
+            if end == 1 or end * rest[0] <= budget:
+                for others in cuts(rest[end:]):
+                    yield [rest[:end], *others]
+
+    planned = [[lengths[i] for i in batch] for batch in plan_batches(lengths, budget, overhead)]
+    assert cost(planned) == min(map(cost, cuts(sorted(lengths, reverse=True))))
 
 
 def test_uniforms_are_a_pinned_function_of_seed_and_position():

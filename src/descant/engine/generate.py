@@ -240,6 +240,9 @@ class _Decoder:
         num_tokens = len(request.prompt_ids)
         if num_tokens == 0:
             return RequestError("the prompt has no tokens")
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if unknown := [token for token in request.prompt_ids if not 0 <= token < vocabulary]:
+            return RequestError(f"token {unknown[0]} is not in the model's vocabulary of {vocabulary}")
         if num_tokens >= self.context:
             return SequenceTooLongError(f"the prompt has {num_tokens} tokens; the model's context is {self.context}")
         return None

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+import gc
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
+from math import isfinite
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from descant.engine.batching import plan_batches
+from descant.engine.checkpoint import copy_weights, read_model, write_model
 from descant.engine.generate import GenerationSettings, generate
 from descant.engine.jobs import (
-    LIVE,
     Accumulate,
     DiscardGradient,
     Generate,
     GeneratedTokens,
     Job,
+    KeepReference,
+    Load,
     Logprobs,
     OptimStep,
+    ReleaseSnapshot,
     Save,
+    TakeSnapshot,
     WeightedSequence,
     YieldPoint,
 )
 from descant.engine.optim import Optimizer
+from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
 from descant.engine.score import TokenScorer
-from descant.errors import DescantError, NoTrainedTokensError, RequestError, SequenceTooLongError
+from descant.engine.weights import WeightStore
+from descant.errors import (
+    DescantError,
+    ModelLoadError,
+    NonFiniteSequenceError,
+    NoTrainedTokensError,
+    RequestError,
+    SequenceTooLongError,
+)
 from descant.losses.sft import language_modelling
 from descant.seeds import derive_seed
 
@@ -47,10 +60,13 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 ]
 """Settings of the whole process that change the bits of a computation: how to read and how to write each."""
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"language_modelling": language_modelling}
+OVERHEAD_TOKENS = {"cpu": 96, "cuda": 1024}
+"""What starting a forward and backward pass takes, as tokens: where a micro-batch is worth cutting. Measured on CPUs (a
+half or twice as much costs 5 %); on a GPU estimated from kernel launches. It does not change results."""
 
 
 class HFEngine:
-    """A model on one device: float32 on a CPU; on a GPU float32 weights with bfloat16 autocast.
+    """A model on one device, with its live weights and copies of earlier ones.
 
     Evaluation jobs put the model into evaluation mode and training jobs into training mode, each for itself. Training
     draws every random number from (run seed, step, micro-batch), so nothing that runs in between can change it.
@@ -63,6 +79,10 @@ class HFEngine:
             sequence; in scoring a longer one gets a batch of its own, so that no result depends on the budget.
         max_cached_tokens: tokens in the key-value cache in generation.
         trainable: build an optimizer.
+        precision: number formats; the weights are in theirs already.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+
+    When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
     """
 
     def __init__(
@@ -74,28 +94,42 @@ class HFEngine:
         max_batch_tokens: int,
         max_cached_tokens: int,
         trainable: bool,
+        precision: Precision | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device_type())
+        self.precision = precision or default_precision()
         self.model = model.eval().requires_grad_(trainable).to(self.device)
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.max_batch_tokens = max_batch_tokens
+        self.max_sequence_tokens = max_batch_tokens
         self.max_cached_tokens = max_cached_tokens
+        self.budgets_are_halved = False
+        self.weights = WeightStore(self.model)
         self.scorer = TokenScorer(self.model)
         self.optimizer = Optimizer(self.model) if trainable else None
         self.draws_random_numbers = draws_random_numbers(self.model)
+        self.randomness: PrivateRandomness | None = None
+        """What the training job that runs at present draws from."""
+        if gradient_checkpointing:
+            self._enable_gradient_checkpointing()
         self.settings = [read() for read, _ in _SETTINGS]
         self._start_step()
 
     def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
         """Run one job to its end, calling ``yield_point`` between decode steps and micro-batches."""
-        weights = getattr(job, "weights", LIVE)
-        if weights != LIVE:
-            raise DescantError(f"this engine holds the weights {LIVE!r} only, not {weights!r}")
-        with self._own_settings():
-            return cast("ResultT", self._dispatch(job, yield_point))
+        with self._own_settings(), self.weights.active(job.weights):
+            may_retry = not (isinstance(job, Accumulate) and self.num_micro_batches > 0)  # its gradient would be lost
+            while True:
+                try:
+                    return cast("ResultT", self._dispatch(job, yield_point))
+                except torch.OutOfMemoryError as error:
+                    if self.budgets_are_halved or not may_retry:
+                        raise DescantError(self._describe_out_of_memory(job)) from error
+                self._halve_budgets()  # outside of the except, which holds on to the tensors of the failed pass
 
-    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:
+    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:  # noqa: PLR0911
         match job:
             case Generate():
                 return self._generate(job, yield_point)
@@ -107,8 +141,16 @@ class HFEngine:
                 return self._optim_step(job)
             case DiscardGradient():
                 return self._discard_gradient()
+            case TakeSnapshot():
+                return self.weights.take_snapshot()
+            case ReleaseSnapshot():
+                return self.weights.release_snapshot(job.snapshot)
+            case KeepReference():
+                return self.weights.keep_reference()
             case Save():
-                return self._save(job.path)
+                return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
+            case Load():
+                return self._load(job.path)
             case _:
                 raise DescantError(f"this engine cannot run a {type(job).__name__}")
 
@@ -119,56 +161,76 @@ class HFEngine:
         found = [read() for read, _ in _SETTINGS]
         for (_, write), own in zip(_SETTINGS, self.settings, strict=True):
             write(own)
+        forget_casts()  # the job may run within another one, on other weights
         try:
             yield
         finally:
+            forget_casts()
             for (_, write), value in zip(_SETTINGS, found, strict=True):
                 write(value)
 
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        precision = "bfloat16 autocast" if self.device.type == "cuda" else "float32"
-        return f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.device.type}, {precision}"
+        return (
+            f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.device.type}, "
+            f"{_PRECISION_NAMES[self.precision]}"
+        )
 
     def _generate(self, job: Generate, yield_point: YieldPoint) -> list[GeneratedTokens | RequestError]:
         decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)  # as the renderer does
         settings = GenerationSettings(self.stop_ids, self.max_cached_tokens, self.max_batch_tokens, decode)
-        with _module_mode(self.model, training=False), self._autocast():
+        with _module_mode(self.model, training=False), computes_in(self.precision):
             return generate(self.model, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: Logprobs, yield_point: YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [self._refusal(sequence) for sequence in job.sequences]
-        with _module_mode(self.model, training=False), self._autocast(), torch.no_grad():
+        with _module_mode(self.model, training=False), computes_in(self.precision), torch.no_grad():
             for indices in self._batches(job.sequences, results):
                 yield_point()
                 logprobs_N, _ = self.scorer.logprobs([job.sequences[i] for i in indices])
                 for index, values in zip(indices, _split(logprobs_N, job.sequences, indices), strict=True):
-                    results[index] = values.tolist()
+                    results[index] = values.tolist() if values.isfinite().all() else _not_finite()
         return results
 
     def _accumulate(self, job: Accumulate, yield_point: YieldPoint) -> list[RequestError | None]:
-        optimizer = self._trainable_optimizer()
-        results = [self._refusal(sequence, self.max_batch_tokens) for sequence in job.sequences]
+        self._trainable_optimizer()
+        results = [self._refusal(sequence, self.max_sequence_tokens) for sequence in job.sequences]
         try:
             for indices in self._batches(job.sequences, results):
                 yield_point()
-                seed = derive_seed(job.seed, optimizer.num_steps, self.num_micro_batches)
-                mode = _module_mode(self.model, training=True)
-                with torch.enable_grad(), mode, self._private_randomness(seed):  # it may run within an evaluation job
-                    with self._autocast():
-                        logprobs_N, weights_N = self.scorer.logprobs([job.sequences[i] for i in indices])
-                        loss = LOSSES[job.loss](logprobs_N, weights_N)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                self.num_micro_batches += 1
-                self.loss_sum += float(loss.detach())
-                self.weight_sum += float(weights_N.double().sum())
-                self.num_tokens += len(weights_N)
-                self.num_samples += len(indices)
+                accepted = indices
+                while bad := self._accumulate_micro_batch(job, accepted):  # then none of it entered the gradient
+                    for index in bad:
+                        results[index] = _not_finite()
+                    accepted = [index for index in accepted if index not in bad]
         except BaseException:  # half a step's gradient must not leak into the next step
             self._discard_gradient()
             raise
         return results
+
+    def _accumulate_micro_batch(self, job: Accumulate, indices: Sequence[int]) -> Collection[int]:
+        """Add the gradient of these sequences, or, if the loss of some is not finite, nothing; returns those."""
+        if not indices:
+            return ()
+        seed = derive_seed(job.seed, self._trainable_optimizer().num_steps, self.num_micro_batches)
+        mode = _module_mode(self.model, training=True)
+        with torch.enable_grad(), mode, self._private_randomness(seed):  # it may run within an evaluation job
+            with computes_in(self.precision):
+                logprobs_N, weights_N = self.scorer.logprobs([job.sequences[i] for i in indices])
+                loss = LOSSES[job.loss](logprobs_N, weights_N)
+            loss_sum = float(loss.detach())
+            if not isfinite(loss_sum):
+                parts = _split((logprobs_N * weights_N).detach(), job.sequences, indices)
+                bad = {index for index, part in zip(indices, parts, strict=True) if not part.isfinite().all()}
+                return bad or set(indices)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.num_micro_batches += 1
+        self.loss_sum += loss_sum
+        self.weight_sum += float(weights_N.double().sum())
+        self.num_tokens += len(weights_N)
+        self.num_samples += len(indices)
+        return ()
 
     def _optim_step(self, job: OptimStep) -> dict[str, float]:
         optimizer = self._trainable_optimizer()
@@ -188,11 +250,20 @@ class HFEngine:
             max_grad_norm=job.max_grad_norm,
             skip_nan_gradients=job.skip_nan_gradients,
         )
+        if not skipped:
+            self.weights.changed()
         return {**metrics, "grad_norm": norm, "skipped_update": float(skipped)}
 
     def _discard_gradient(self) -> None:
         self._trainable_optimizer().clear_gradient()
         self._start_step()
+
+    def _load(self, path: str) -> None:
+        copy_weights(read_model(path, weights_dtype(self.precision)), self.model, path)
+        self.weights.changed()
+        if self.optimizer is not None:
+            self.optimizer = Optimizer(self.model)
+            self._discard_gradient()
 
     def _start_step(self) -> None:
         """Raw sums over the micro-batches of one step; the mean is taken once, when the step is applied."""
@@ -202,6 +273,9 @@ class HFEngine:
     def _refusal(self, sequence: WeightedSequence, longest: int | None = None) -> RequestError | None:
         """Why a sequence cannot be scored, or trained with at most ``longest`` tokens; None if it can."""
         length = len(sequence.token_ids)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if unknown := [token for token in sequence.token_ids if not 0 <= token < vocabulary]:
+            return RequestError(f"token {unknown[0]} is not in the model's vocabulary of {vocabulary}")
         if not any(sequence.weights):
             return NoTrainedTokensError("no token of the sequence carries weight")
         if longest is not None and length > longest:
@@ -215,27 +289,9 @@ class HFEngine:
 
     def _batches(self, sequences: Sequence[WeightedSequence], refusals: Sequence[object]) -> list[list[int]]:
         accepted = [index for index, refusal in enumerate(refusals) if refusal is None]
-        batches = plan_batches([len(sequences[i].token_ids) for i in accepted], self.max_batch_tokens)
+        lengths = [len(sequences[index].token_ids) for index in accepted]
+        batches = plan_batches(lengths, self.max_batch_tokens, OVERHEAD_TOKENS[self.device.type])
         return [[accepted[i] for i in batch] for batch in batches]
-
-    def _save(self, path: Path) -> Path:
-        """Write beside the target, then swap it in: a kill leaves a whole directory, old or new, never a mixture."""
-        path = path.absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-        try:
-            self.model.save_pretrained(written)
-            self.tokenizer.save_pretrained(written)
-            if path.exists():
-                replaced = written.with_name(written.name + "-replaced")
-                path.rename(replaced)
-                written.rename(path)
-                shutil.rmtree(replaced)
-            else:
-                written.rename(path)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
-        return path
 
     def _trainable_optimizer(self) -> Optimizer:
         if self.optimizer is None:
@@ -245,10 +301,48 @@ class HFEngine:
     def _private_randomness(self, seed: int) -> AbstractContextManager[Any]:
         if not self.draws_random_numbers:
             return nullcontext()
-        return PrivateRandomness(torch.Generator(self.device).manual_seed(seed))
+        self.randomness = PrivateRandomness(torch.Generator(self.device).manual_seed(seed))
+        return self.randomness
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+    def _enable_gradient_checkpointing(self) -> None:
+        """Layers are computed again with the random numbers of their first pass, and nothing global is touched."""
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), nullcontext() if self.randomness is None else self.randomness.replay()
+
+        options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+        try:
+            if hasattr(self.model, "activation_checkpointing_enable"):  # the name since Transformers 5.23
+                self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+            else:
+                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        except ValueError as error:
+            raise ModelLoadError(f"gradient_checkpointing=True: {error}") from error
+
+    def _halve_budgets(self) -> None:
+        before = (self.max_batch_tokens, self.max_cached_tokens)
+        self.budgets_are_halved = True
+        self.max_batch_tokens, self.max_cached_tokens = (max(1, tokens // 2) for tokens in before)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory on {self.device}: micro-batches now have {self.max_batch_tokens:,} tokens (max_batch_size "
+            f"is {before[0]:,}), the key-value cache {self.max_cached_tokens:,} (kv_cache_len is {before[1]:,}); "
+            "results are the same up to rounding",
+            stacklevel=2,
+        )
+
+    def _describe_out_of_memory(self, job: Job[Any]) -> str:
+        halved = ", halved already" if self.budgets_are_halved else ""
+        return (
+            f"{type(job).__name__} is out of memory on {self.device} with {self.max_batch_tokens:,} tokens per "
+            f"micro-batch and {self.max_cached_tokens:,} in the key-value cache{halved}; lower max_batch_size or "
+            "kv_cache_len, or use gradient_checkpointing=True or precision='bfloat16'"
+        )
+
+
+_PRECISION_NAMES = {"float32": "float32", "mixed": "float32 with bfloat16 products", "bfloat16": "bfloat16"}
 
 
 @contextmanager
@@ -267,3 +361,7 @@ def _split(values_N: Tensor, sequences: Sequence[WeightedSequence], indices: Seq
     """Per-token values of a batch, cut into those of each sequence."""
     counts = [sum(weight > 0 for weight in sequences[index].weights) for index in indices]
     return list(torch.split(values_N, counts))
+
+
+def _not_finite() -> NonFiniteSequenceError:
+    return NonFiniteSequenceError("the log-probabilities of the sequence are not finite")

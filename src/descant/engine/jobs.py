@@ -16,6 +16,8 @@ from descant.errors import RequestError
 
 LIVE = "live"
 """The weights that are being trained, as they are when the job runs."""
+REFERENCE = "reference"
+"""The weights that the model was spawned with, once they are kept (``KeepReference``)."""
 
 FinishReason = Literal["stop", "stop_string", "length"]
 ResultT = TypeVar("ResultT")
@@ -31,9 +33,10 @@ class Priority(IntEnum):
 
 
 class Job(Generic[ResultT]):
-    """Work for an engine; ``ResultT`` is what it returns."""
+    """Work for an engine; ``ResultT`` is what it returns. ``weights`` is ``LIVE`` where a job does not choose."""
 
     priority = Priority.EVALUATION
+    weights: str = LIVE
 
 
 class Engine(Protocol):
@@ -121,7 +124,6 @@ class Accumulate(Job[list[RequestError | None]]):
     sequences: tuple[WeightedSequence, ...]
     loss: Literal["language_modelling"]
     seed: int
-    weights: str = LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,6 @@ class OptimStep(Job[dict[str, float]]):
     weight_decay: float
     max_grad_norm: float
     skip_nan_gradients: bool
-    weights: str = LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,45 @@ class DiscardGradient(Job[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class TakeSnapshot(Job[str]):
+    """Keep a copy of the live weights and return its identity. Between two updates all snapshots are one copy.
+
+    It goes before evaluation, as training does: it is short, and whoever asks wants the weights as they are now.
+    """
+
+    priority = Priority.TRAINING
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSnapshot(Job[None]):
+    """Give a snapshot back; its memory is freed when all who took it have done so."""
+
+    priority = Priority.TRAINING
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepReference(Job[None]):
+    """Keep a copy of the weights that the model was spawned with, as ``REFERENCE``, as long as the engine lives."""
+
+    priority = Priority.TRAINING
+
+
+@dataclass(frozen=True, slots=True)
 class Save(Job[Path]):
-    """Write the weights and the tokenizer in Transformers' format into a directory, atomically."""
+    """Write weights and tokenizer in Transformers' format into a directory, atomically.
+
+    ``max_shard_bytes`` is the size of a file of weights; larger models are written as several, with an index.
+    """
 
     path: Path
+    max_shard_bytes: int
     weights: str = LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Job[None]):
+    """Replace the live weights by those of a directory or hub id, and begin with a fresh optimizer."""
+
+    priority = Priority.TRAINING
+    path: str

@@ -40,6 +40,12 @@ class PrivateRandomness(TorchFunctionMode):
         super().__init__()
         self.generator = generator
 
+    def replay(self) -> PrivateRandomness:
+        """A mode that draws once more what this one draws from here on, for layers that are computed twice."""
+        generator = torch.Generator(self.generator.device)
+        generator.set_state(self.generator.get_state())
+        return PrivateRandomness(generator)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:

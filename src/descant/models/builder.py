@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+from descant.engine.checkpoint import as_path, read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
+from descant.engine.precision import Precision, default_precision, weights_dtype
 from descant.errors import ConfigurationError, ModelLoadError, RenderError
 from descant.models.inference import InferenceModel
 from descant.models.placements.worker_thread import WorkerThread
@@ -33,17 +31,38 @@ class ModelBuilder:
         kv_cache_len: tokens that generation may hold in its key-value cache at a time.
         tokens_to_generate: the longest completion, in tokens, unless a view says otherwise (``max_gen_len``). The
             model's context bounds it too.
+        precision: "float32" (the default on a CPU), "mixed" (float32 weights and optimizer, bfloat16 matrix products;
+            the default on a GPU), or "bfloat16" (weights and optimizer too: half the memory, but updates smaller than
+            1/256 of a weight are rounded away).
+        gradient_checkpointing: keep only the inputs of each layer for the backward pass and compute the rest again
+            (arXiv:1604.06174): less memory, about a third more time, the same gradient.
+        attn_implementation: how Transformers computes attention: "sdpa", "eager", "flash_attention_2", ...; by default
+            its own choice for the model.
 
     Raises:
-        ConfigurationError: a budget that is not a whole number of at least 1.
+        ConfigurationError: a budget that is not a whole number of at least 1, or an unknown precision.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kv_cache_len: int = 131_072, tokens_to_generate: int = 2048
+        self,
+        path: str | os.PathLike[str],
+        kv_cache_len: int = 131_072,
+        tokens_to_generate: int = 2048,
+        *,
+        precision: Precision | None = None,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
     ) -> None:
-        self.path = os.path.expanduser(os.fspath(path))
+        self.path = as_path(path)
         self.kv_cache_len = _positive("kv_cache_len", kv_cache_len)
         self.tokens_to_generate = _positive("tokens_to_generate", tokens_to_generate)
+        if precision is not None and precision not in get_args(Precision):
+            raise ConfigurationError(
+                f"precision={precision!r} must be one of {', '.join(map(repr, get_args(Precision)))}, or None"
+            )
+        self.precision: Precision | None = precision
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load the model for training.
@@ -80,19 +99,13 @@ class ModelBuilder:
         return kind(name, engine.describe(), placement, renderer, Sampling(max_gen_len=self.tokens_to_generate))
 
     def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
-        self._check_path()
-        tokenizer = self._from_pretrained(AutoTokenizer)
+        tokenizer = read_tokenizer(self.path)
         try:
             renderer = Renderer(tokenizer, self.path)  # before the weights: it is quick to fail
         except RenderError as error:
             raise ModelLoadError(f"the chat template of {self.path!r} cannot be used: {error}") from error
-        model, loading = self._from_pretrained(AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True)
-        for problem in ("missing_keys", "mismatched_keys"):
-            if names := sorted(map(str, loading[problem])):
-                raise ModelLoadError(
-                    f"{self.path!r} is not a whole causal language model: {len(names)} weights of "
-                    f"{type(model).__name__} have {problem.replace('_', ' ')}, first {names[0]}"
-                )
+        precision = self.precision or default_precision()
+        model = read_model(self.path, weights_dtype(precision), self.attn_implementation)
         if renderer.end_of_turn_id is None:
             warnings.warn(
                 f"{self.path!r}: the chat template writes no end-of-turn token after an assistant's content, so a "
@@ -106,30 +119,10 @@ class ModelBuilder:
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=self.kv_cache_len,
             trainable=trainable,
+            precision=precision,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
         return engine, renderer
-
-    def _check_path(self) -> None:
-        """Refuse what can be neither a directory nor a hub id, before Transformers takes it for one or the other."""
-        path = Path(self.path)
-        if self.path and path.is_dir():
-            if not (path / "config.json").is_file():
-                raise ModelLoadError(f"the directory {self.path!r} has no config.json: it is not a saved model")
-            return
-        looks_like_a_path = self.path.startswith((".", "/")) or self.path.count("/") > 1 or path.exists()
-        if looks_like_a_path or not self.path:
-            raise ModelLoadError(
-                f"there is no model directory {self.path!r} (the working directory is {Path.cwd()}); give a directory "
-                "that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'"
-            )
-
-    def _from_pretrained(self, auto_class: Any, **options: Any) -> Any:
-        try:
-            return auto_class.from_pretrained(self.path, **options)
-        except Exception as error:  # Transformers, safetensors and the hub's client raise all kinds
-            where = "the directory" if Path(self.path).is_dir() else "neither a directory here nor loadable as hub id"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelLoadError(f"{auto_class.__name__} cannot load {self.path!r} ({where}): {reason}") from error
 
 
 def _generation_stop_ids(model: Any) -> frozenset[int]:

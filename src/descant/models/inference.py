@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from math import isfinite
+from os import PathLike
+from pathlib import Path
 from typing import Literal, Self, TypeVar, overload
 
-from descant.engine.jobs import Generate, GeneratedTokens, GenerationRequest, Logprobs, Sampling, WeightedSequence
+from descant.engine.checkpoint import as_path
+from descant.engine.jobs import (
+    LIVE,
+    Generate,
+    GeneratedTokens,
+    GenerationRequest,
+    Logprobs,
+    ReleaseSnapshot,
+    Sampling,
+    Save,
+    TakeSnapshot,
+    WeightedSequence,
+)
 from descant.errors import ConfigurationError, RenderError, RequestError
 from descant.models.collector import Collector
 from descant.models.placements.worker_thread import WorkerThread
@@ -23,16 +38,38 @@ RenderedT = TypeVar("RenderedT")
 ResultT = TypeVar("ResultT")
 Attempt = RenderError | RequestError
 """What can befall one thread of a list while the others succeed."""
+MAX_SHARD_BYTES = 5 * 10**9
+"""The size of a file of weights; larger models are saved as several."""
+
+
+class _HeldSnapshot:
+    """A snapshot in an engine; given back by ``release``, or when the last handle on it is garbage."""
+
+    def __init__(self, placement: WorkerThread, weights: str) -> None:
+        self.weights = weights
+        self._placement = placement
+        self._finalizer = weakref.finalize(self, placement.run_later, ReleaseSnapshot(weights))
+
+    async def release(self) -> None:
+        """Free it now; twice is harmless."""
+        if self._finalizer.detach():
+            await self._placement.run(ReleaseSnapshot(self.weights))
 
 
 class InferenceModel:
-    """A model that generates and scores, on the live weights of its engine.
+    """A model that generates and scores, on the weights that it was made for: see ``weights``.
 
     Every method has a list form, ``..._many``: its batches are a pure function of the list. Single calls that are
     made together (``asyncio.gather``) are collected into one list call. In a list form a thread that fails raises the
     first failure once all others are done, or, with ``return_exceptions=True``, has its exception in its place.
 
-    Made by ``ModelBuilder.spawn_inference``.
+    Made by ``ModelBuilder.spawn_inference``, or by ``snapshot``.
+
+    Attributes:
+        name: what the model is called in messages.
+        description: architecture, size, device and precision, in a few words.
+        weights: "live" (as they are when a call runs), "reference" (as they were loaded), or the name of a snapshot.
+        sampling: how it samples; the views below have others.
     """
 
     def __init__(
@@ -41,6 +78,8 @@ class InferenceModel:
         self.name = name
         self.description = description
         self.sampling = sampling
+        self.weights = LIVE
+        self._snapshot: _HeldSnapshot | None = None
         self._placement = placement
         self._renderer = renderer
         self._collector = Collector()
@@ -97,6 +136,33 @@ class InferenceModel:
         if not all(isinstance(string, str) and string for string in stop_strings):
             raise ConfigurationError(f"stop_strings={stop_strings!r} must be strings that are not empty")
         return self._view(replace(self.sampling, stop_strings=stop_strings))
+
+    # Weights
+
+    async def snapshot(self) -> InferenceModel:
+        """A handle on a copy of the weights as they are now: it stays the same while training goes on.
+
+        It costs the memory of the weights, in the same precision, until ``dealloc`` or until nothing refers to it;
+        snapshots between the same two updates share one copy. A snapshot of a snapshot is the same weights.
+        """
+        if self.weights != LIVE:
+            return self._handle(self.weights, self._snapshot)
+        weights = await self._placement.run(TakeSnapshot())
+        return self._handle(weights, _HeldSnapshot(self._placement, weights))
+
+    async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+        """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
+
+        A directory that is there already is replaced, in whole: a kill leaves the old or the new one.
+
+        Args:
+            path: the directory.
+            max_shard_bytes: the size of a file of weights; a larger model is written as several, with an index.
+
+        Returns:
+            its absolute path.
+        """
+        return await self._placement.run(Save(Path(as_path(path)), max_shard_bytes, self.weights))
 
     # Generating
 
@@ -208,12 +274,22 @@ class InferenceModel:
     async def dealloc(self) -> None:
         """Free the model and end its thread, for all views of it. What runs is cancelled; twice is harmless.
 
-        A model that is no longer referenced is freed on its own.
+        Of a snapshot: free its copy of the weights, for all views of this handle; the model stays. (The reference
+        goes with its model.) Whatever is no longer referenced is freed on its own.
         """
-        await asyncio.to_thread(self._placement.close)
+        if self._snapshot is not None:
+            await self._snapshot.release()
+        elif self.weights == LIVE:
+            await asyncio.to_thread(self._placement.close)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.sampling})"
+        return f"{type(self).__name__}({self.name!r}, {self.weights} weights, {self.sampling})"
+
+    def _handle(self, weights: str, snapshot: _HeldSnapshot | None = None) -> InferenceModel:
+        """Another handle on the same engine, for other weights; it cannot train."""
+        handle = InferenceModel(self.name, self.description, self._placement, self._renderer, self.sampling)
+        handle.weights, handle._snapshot = weights, snapshot
+        return handle
 
     def _view(self, sampling: Sampling) -> Self:
         view = copy.copy(self)
@@ -229,7 +305,7 @@ class InferenceModel:
 
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
-            results = await self._placement.run(Generate(requests, sampling))
+            results = await self._placement.run(Generate(requests, sampling, self.weights))
 
             def append(
                 prompt: TokenizedThread, result: GeneratedTokens | RequestError
@@ -251,7 +327,7 @@ class InferenceModel:
         return await render_each(seeded, render, decode)
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
-        return await self._placement.run(Logprobs(weighted_sequences(threads)))
+        return await self._placement.run(Logprobs(weighted_sequences(threads), self.weights))
 
 
 def weighted_sequences(threads: Sequence[TokenizedThread]) -> tuple[WeightedSequence, ...]:

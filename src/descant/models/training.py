@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Literal, overload
 
-from descant.engine.jobs import Accumulate, DiscardGradient, OptimStep, Save
+from descant.engine.checkpoint import as_path
+from descant.engine.jobs import REFERENCE, Accumulate, DiscardGradient, KeepReference, Load, OptimStep
 from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences
 from descant.owner import Owner, current_owner
@@ -89,12 +89,29 @@ class TrainingModel(InferenceModel):
         self._check_may_train("discard_gradient")
         await self._placement.run(DiscardGradient())
 
-    async def save(self, path: str | PathLike[str]) -> Path:
-        """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
+    async def load(self, path: str | PathLike[str]) -> None:
+        """Replace the live weights by those of a directory or hub id, and begin with a fresh optimizer.
 
-        A directory that is there already is replaced, in whole. Returns its absolute path.
+        Snapshots and the reference stay what they are.
+
+        Raises:
+            ModelLoadError: there is no whole model at ``path``.
+            WeightsError: names or shapes are not the model's, with what differs; nothing is changed.
+            ObserverError: called from a callback.
         """
-        return await self._placement.run(Save(Path(path)))
+        self._check_may_train("load")
+        await self._placement.run(Load(as_path(path)))
+
+    async def reference(self) -> InferenceModel:
+        """A handle on the weights that the model was spawned with; they are kept as long as the model.
+
+        The first call copies them, so it has to come before training.
+
+        Raises:
+            WeightsError: the weights have changed already.
+        """
+        await self._placement.run(KeepReference())
+        return self._handle(REFERENCE)
 
     async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[Attempt | None]:
         self._check_may_train("train_language_modelling")

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fractions import Fraction
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Never
 
 from descant.callbacks.base import RecipeCallback
-from descant.errors import ConfigurationError, DatasetError, NonFiniteError
+from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
@@ -151,13 +151,7 @@ class SFT(Trainer):
         if skipped:
             await self._record_skipped(step, skipped, len(threads), recorder)
         learning_rate = self.lr_scheduler(step / self.num_steps)
-        try:
-            update = await self.model.optim_step(
-                learning_rate, self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
-            )
-        except NonFiniteError as error:
-            error.add_note(f"at step {step} of {self.num_steps}")
-            raise
+        update = await self._update(step, learning_rate, any_trained=len(skipped) < len(threads))
         seconds = time.perf_counter() - started_at
         metrics: dict[str, Metric] = {
             "training/loss": update["loss"],
@@ -172,15 +166,31 @@ class SFT(Trainer):
             metrics["training/num_skipped_samples"] = len(skipped)
         if update["skipped_update"]:
             metrics["training/skipped_update"] = 1
-            message = f"step {step} was skipped: its gradient is not finite (skip_nan_gradients=True)"
+            message = f"step {step} was skipped: its loss or gradient is not finite (skip_nan_gradients=True)"
             await recorder.record_event(step, "update_skipped", "trainer", message)
         return metrics
+
+    async def _update(self, step: int, learning_rate: float, *, any_trained: bool) -> dict[str, float]:
+        try:
+            if any_trained:
+                return await self.model.optim_step(
+                    learning_rate, self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
+                )
+            if not self.skip_nan_gradients:
+                raise NonFiniteError(
+                    "the loss of every thread is not finite: the weights have diverged, or were broken when they were "
+                    "loaded. Lower the learning rate, or leave such updates out with skip_nan_gradients=True"
+                )
+        except NonFiniteError as error:
+            error.add_note(f"at step {step} of {self.num_steps}")
+            raise
+        return {"loss": nan, "grad_norm": nan, "num_tokens": 0, "num_samples": 0, "skipped_update": 1.0}
 
     async def _record_skipped(
         self, step: int, skipped: Sequence[tuple[StringThread, Exception]], num_threads: int, recorder: RunRecorder
     ) -> None:
         problems = [(thread.source or f"thread {thread.uuid()}", str(error)) for thread, error in skipped]
-        if len(skipped) == num_threads:
+        if len(skipped) == num_threads and not all(isinstance(error, NonFiniteSequenceError) for _, error in skipped):
             raise DatasetError(f"none of the {num_threads} threads of step {step} can be trained", problems)
         listing = "\n".join(f"{place}: {reason}" for place, reason in problems)
         message = f"{len(skipped)} of {num_threads} threads of step {step} cannot be trained, first: {problems[0][1]}"

@@ -7,6 +7,7 @@ import itertools
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -73,6 +74,10 @@ class WorkerThread:
             raise
         return result
 
+    def run_later(self, job: Job[Any]) -> None:
+        """Run a short job before the next one, and let nobody wait for it. May be called from a finalizer."""
+        self._loop.chores.append(job)
+
     def close(self) -> None:
         """Cancel what runs, refuse what waits, and end the thread. Closing twice is harmless."""
         self._close()
@@ -83,6 +88,8 @@ class _WorkLoop:
 
     def __init__(self, name: str, load: Callable[[], Engine]) -> None:
         self.loaded: Future[None] = Future()
+        self.chores: deque[Job[Any]] = deque()
+        """A deque, since a finalizer may run in the middle of ``put`` and must not wait for its lock."""
         self._name = name
         self._engine: Engine | None = None
         self._numbers = itertools.count()
@@ -132,6 +139,8 @@ class _WorkLoop:
     def _run(self, ticket: _Ticket, job: Job[Any]) -> None:
         assert self._engine is not None
         try:
+            while self.chores:
+                self._engine.run(self.chores.popleft(), lambda: None)
             result = self._engine.run(job, partial(self._yield_point, ticket))
         except _Cancelled:
             ticket.future.set_exception(DescantError(f"the job was cancelled: model {self._name!r} was closed"))

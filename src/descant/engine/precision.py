@@ -1,0 +1,36 @@
+"""Precision: in which number formats a model holds its weights and computes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["float32", "mixed", "bfloat16"]
+"""Weights and products in float32; float32 weights with products in bfloat16 (autocast); or all in bfloat16."""
+
+
+def device_type() -> str:
+    """Where engines run: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_precision() -> Precision:
+    """Mixed on a GPU, where it is several times faster; float32 on a CPU."""
+    return "mixed" if device_type() == "cuda" else "float32"
+
+
+def weights_dtype(precision: Precision) -> torch.dtype:
+    """The format of the weights, the gradient and the optimizer's state."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def computes_in(precision: Precision) -> AbstractContextManager[Any]:
+    """The context of a forward pass. Casts of weights are cached in it until it ends or ``forget_casts``."""
+    return torch.autocast(device_type(), torch.bfloat16) if precision == "mixed" else nullcontext()
+
+
+def forget_casts() -> None:
+    """Drop cached casts: the weights are others now, or the casts were made without gradients."""
+    torch.clear_autocast_cache()

@@ -1,0 +1,103 @@
+"""WeightStore: the live weights of a model, and copies of what they were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from descant.engine.jobs import LIVE, REFERENCE
+from descant.errors import WeightsError
+
+
+class WeightStore:
+    """Which weights a model computes with: the live ones, the reference, or a snapshot.
+
+    A snapshot is the copy of the live weights at one version; the version counts the changes of the live weights, so
+    two snapshots between the same two updates share one copy. The reference is the copy at version 0.
+
+    Args:
+        model: its parameters and persistent buffers are the live weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = [*model.parameters(), *persistent_buffers(model)]
+        self._live = [tensor.data for tensor in self._tensors]
+        self._copies: dict[str, list[Tensor]] = {}
+        self._num_users: Counter[str] = Counter()
+        self._active = LIVE
+        self._version = 0
+
+    def changed(self) -> None:
+        """The live weights are others now."""
+        self._version += 1
+
+    @contextmanager
+    def active(self, weights: str) -> Iterator[None]:
+        """The model computes with these weights; on the way out, with those that it did before.
+
+        Only the storage behind the parameters is exchanged, so the optimizer and tied layers keep theirs, and it costs
+        nothing. It nests: a training job that passes within an evaluation of a snapshot is on the live weights.
+
+        Raises:
+            WeightsError: weights that are not held, with those that are.
+        """
+        before = self._active
+        self._activate(weights)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def take_snapshot(self) -> str:
+        """Copy the live weights, unless that version is held already; returns the identity of the copy."""
+        snapshot = f"snapshot-{self._version}"
+        if not self._num_users[snapshot]:
+            self._copies[snapshot] = self._copy()
+        self._num_users[snapshot] += 1
+        return snapshot
+
+    def release_snapshot(self, snapshot: str) -> None:
+        """One user fewer; the last one frees the copy."""
+        self._check_held(snapshot)
+        self._num_users[snapshot] -= 1
+        if not self._num_users[snapshot]:
+            del self._copies[snapshot], self._num_users[snapshot]
+
+    def keep_reference(self) -> None:
+        """Copy the weights as they were loaded, once.
+
+        Raises:
+            WeightsError: they have changed already.
+        """
+        if REFERENCE in self._copies:
+            return
+        if self._version > 0:
+            raise WeightsError(
+                f"the weights were changed {self._version} times since the model was spawned, so its reference is "
+                "gone; call reference() before the first optim_step or load"
+            )
+        self._copies[REFERENCE] = self._copy()
+
+    def _copy(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._live]
+
+    def _activate(self, weights: str) -> None:
+        if weights == self._active:
+            return
+        self._check_held(weights)
+        for tensor, data in zip(self._tensors, self._live if weights == LIVE else self._copies[weights], strict=True):
+            tensor.data = data
+        self._active = weights
+
+    def _check_held(self, weights: str) -> None:
+        if weights != LIVE and weights not in self._copies:
+            held = ", ".join([LIVE, *self._copies])
+            raise WeightsError(f"the weights {weights!r} are not held (any more); there are {held}")
+
+
+def persistent_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that belong to the weights: those that ``state_dict`` has."""
+    return [t for t in model.state_dict(keep_vars=True).values() if not isinstance(t, nn.Parameter)]
