@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from descant.threads.datasets import load_threads
     from descant.threads.thread import StringThread, StringTurn
     from descant.threads.tokenized import TokenizedThread
+    from descant.threads.tools import Tool, ToolCall
     from descant.trainers.loop import TrainingResult
     from descant.trainers.lr_schedulers import CombinedSchedule, CosineScheduler, CosineSchedulerWithoutWarmup
     from descant.trainers.sft import SFT
@@ -48,6 +49,8 @@ _HOME_OF = {
     "StringTurn": "threads.thread",
     "Table": "table",
     "TokenizedThread": "threads.tokenized",
+    "Tool": "threads.tools",
+    "ToolCall": "threads.tools",
     "TrainingModel": "models.training",
     "TrainingResult": "trainers.loop",
     "ValidationLossCallback": "callbacks.validation_loss",
@@ -73,6 +76,8 @@ __all__ = [
     "StringTurn",
     "Table",
     "TokenizedThread",
+    "Tool",
+    "ToolCall",
     "TrainingModel",
     "TrainingResult",
     "ValidationLossCallback",

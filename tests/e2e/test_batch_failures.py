@@ -46,8 +46,8 @@ def gradients_of(model):
 
 BAD = {
     "NaN": (StringThread().user(FORBIDDEN).assistant("abc"), NonFiniteSequenceError, "are not finite"),
-    "over-long": (StringThread().user("x").assistant("y" * 300), SequenceTooLongError, "300|context is 256"),
-    "nothing trained": (StringThread().user("x").assistant("y").with_turn_weights([0, 0]), NoTrainedTokensError, "no token"),
+    "over-long": (StringThread().user("x").assistant("y" * 300), SequenceTooLongError, "max_batch_size|context is 256"),
+    "nothing trained": (StringThread().user("x").assistant("y").with_turn_weights([0, 0]), NoTrainedTokensError, "no"),
 }  # fmt: skip
 
 

@@ -99,7 +99,7 @@ async def test_training_that_passes_within_an_evaluation_uses_no_stale_casts(qwe
 
 async def test_attention_is_the_one_asked_for(qwen3_dir):
     _, sdpa = await gradients_and_loss(qwen3_dir, attn_implementation="sdpa")
-    gradients, eager = await gradients_and_loss(qwen3_dir, attn_implementation="eager")
+    _, eager = await gradients_and_loss(qwen3_dir, attn_implementation="eager")
     assert eager == pytest.approx(sdpa, rel=1e-6)
     async with training_model(qwen3_dir, attn_implementation="eager") as model:
         assert engine_of(model).model.config._attn_implementation == "eager"

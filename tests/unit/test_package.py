@@ -24,8 +24,8 @@ def test_public_names():
     assert sorted(descant.__all__) == sorted(descant._HOME_OF) == [
         "BaseGrader", "CombinedSchedule", "CosineScheduler", "CosineSchedulerWithoutWarmup", "ExactMatchGrader",
         "GenerateSamplesCallback", "Grade", "GraderEvalCallback", "InferenceModel", "ModelBuilder", "ModelCallback",
-        "RecipeCallback", "RunView", "SFT", "StringThread", "StringTurn", "Table", "TokenizedThread", "TrainingModel",
-        "TrainingResult", "ValidationLossCallback", "load_threads",
+        "RecipeCallback", "RunView", "SFT", "StringThread", "StringTurn", "Table", "TokenizedThread", "Tool",
+        "ToolCall", "TrainingModel", "TrainingResult", "ValidationLossCallback", "load_threads",
     ]  # fmt: skip
     for name in descant.__all__:
         value = getattr(descant, name)

@@ -159,3 +159,28 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer.chat_template = None
     with pytest.raises(ModelLoadError, match=r"no chat template.*tokenizer\.chat_template"):
         Renderer(tokenizer, "tiny")
+
+
+TAGS = "{{% for m in messages %}}<|im_start|>{{{{ m['role'] }}}}\n{}{{% endfor %}}"
+AROUND_CONTENT = "{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>\n"
+AROUND_TURN = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+ASSISTANT_ONLY = "{{% if m['role'] == 'assistant' %}}{}{{% else %}}{{{{ m['content'] }}}}<|im_end|>\n{{% endif %}}"
+
+
+@pytest.mark.parametrize("tagged", [AROUND_CONTENT, AROUND_TURN])
+def test_generation_tags_are_followed_and_the_end_of_turn_is_trained(tagged):
+    chat = renderer(TAGS.format(ASSISTANT_ONLY.format(tagged)))
+    thread = StringThread().user("u").assistant("a").user("v").assistant(" b ")
+    rendering = chat.render(thread)
+    assert trained_text(rendering, chat) == ["a<|im_end|>", " b <|im_end|>"]
+    assert [chat.tokenizer.decode(turn.content) for turn in rendering.get_turns()] == ["a", " b "]
+    other = chat.render(thread.with_turn_weights([0, 0, 1, 0]))  # a turn that has no tags: sentinels find it
+    assert trained_text(other, chat) == ["v<|im_end|>"]
+
+
+def test_tags_around_something_else_are_refused():
+    chat = renderer(
+        TAGS.format(ASSISTANT_ONLY.format("{% generation %}?{% endgeneration %}{{ m['content'] }}<|im_end|>"))
+    )
+    with pytest.raises(RenderError, match=r"changes turn 1 \(assistant\)"):
+        chat.render(StringThread().user("u").assistant("a"))

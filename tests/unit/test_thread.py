@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant import StringThread, StringTurn
+from descant import StringThread, StringTurn, Tool, ToolCall
 from descant.errors import ConfigurationError, DescantError
 
 roles = st.sampled_from(["system", "user", "assistant", "tool"])
@@ -100,3 +100,47 @@ def test_the_id_is_the_same_in_another_process():
     code = "from descant import StringThread; print(StringThread().user('é').assistant('4').uuid())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert printed == StringThread().user("é").assistant("4").uuid()
+
+
+CALLS = [ToolCall("add", {"a": 2, "b": "é"}, "1"), ToolCall("add", '{"a": 3}', "2")]
+
+
+def test_tool_calls_and_their_answers_in_chat_form():
+    thread = (
+        StringThread().with_tools(Tool("add")).user("u").assistant("", CALLS).tool("5", "2").tool("4").assistant("9")
+    )
+    _, call, second, first, _ = thread.chat_messages()
+    assert [c["function"]["arguments"] for c in call["tool_calls"]] == [{"a": 2, "b": "é"}, {"a": 3}]
+    assert second == {"role": "tool", "content": "5", "name": "add", "tool_call_id": "2"}
+    assert first == {"role": "tool", "content": "4", "name": "add", "tool_call_id": "1"}
+    assert thread.get_tool_calls() == [(), tuple(CALLS), (), (), ()]
+    assert thread.get_turns()[1] == ("assistant", "")
+
+
+def test_threads_with_tools_go_through_json_and_have_their_own_ids():
+    thread = StringThread().user("u").assistant("a", CALLS).tool("5", "2").tool("4")
+    weighted = thread.with_tools(Tool("add", "Adds.", {"type": "object"})).with_turn_weights([0, 2, 0, 0])
+    again = StringThread.from_json(weighted.to_json())
+    assert again.chat_messages() == weighted.chat_messages()
+    assert (again.tools, again.get_turn_weights()) == (weighted.tools, weighted.get_turn_weights())
+    plain = StringThread().user("u").assistant("a").tool("5").tool("4")
+    assert len({thread.uuid(), weighted.uuid(), plain.uuid()}) == 3
+    assert weighted.without_completion().tools == weighted.tools
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ToolCall("add", "no json"), "the arguments of the call of 'add' are 'no json', not a JSON object"),
+        (lambda: ToolCall("add", "[1]"), "not a JSON object"),
+        (lambda: ToolCall("add", {"a": object()}), "not a JSON object"),
+        (lambda: ToolCall("", {}), "the name of a tool call is ''"),
+        (lambda: Tool(None), "the name of a tool is None"),
+        (lambda: Tool("f", parameters={"a": object()}), "the parameters of tool 'f' are not JSON"),
+        (lambda: StringThread().user("u").assistant("a", ["add"]), r"turn 1 \(assistant\) has tool_calls that are not"),
+        (lambda: StringThread().with_tools("add"), "tools are made with Tool"),
+    ],
+)
+def test_tools_that_cannot_work_are_refused(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()

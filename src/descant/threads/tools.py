@@ -1,0 +1,92 @@
+"""Tools: what a model may call, and the calls that it makes, as data of a thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from descant.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model is told about.
+
+    Attributes:
+        name: how it is called.
+        description: what it does, for the model.
+        parameters: the JSON schema of its arguments; None if it takes none.
+
+    Raises:
+        ConfigurationError: no name, or parameters that JSON cannot hold.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, "tool")
+        try:
+            json.dumps(self.parameters)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"the parameters of tool {self.name!r} are not JSON: {error}") from None
+
+    def as_schema(self) -> dict[str, Any]:
+        """The tool as chat templates and chat-completion endpoints expect it."""
+        parameters = self.parameters or {"type": "object", "properties": {}}
+        function = {"name": self.name, "description": self.description, "parameters": dict(parameters)}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that an assistant turn makes.
+
+    Attributes:
+        name: of the tool.
+        arguments: a JSON object as text; a mapping is written as such.
+        call_id: connects the answer to the call; needed where a turn makes several.
+
+    Raises:
+        ConfigurationError: no name, or arguments that are not a JSON object.
+    """
+
+    name: str
+    arguments: str | Mapping[str, Any] = "{}"
+    call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, "tool call")
+        text = self.arguments
+        try:
+            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+            is_object = isinstance(json.loads(text), dict)
+        except (TypeError, ValueError):
+            is_object = False
+        if not is_object:
+            raise ConfigurationError(
+                f"the arguments of the call of {self.name!r} are {self.arguments!r}, not a JSON object"
+            )
+        object.__setattr__(self, "arguments", text)
+
+    def as_message(self) -> dict[str, Any]:
+        """The call as chat templates expect it, its arguments as an object."""
+        message: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": self.name, "arguments": json.loads(str(self.arguments))},
+        }
+        return message if self.call_id is None else {"id": self.call_id, **message}
+
+    @staticmethod
+    def from_message(message: Mapping[str, Any]) -> ToolCall:
+        """The call that ``as_message`` wrote, or that a chat-completion endpoint did."""
+        function = message.get("function", message)
+        return ToolCall(function["name"], function.get("arguments", "{}"), message.get("id"))
+
+
+def _check_name(name: Any, what: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"the name of a {what} is {name!r}; it must be a string that is not empty")
