@@ -10,7 +10,7 @@ help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
 	@echo "make check   format, lint, types, layers and unit tests"
-	@echo "make bench   generation against Transformers, as a table (about five minutes)"
+	@echo "make bench   training, generation and scoring against TRL, torch and Transformers, as tables"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
 
@@ -27,8 +27,13 @@ check: .venv/dev-installed
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit
 
-bench: .venv/core-installed
+bench: .venv/dev-installed
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/validation_loss.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/profile_engine.py
 
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix --quiet .
