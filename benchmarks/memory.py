@@ -30,14 +30,10 @@ def measure(path, training):
 def main():
     path = saved_model("0.9M", VOCABULARY)
     logits = 4 * ROWS * LENGTH * VOCABULARY
-    print(
-        "\n| work on 64 × 512 tokens, vocabulary 150,000 | peak, GB | full float32 logits, GB | share |\n|---|---|---|---|"
-    )
+    print("\n| 64 × 512 tokens, vocabulary 150,000 | peak, GB | full float32 logits, GB | share |\n|---|---|---|---|")
     for name, kind in {"scoring": "score", "forward and backward": "train"}.items():
-        output = subprocess.run(
-            [sys.executable, __file__, kind, path], capture_output=True, text=True, check=True
-        ).stdout
-        peak = int(output.split()[-1])
+        run = subprocess.run([sys.executable, __file__, kind, path], capture_output=True, text=True, check=True)
+        peak = int(run.stdout.split()[-1])
         print(f"| {name} | {peak / 1e9:.2f} | {logits / 1e9:.2f} | 1/{logits / peak:.0f} |", flush=True)
 
 
