@@ -92,7 +92,7 @@ def main():
     for size in SIZES:
         for case, medians in compare(__file__, SIDES, size, saved_model(size), CASES).items():
             ours, theirs = (medians[side][0] for side in SIDES)
-            print(f"| {size} | {case} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} × |")
+            print(f"| {size} | {case} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} × |", flush=True)
 
 
 if __name__ == "__main__":
