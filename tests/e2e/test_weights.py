@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from descant import SFT, ModelBuilder
 from descant.engine.jobs import LIVE, REFERENCE
-from descant.errors import ModelLoadError, ObserverError, WeightsError
+from descant.errors import DescantError, ModelLoadError, ObserverError, WeightsError
 
 THREADS = ragged_threads(8)
 PROMPTS = [thread.without_completion() for thread in addition_threads(6)]
@@ -213,3 +213,29 @@ async def test_a_callback_may_not_load(qwen3_dir, tmp_path):
         await SFT(dataset=THREADS, model=model, callbacks=[callback], run_dir=tmp_path).run()
         assert callback.steps
         assert model.weights == LIVE
+
+
+async def test_a_snapshot_whose_caller_was_cancelled_is_not_lost_in_the_engine(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        for turns in range(6):
+            await train(model)
+            task = asyncio.create_task(model.snapshot())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                await task.result().dealloc()
+            del task
+            await model.logprobs_many(THREADS)  # the snapshot has been taken, if it was asked for
+            gc.collect()
+            await model.logprobs_many(THREADS)
+            assert not store_of(model)._copies
+
+
+async def test_a_snapshot_outlives_its_model_in_peace(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        snapshot = await model.snapshot()
+    await snapshot.dealloc()
+    with pytest.raises(DescantError, match="was closed"):
+        await snapshot.logprobs_many(THREADS)

@@ -52,7 +52,7 @@ class _HeldSnapshot:
 
     async def release(self) -> None:
         """Free it now; twice is harmless."""
-        if self._finalizer.detach():
+        if self._finalizer.detach() and not self._placement.closed:
             await self._placement.run(ReleaseSnapshot(self.weights))
 
 
@@ -147,8 +147,8 @@ class InferenceModel:
         """
         if self.weights != LIVE:
             return self._handle(self.weights, self._snapshot)
-        weights = await self._placement.run(TakeSnapshot())
-        return self._handle(weights, _HeldSnapshot(self._placement, weights))
+        held = await asyncio.shield(asyncio.ensure_future(_take_snapshot(self._placement)))
+        return self._handle(held.weights, held)
 
     async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
@@ -328,6 +328,11 @@ class InferenceModel:
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
         return await self._placement.run(Logprobs(weighted_sequences(threads), self.weights))
+
+
+async def _take_snapshot(placement: WorkerThread) -> _HeldSnapshot:
+    """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
+    return _HeldSnapshot(placement, await placement.run(TakeSnapshot()))
 
 
 def weighted_sequences(threads: Sequence[TokenizedThread]) -> tuple[WeightedSequence, ...]:

@@ -56,6 +56,11 @@ class WorkerThread:
         self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the engine is gone, or about to be."""
+        return self._loop._closed
+
     async def loaded(self) -> None:
         """Wait until the engine is there; raises what ``load`` raised."""
         await asyncio.wrap_future(self._loop.loaded)
