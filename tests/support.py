@@ -4,7 +4,10 @@ import contextlib
 import json
 import sqlite3
 
-from descant import BaseGrader, Grade, ModelBuilder, RecipeCallback, StringThread
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from descant import BaseGrader, CallbackRunner, Grade, ModelBuilder, RecipeCallback, StringThread, live_model
 
 
 def addition_threads(count, offset=10):
@@ -37,6 +40,45 @@ def weights_of(model):
     """A copy of the live weights, read behind the facade's back."""
     engine = model._placement._loop._engine
     return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+
+
+class BareLoop:
+    """A plain PyTorch training loop of somebody else's: a module, a batch, an optimizer, the global generator."""
+
+    def __init__(self, path):
+        torch.manual_seed(0)
+        self.module = AutoModelForCausalLM.from_pretrained(path).train()
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-2)
+        self.ids = torch.tensor([self.tokenizer("12+34=46").input_ids, self.tokenizer("20+19=39").input_ids])
+        self.model = live_model(self.module, self.tokenizer)
+
+    def train_step(self):
+        loss = self.module(input_ids=self.ids, labels=self.ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"training/loss": loss}
+
+    async def run(self, num_steps, callbacks, run_dir, **options):
+        async with CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, **options) as runner:
+            for step in range(1, num_steps + 1):
+                if runner.should_stop:
+                    break
+                await runner.after_step(step, self.train_step())
+        return runner
+
+    def run_synchronously(self, num_steps, callbacks, run_dir, **options):
+        runner = CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, **options)
+        with runner.synchronous() as waiting:
+            for step in range(1, num_steps + 1):
+                if waiting.should_stop:
+                    break
+                waiting.after_step(step, self.train_step())
+        return runner
+
+    def weights(self):
+        return {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
 
 
 def query(run_dir, sql, *arguments):

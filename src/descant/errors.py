@@ -13,7 +13,7 @@
     ├── NonFiniteError                           NaN or infinity in a loss or gradient
     ├── GradingError                             a grader returned something that is not a grade
     ├── ObserverError                            a callback tried to train the model
-    ├── CallbackError                            a callback failed under ``strict=True``
+    ├── CallbackError                            a callback failed under ``strict=True`` or ``on_error="raise"``
     └── RunLogError                              the run log cannot be written
 
 A grader that raises is never wrapped: its own exception is recorded.
@@ -89,7 +89,8 @@ class ObserverError(DescantError):
 
 
 class CallbackError(DescantError):
-    """A callback failed and the trainer runs with ``strict=True``; ``__cause__`` is its own exception."""
+    """A callback failed under ``strict=True`` or ``on_error="raise"`` (``__cause__`` is its own exception), or goes on
+    after its time was up."""
 
 
 class RunLogError(DescantError):

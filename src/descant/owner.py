@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, Protocol
 
-from descant.errors import ObserverError
+from descant.errors import CallbackError, ObserverError
 from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
+
+
+class PendingJob(Protocol):
+    """A job that an engine was asked for."""
+
+    @property
+    def future(self) -> Future[Any]:
+        """Done when the engine has nothing to do with it any more."""
+
+    def cancel(self) -> None:
+        """Ask the engine to give it up at its next step."""
 
 
 class Owner:
@@ -30,6 +44,28 @@ class Owner:
         self.seed = seed
         self.observer = observer
         self._num_completions: Counter[str] = Counter()
+        self._pending: set[PendingJob] = set()
+        self._ended: str | None = None
+
+    def check_not_ended(self) -> None:
+        """Raises CallbackError if nobody waits for the owner any more."""
+        if self._ended is not None:
+            raise CallbackError(
+                f"{self.name} {self._ended}; what it left running may not use models, whose weights are others by now"
+            )
+
+    def add(self, job: PendingJob) -> None:
+        """A job that runs on behalf of the owner."""
+        self._pending.add(job)
+        job.future.add_done_callback(lambda _: self._pending.discard(job))
+
+    async def end(self, reason: str) -> None:
+        """Refuse whatever the owner asks of models from here on, and wait until engines have given up its jobs."""
+        self._ended = reason
+        if jobs := list(self._pending):
+            for job in jobs:
+                job.cancel()
+            await asyncio.wait([asyncio.ensure_future(_done(job.future)) for job in jobs])
 
     def next_sampling_seed(self, thread: StringThread) -> int:
         """The seed of this owner's next completion of ``thread``."""
@@ -44,6 +80,13 @@ class Owner:
                 f"{method} was called from {self.name}: callbacks observe and must not train the model; "
                 "train in a trainer or in code of your own"
             )
+
+
+async def _done(future: Future[Any]) -> None:
+    """Wait for a future without its result, and without cancelling it."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    await done.wait()
 
 
 _current_owner: ContextVar[Owner | None] = ContextVar("descant_owner", default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, isfinite
 
@@ -33,10 +33,12 @@ def planned_steps(epochs: float | Fraction, num_samples: int, samples_per_batch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Completed steps out of planned steps. 0 is before the first step, 1 after the last."""
+    """Completed steps out of planned steps, and the seconds since the run started. 0 is before the first step, 1 after
+    the last."""
 
     step: int
     num_steps: int
+    elapsed_s: float = field(default=0.0, compare=False)
 
     @classmethod
     def from_percentage(cls, current_percentage: float) -> Progress:

@@ -8,9 +8,16 @@ import time
 import numpy as np
 import pytest
 import torch
-from support import CountingCallback, LengthGrader, addition_threads, training_model, weights_of
+from support import BareLoop, CountingCallback, LengthGrader, addition_threads, training_model, weights_of
 
-from descant import SFT, GenerateSamplesCallback, GraderEvalCallback, RecipeCallback, ValidationLossCallback
+from descant import (
+    SFT,
+    CallbackRunner,
+    GenerateSamplesCallback,
+    GraderEvalCallback,
+    RecipeCallback,
+    ValidationLossCallback,
+)
 
 NUM_SAMPLES = 48
 
@@ -113,6 +120,39 @@ async def test_weights_are_bit_identical_with_and_without(gpt2_dir, tmp_path, ob
     assert result.callback_seconds
     different = [name for name in alone if not torch.equal(alone[name], watched[name])]
     assert not different, f"{len(different)} of {len(alone)} parameters differ, first {different[0]}"
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "synchronous"])
+@pytest.mark.parametrize("observers", SETS)
+async def test_in_a_bare_loop_that_draws_from_the_global_generator(gpt2_dir, tmp_path, observers, is_async):
+    weights = []
+    for name in ("alone", "watched"):
+        loop = BareLoop(gpt2_dir)
+        callbacks = SETS[observers](loop.model) if name == "watched" else []
+        if is_async:
+            runner = await loop.run(8, callbacks, tmp_path / name)
+        else:
+            runner = loop.run_synchronously(8, callbacks, tmp_path / name)
+        weights.append(loop.weights())
+        await loop.model.dealloc()
+    assert sum(cost.num_runs for cost in runner.costs) >= 3
+    different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert not different, f"{len(different)} of {len(weights[0])} parameters differ, first {different[0]}"
+
+
+async def test_in_a_bare_loop_modes_and_gradients_are_left_alone(gpt2_dir, tmp_path):
+    loop = BareLoop(gpt2_dir)
+    loop.module.transformer.h[0].eval()  # frozen parts may have another mode
+    loop.module(input_ids=loop.ids, labels=loop.ids).loss.backward()
+    modes = {name: module.training for name, module in loop.module.named_modules()}
+    gradients = [parameter.grad.clone() for parameter in loop.module.parameters()]
+    async with CallbackRunner(built_ins(loop.model, 0.5), num_steps=2, run_dir=tmp_path) as runner:
+        await runner.after_step(1)
+    assert {name: module.training for name, module in loop.module.named_modules()} == modes
+    for before, parameter in zip(gradients, loop.module.parameters(), strict=True):
+        assert torch.equal(before, parameter.grad)
+        assert parameter.requires_grad
+    await loop.model.dealloc()
 
 
 async def test_the_comparison_can_fail(gpt2_dir, tmp_path):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
 from descant.errors import ConfigurationError
+from descant.metrics import Metric
 from descant.owner import Owner, owner_scope
 from descant.progress import Progress
-from descant.schedule import every
+from descant.schedule import Frequency, Plan, as_schedule
 from descant.seeds import derive_seed
+from descant.threads.thread import StringThread
 
 logger = logging.getLogger("descant")
 
@@ -37,9 +40,15 @@ class RunView:
         progress: ``step / num_steps``, exact.
         elapsed_s: seconds since the run started.
         metrics: what the trainer logged for its latest step (empty at step 0).
+        evaluations: what callbacks have returned at this step so far, under their full keys.
+        known_keys: the keys of everything that callbacks have returned in this run so far.
         run_dir: the directory of the run.
         seed: a seed made from the run's seed, the callback's name and the step.
         warn: records a warning in the run log and shows it on the console.
+        request_stop: asks for the end of the run after this step, with a reason; final calls are made as usual. It
+            returns at once and is recorded.
+        request_checkpoint: likewise for a checkpoint of the weights as they are after this step, in
+            ``run_dir / "checkpoints" / "step-<step>"``.
     """
 
     step: int
@@ -47,9 +56,17 @@ class RunView:
     progress: Fraction
     elapsed_s: float
     metrics: Mapping[str, Any]
+    evaluations: Mapping[str, Metric]
+    known_keys: Collection[str]
     run_dir: Path
     seed: int
     warn: WarningSink
+    request_stop: Callable[[str], None]
+    request_checkpoint: Callable[[], None]
+
+
+OnError = Literal["warn", "raise", "disable"]
+"""What a failure of a callback leads to."""
 
 
 class CallbackOptions(TypedDict, total=False):
@@ -58,6 +75,8 @@ class CallbackOptions(TypedDict, total=False):
     name: str | None
     at_start: bool
     at_end: bool
+    on_error: OnError
+    timeout_s: float | None
 
 
 class RecipeCallback(ABC):
@@ -69,26 +88,39 @@ class RecipeCallback(ABC):
     trainer raises it instead). Nothing that it does to global random generators changes training.
 
     Args:
-        frequency: the share of the run between two calls, in (0, 1]: 0.1 is every 10 %.
+        frequency: the share of the run between two calls, in (0, 1]: 0.1 is every 10 %. Or a schedule: ``every_steps``,
+            ``every_minutes``, ``at``, and those joined with ``|``.
         log_key_prefix: put before every returned key, as ``<prefix>/<key>``. (A bool in this place is taken as
             ``at_end``.)
         name: what the callback is called in events and in ``callbacks/<name>/...`` metrics, unique in a run. By
             default the prefix, else the class name in snake case.
         at_start: run before the first step.
-        at_end: run after the last step, also when training fails before it (on the weights of its last whole step).
+        at_end: run after the last step, also when training fails or is stopped before it (on the weights of its last
+            whole step).
+        on_error: what a failure leads to: "warn" records it and goes on, "raise" ends the run with a
+            ``CallbackError``, "disable" records it and makes no more calls of this callback in this run.
+        timeout_s: seconds that a call may take. One that takes longer is cancelled and recorded as failed, and what it
+            still asks of models is refused. (Synchronous work cannot be cancelled; it is named in a warning.)
 
     Raises:
-        ConfigurationError: a frequency that cannot work, with what is allowed.
+        ConfigurationError: an argument that cannot work, with what is allowed.
     """
+
+    runs_last: ClassVar[bool] = False
+    """Whether it runs after the other callbacks of a step, because it looks at what they return."""
+    watched_key: str | None = None
+    """A metric: if set, the callback also runs at every step at which this was measured."""
 
     def __init__(
         self,
-        frequency: float | Fraction | str,
+        frequency: Frequency,
         log_key_prefix: str | bool | None = None,
         *,
         name: str | None = None,
         at_start: bool = True,
         at_end: bool = True,
+        on_error: OnError = "warn",
+        timeout_s: float | None = None,
     ) -> None:
         if isinstance(log_key_prefix, bool):
             at_end = log_key_prefix
@@ -99,21 +131,30 @@ class RecipeCallback(ABC):
             if value is not None and not isinstance(value, str):
                 raise ConfigurationError(f"{argument}={value!r} is a {type(value).__name__}; a string is needed")
         self.name = name or log_key_prefix or _snake_case(type(self).__name__)
+        if on_error not in get_args(OnError):
+            allowed = ", ".join(map(repr, get_args(OnError)))
+            raise ConfigurationError(f"callback {self.name!r}: on_error={on_error!r} must be one of {allowed}")
+        if timeout_s is not None and not _is_positive_number(timeout_s):
+            raise ConfigurationError(
+                f"callback {self.name!r}: timeout_s={timeout_s!r} must be a number of seconds above 0, or None for none"
+            )
         self.at_start = at_start
         self.at_end = at_end
+        self.on_error = on_error
+        self.timeout_s = timeout_s
         self.last_call = -1.0
         """Progress of the latest call as a float, -1 before the first."""
         self.run: RunView | None = None
         """The run as it was when the present call began; None outside of a run."""
 
     @property
-    def frequency(self) -> float | Fraction | str:
-        """The share of the run between two calls, as it was given."""
+    def frequency(self) -> Frequency:
+        """The share of the run between two calls, or the schedule, as it was given."""
         return self._frequency
 
     @frequency.setter
-    def frequency(self, frequency: float | Fraction | str) -> None:
-        self.schedule = every(frequency)
+    def frequency(self, frequency: Frequency) -> None:
+        self.schedule = as_schedule(frequency)
         self._frequency = frequency
 
     @abstractmethod
@@ -137,7 +178,15 @@ class RecipeCallback(ABC):
         when a boundary lies between the previous call of ``maybe_call`` that ran and this one. Returns an empty
         dictionary when it is not due. What ``callback`` raises passes through. As in a run, it may not train a model,
         and an example is sampled with the same random numbers at every call.
+
+        Raises:
+            ConfigurationError: the schedule counts steps or minutes, which a percentage does not tell.
         """
+        if not self.schedule.follows_progress:
+            raise ConfigurationError(
+                f"callback {self.name!r} runs {self.schedule}, and maybe_call knows the progress only; use a "
+                "CallbackRunner, or a frequency that is a share of the run"
+            )
         progress = Progress.from_percentage(current_percentage)
         previous = Progress.from_percentage(self.last_call) if self.last_call >= 0 else None
         if not self.is_due(previous, progress):
@@ -158,8 +207,14 @@ class RecipeCallback(ABC):
 
     def due_steps(self, num_steps: int) -> list[int]:
         """The steps of a run of ``num_steps`` after which the callback runs; 0 is before the first step."""
-        inner = [step for step in self.schedule.due_steps(num_steps) if step < num_steps]
+        inner = [step for step in self.schedule.due_steps(num_steps) if 0 < step < num_steps]
         return [0] * self.at_start + inner + [num_steps] * self.at_end
+
+    def plan(self, num_steps: int) -> Plan:
+        """When the callback runs in a run of ``num_steps`` steps, to print."""
+        schedule = str(self.schedule) if self.watched_key is None else f"with {self.watched_key}"
+        is_complete = self.schedule.is_planned and self.watched_key is None
+        return Plan(self.name, schedule, num_steps, self.due_steps(num_steps), is_complete)
 
     def with_prefix(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics under the callback's prefix."""
@@ -171,12 +226,20 @@ class RecipeCallback(ABC):
         """The full keys that the callback is known to return; two callbacks of one run must not share any."""
         return frozenset()
 
+    def validation_threads(self) -> Sequence[StringThread]:
+        """The threads that the callback evaluates on; a trainer compares their prompts with those it trains on."""
+        return ()
+
     def warn(self, message: str, details: str | None = None) -> None:
         """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
         if self.run is None:
             logger.warning("%s: %s", self.name, message)
         else:
             self.run.warn(message, details)
+
+
+def _is_positive_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
 
 
 def _snake_case(class_name: str) -> str:

@@ -39,18 +39,21 @@ class Example:
         return replace(self, thread=prompt, reference=completion)
 
 
-def make_examples(threads: Sequence[StringThread], argument: str) -> list[Example]:
-    """One example per thread, in order; ``argument`` is what the list is called in messages.
+def make_examples(threads: Sequence[StringThread], argument: str, limit: int | None = None) -> list[Example]:
+    """One example per thread, in order, for the first ``limit`` of them; ``argument`` is what the list is called in
+    messages.
 
     Raises:
         DatasetError: there are no threads, or one has no turns.
-        ConfigurationError: something in the list is not a ``StringThread``.
+        ConfigurationError: something in the list is not a ``StringThread``, or a limit that is not a whole number.
     """
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ConfigurationError(f"limit={limit!r} must be a whole number of threads, at least 1, or None for all")
     if not threads:
         raise DatasetError(f"{argument} is empty: give at least one thread")
     copies: Counter[str] = Counter()
     examples = []
-    for position, thread in enumerate(threads):
+    for position, thread in enumerate(threads[:limit]):
         if not isinstance(thread, StringThread):
             raise ConfigurationError(f"{argument}[{position}] is a {type(thread).__name__}, not a StringThread")
         if not thread.messages():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Unpack
 
-from descant.callbacks.base import CallbackOptions
-from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback
+from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
 from descant.models.inference import InferenceModel
+from descant.schedule import Frequency
+from descant.stats import summarize_lengths
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -19,8 +19,10 @@ class GenerateSamplesCallback(GenerationCallback):
 
     Metrics:
         ``generation/<log_key>``: Table with ``system``, ``prompt``, ``response`` (None where generation failed),
-        ``example_id`` (the same at every evaluation), ``reference``, ``num_tokens``, ``finish_reason``, ``error``.
+        ``example_id`` (the same at every evaluation), ``completion_index``, ``reference``, ``num_tokens``,
+        ``finish_reason``, ``error``.
         ``generation/generation_length_mean``, ``..._std``: tokens, end-of-turn excluded; population standard deviation.
+        ``generation/generation_length_stderr``: the standard error of that mean, prompts being the independent units.
         ``generation/num_samples``: completions; ``generation/num_failed``: threads without one, if any.
 
     Args:
@@ -29,9 +31,9 @@ class GenerateSamplesCallback(GenerationCallback):
         frequency: the share of the run between two calls.
         log_key: names the table, and the callback.
         temperature: 1 shows the variety of the model, 0 its most probable answer.
-        max_gen_len: the longest completion in tokens; by default the model's setting.
         log_key_prefix: in place of ``generation``, so that two of these callbacks do not share keys.
-        options: see ``RecipeCallback``.
+        options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
+            ``RecipeCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -42,13 +44,12 @@ class GenerateSamplesCallback(GenerationCallback):
         self,
         thread_set: Sequence[StringThread],
         model: InferenceModel,
-        frequency: float | Fraction | str,
+        frequency: Frequency,
         log_key: str = "samples",
         temperature: float = 1.0,
         *,
-        max_gen_len: int | None = None,
         log_key_prefix: str = "generation",
-        **options: Unpack[CallbackOptions],
+        **options: Unpack[GenerationOptions],
     ) -> None:
         options.setdefault("name", log_key)
         super().__init__(
@@ -58,14 +59,13 @@ class GenerateSamplesCallback(GenerationCallback):
             log_key_prefix,
             argument="thread_set",
             temperature=temperature,
-            max_gen_len=max_gen_len,
             **options,
         )
         self.log_key = log_key
 
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
-        keys = (self.log_key, "generation_length_mean", "generation_length_std", "num_samples", "num_failed")
+        keys = (self.log_key, "num_samples", "num_failed", *summarize_lengths([0, 0]))
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Unpack
 
 from descant.callbacks.base import CallbackOptions, RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback
+from descant.errors import ConfigurationError
 from descant.models.inference import Attempt, InferenceModel
+from descant.schedule import Frequency
 from descant.stats import summarize_lengths
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
-SAMPLE_COLUMNS = ("system", "prompt", "response", "example_id", "reference", "num_tokens", "finish_reason", "error")
+SAMPLE_COLUMNS = (
+    "system", "prompt", "response", "example_id", "completion_index", "reference", "num_tokens", "finish_reason",
+    "error",
+)  # fmt: skip
+
+
+class GenerationOptions(CallbackOptions, total=False):
+    """The settings that callbacks which generate take by keyword.
+
+    ``max_gen_len``: the longest completion in tokens; by default the model's setting. ``limit``: only the first so many
+    threads. ``num_completions``: completions of each thread, with random numbers of their own (the temperature must
+    be above 0). The rest: see ``RecipeCallback``.
+    """
+
+    max_gen_len: int | None
+    limit: int | None
+    num_completions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The model's answer to one example, or why there is none."""
+    """One of the model's answers to an example, or why there is none."""
 
     example: Example
+    index: int
     result: TokenizedThread | Attempt
 
     def cells(self) -> dict[str, Any]:
@@ -36,6 +54,7 @@ class Completion:
             "prompt": prompt,
             "response": generated and generated.thread.last_content(),
             "example_id": self.example.example_id,
+            "completion_index": self.index,
             "reference": self.example.reference,
             "num_tokens": generated and generated.len_last_turn(),
             "finish_reason": generated and generated.finish_reason,
@@ -44,7 +63,7 @@ class Completion:
 
 
 class GenerationCallback(ModelCallback[list[Completion]]):
-    """Generates one completion per thread, on the live weights; a subclass says what to report of them.
+    """Generates ``num_completions`` per thread, on the live weights; a subclass says what to report of them.
 
     A completion at the end of a thread is taken off before generating. A thread for which generation fails is
     counted and reported; the others are not affected. At temperatures above 0 an example is sampled with the same
@@ -55,20 +74,34 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         self,
         threads: Sequence[StringThread],
         model: InferenceModel,
-        frequency: float | Fraction | str,
+        frequency: Frequency,
         log_key_prefix: str,
         *,
         argument: str,
         temperature: float,
-        max_gen_len: int | None,
+        max_gen_len: int | None = None,
+        limit: int | None = None,
+        num_completions: int = 1,
         **options: Unpack[CallbackOptions],
     ) -> None:
         super().__init__(model, frequency, log_key_prefix, **options)
-        given = make_examples(threads, argument)
+        given = make_examples(threads, argument, limit)
         self.examples = [example.as_prompt() for example in given]
         self.num_stripped = sum(example.reference is not None for example in self.examples)
+        if not isinstance(num_completions, int) or isinstance(num_completions, bool) or num_completions < 1:
+            raise ConfigurationError(f"num_completions={num_completions!r} must be a whole number of at least 1")
         view = model.temperature(temperature)
+        if num_completions > 1 and temperature == 0:
+            raise ConfigurationError(
+                f"num_completions={num_completions} at temperature=0 would be that many equal completions; give a "
+                "temperature above 0"
+            )
+        self.num_completions = num_completions
         self.model = view if max_gen_len is None else view.max_gen_len(max_gen_len)
+
+    def validation_threads(self) -> Sequence[StringThread]:
+        """The prompts."""
+        return [example.thread for example in self.examples]
 
     async def on_start(self, run: RunView) -> None:
         """Says once that completions were taken off."""
@@ -79,18 +112,19 @@ class GenerationCallback(ModelCallback[list[Completion]]):
             )
 
     async def measure(self, model: InferenceModel) -> list[Completion]:
-        """One completion per example."""
-        threads = [example.thread for example in self.examples]
+        """The completions of each example, one after another."""
+        wanted = [(example, index) for example in self.examples for index in range(self.num_completions)]
+        threads = [example.thread for example, _ in wanted]
         results = await model.generate_tokens_many(threads, return_exceptions=True)
-        return [Completion(example, result) for example, result in zip(self.examples, results, strict=True)]
+        return [Completion(example, index, result) for (example, index), result in zip(wanted, results, strict=True)]
 
     def length_metrics(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """Mean and population standard deviation of the lengths, in tokens, and the number of failures if any."""
-        results = [completion.result for completion in completions]
-        generated = [result for result in results if isinstance(result, TokenizedThread)]
-        metrics: dict[str, Any] = {**summarize_lengths([thread.len_last_turn() for thread in generated])}
-        if num_failed := len(results) - len(generated):
+        """Mean, deviation and standard error of the lengths, in tokens, and the number of failures if any."""
+        generated = [(c.result, c.example.example_id) for c in completions if isinstance(c.result, TokenizedThread)]
+        lengths = [thread.len_last_turn() for thread, _ in generated]
+        metrics: dict[str, Any] = {**summarize_lengths(lengths, [example_id for _, example_id in generated])}
+        if num_failed := len(completions) - len(generated):
             metrics["num_failed"] = num_failed
-            first = next(result for result in results if isinstance(result, Exception))
-            self.warn(f"generation failed for {num_failed} of {len(results)} threads, first: {first}")
+            first = next(c.result for c in completions if isinstance(c.result, Exception))
+            self.warn(f"generation failed for {num_failed} of {len(completions)} completions, first: {first}")
         return metrics

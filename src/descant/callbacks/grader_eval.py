@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Any, Unpack
 
-from descant.callbacks.base import CallbackOptions
-from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback
-from descant.errors import ConfigurationError
+from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
+from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import LogScope, log_scope
 from descant.models.inference import InferenceModel
-from descant.stats import summarize_scores
+from descant.schedule import Frequency
+from descant.stats import pass_at_k, standard_error, summarize_lengths, summarize_scores
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -25,8 +25,14 @@ class GraderEvalCallback(GenerationCallback):
     Metrics:
         ``<log_key>/rewards/*``: everything in ``grader.get_logs()``. ``score/mean``, ``score/std`` (sample standard
         deviation), ``score/min``, ``score/max`` and ``score/count`` are made from the grades that the grader returned.
-        ``<log_key>/rewards/num_failed``: samples that the grader failed on, if any. They are in no mean.
+        ``<log_key>/rewards/score/stderr``: the standard error of the mean, prompts being the independent units.
+        ``<log_key>/rewards/num_failed``: samples that the grader failed on, if any; ``<log_key>/rewards/num_ignored``:
+        those that it does not apply to (``IgnoreGradeException``). They are in no mean.
+        ``<log_key>/pass@<k>``, with several completions, for k = 1, 2, 4, ... and all of them: the share of prompts of
+        which one of k completions passes, without bias (arXiv:2107.03374); ``..._stderr`` its standard error over
+        prompts, ``..._num_prompts`` how many have k grades.
         ``<log_key>/generation_length_mean``, ``..._std``: tokens, end-of-turn excluded; population standard deviation.
+        ``<log_key>/generation_length_stderr``: the standard error of that mean.
         ``<log_key>/num_samples``: graded samples; ``<log_key>/num_generated``: completions, which the lengths are of;
         ``<log_key>/num_failed``: threads without a completion, if any.
         ``<log_key>/samples``: Table of all samples with their ``grade``, ``reasoning`` and ``error``.
@@ -43,8 +49,10 @@ class GraderEvalCallback(GenerationCallback):
         clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives beside
             ``score/*`` covers all evaluations so far. (Training's logs are separate either way.)
         temperature: 0 is greedy and gives the most comparable numbers.
-        max_gen_len: the longest completion in tokens; by default the model's setting.
-        options: see ``RecipeCallback``.
+        max_concurrent_samples: how many samples are graded at a time; by default all.
+        pass_threshold: the grade from which on a completion passes, for ``pass@<k>``.
+        options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
+            ``RecipeCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -56,13 +64,14 @@ class GraderEvalCallback(GenerationCallback):
         validation_set: Sequence[StringThread],
         model: InferenceModel,
         grader: BaseGrader,
-        frequency: float | Fraction | str,
+        frequency: Frequency,
         log_key: str = "validation",
         clear_grader_logs: bool = True,
         temperature: float = 0.0,
         *,
-        max_gen_len: int | None = None,
-        **options: Unpack[CallbackOptions],
+        max_concurrent_samples: int | None = None,
+        pass_threshold: float = 1.0,
+        **options: Unpack[GenerationOptions],
     ) -> None:
         if not isinstance(grader, BaseGrader):
             raise ConfigurationError(
@@ -76,43 +85,82 @@ class GraderEvalCallback(GenerationCallback):
             log_key,
             argument="validation_set",
             temperature=temperature,
-            max_gen_len=max_gen_len,
             **options,
         )
         self.grader = grader
         self.clear_grader_logs = clear_grader_logs
+        if max_concurrent_samples is not None and (
+            not isinstance(max_concurrent_samples, int) or max_concurrent_samples < 1
+        ):
+            raise ConfigurationError(
+                f"max_concurrent_samples={max_concurrent_samples!r} must be a whole number of at least 1, or None"
+            )
+        self.max_concurrent_samples = max_concurrent_samples
+        self.pass_threshold = pass_threshold
         self._kept_logs = LogScope()
 
     def declared_keys(self) -> frozenset[str]:
         """The keys that do not depend on the grader."""
-        rewards = [f"rewards/{key}" for key in summarize_scores([0.0])]
-        counts = ("num_samples", "num_generated", "num_failed", "rewards/num_failed")
-        keys = ("generation_length_mean", "generation_length_std", "samples", *counts, *rewards)
+        rewards = [f"rewards/{key}" for key in (*summarize_scores([0.0, 0.0]), "num_failed", "num_ignored")]
+        passes = [f"pass@{k}{suffix}" for k in self._ks() for suffix in ("", "_stderr", "_num_prompts")]
+        keys = ("samples", "num_samples", "num_generated", "num_failed", *summarize_lengths([0, 0]), *rewards, *passes)
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """Grade the completions and summarise the grades."""
-        threads = [c.result.thread for c in measurement if isinstance(c.result, TokenizedThread)]
+        generated = [completion for completion in measurement if isinstance(completion.result, TokenizedThread)]
+        threads = [completion.result.thread for completion in generated]  # type: ignore[union-attr]
         with log_scope(LogScope() if self.clear_grader_logs else self._kept_logs):
-            graded = await grade_many(self.grader, threads)
+            graded = await grade_many(self.grader, threads, self.max_concurrent_samples)
             logs = self.grader.get_logs(clear=self.clear_grader_logs)
-        grades = [grade.value for grade in graded if isinstance(grade, Grade)]
-        rewards = {**logs, **summarize_scores(grades)}
-        failures = [error for error in graded if isinstance(error, Exception)]
+        by_prompt: dict[str, list[float]] = {completion.example.example_id: [] for completion in generated}
+        for completion, grade in zip(generated, graded, strict=True):
+            if isinstance(grade, Grade):
+                by_prompt[completion.example.example_id].append(grade.value)
+        grades = [(example_id, grade) for example_id, values in by_prompt.items() for grade in values]
+        scores = summarize_scores([grade for _, grade in grades], [example_id for example_id, _ in grades])
+        rewards = {**logs, **scores, **self._count_ungraded(graded)}
+        return {
+            **{f"rewards/{key}": value for key, value in rewards.items()},
+            **self._pass_metrics(by_prompt.values()),
+            **self.length_metrics(measurement),
+            "num_samples": len(grades),
+            "num_generated": len(generated),
+            "samples": _sample_table(measurement, graded),
+        }
+
+    def _count_ungraded(self, graded: Sequence[Grade | Exception]) -> dict[str, int]:
+        """How many samples have no grade, and why."""
+        num_ignored = sum(isinstance(grade, IgnoreGradeException) for grade in graded)
+        failures = [g for g in graded if isinstance(g, Exception) and not isinstance(g, IgnoreGradeException)]
         if failures:
-            rewards["num_failed"] = len(failures)
             self.warn(
                 f"grader {self.grader.grader_key!r} failed on {len(failures)} of {len(graded)} samples, which are left "
                 f"out of the mean; first: {type(failures[0]).__name__}: {failures[0]}",
                 details="".join(traceback.format_exception(failures[0])),
             )
-        return {
-            **{f"rewards/{key}": value for key, value in rewards.items()},
-            **self.length_metrics(measurement),
-            "num_samples": len(grades),
-            "num_generated": len(threads),
-            "samples": _sample_table(measurement, graded),
-        }
+        counts = {"num_failed": len(failures), "num_ignored": num_ignored}
+        return {key: count for key, count in counts.items() if count}
+
+    def _ks(self) -> list[int]:
+        """1, 2, 4, ... below the number of completions, and that number; nothing for a single one."""
+        powers = [2**i for i in range(self.num_completions.bit_length()) if 2**i < self.num_completions]
+        return [*powers, self.num_completions] if self.num_completions > 1 else []
+
+    def _pass_metrics(self, grades_of_prompts: Collection[Sequence[float]]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for k in self._ks():
+            estimates = [
+                pass_at_k(len(grades), sum(grade >= self.pass_threshold for grade in grades), k)
+                for grades in grades_of_prompts
+                if len(grades) >= k
+            ]
+            metrics[f"pass@{k}_num_prompts"] = len(estimates)
+            if estimates:
+                metrics[f"pass@{k}"] = fmean(estimates)
+            if (error := standard_error(estimates)) is not None:
+                metrics[f"pass@{k}_stderr"] = error
+        return metrics
 
 
 def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Exception]) -> Table:
@@ -123,7 +171,8 @@ def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Ex
         cells = completion.cells()
         grade = next(remaining) if isinstance(completion.result, TokenizedThread) else None
         if isinstance(grade, Exception):
-            cells["error"] = f"{type(grade).__name__}: {grade}"
+            kind = "not applicable" if isinstance(grade, IgnoreGradeException) else type(grade).__name__
+            cells["error"] = f"{kind}: {grade}"
         cells |= {"grade": getattr(grade, "value", None), "reasoning": getattr(grade, "reasoning", None)}
         table.add_row([cells[header] for header in table.headers])
     return table

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from fractions import Fraction
 from typing import Any, Generic, TypeVar, Unpack
 
 from descant.callbacks.base import CallbackOptions, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.inference import InferenceModel
+from descant.schedule import Frequency
 
 MeasurementT = TypeVar("MeasurementT")
 
@@ -26,7 +26,7 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
     def __init__(
         self,
         model: InferenceModel,
-        frequency: float | Fraction | str,
+        frequency: Frequency,
         log_key_prefix: str | None = None,
         **options: Unpack[CallbackOptions],
     ) -> None:

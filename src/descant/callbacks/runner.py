@@ -6,7 +6,7 @@ import inspect
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,25 @@ from types import TracebackType
 from typing import Any, Self
 
 from descant.callbacks.base import RecipeCallback, RunView
+from descant.callbacks.call_guard import CallGuard
+from descant.callbacks.interrupts import Interrupts
+from descant.callbacks.metric_keys import RESERVED_PREFIXES, MetricKeys
+from descant.callbacks.synchronous import SynchronousRunner
+from descant.costs import Costs
 from descant.errors import CallbackError, ConfigurationError, DescantError
-from descant.loggers.console import PlanLine
-from descant.loggers.recorder import RunRecorder
-from descant.metrics import Metric, as_metric, clean_text
-from descant.owner import Owner, owner_scope
+from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
+from descant.metrics import Metric, as_metric
+from descant.owner import Owner
 from descant.progress import Progress
+from descant.schedule import Plan
 from descant.seeds import derive_seed
 
 _FAILED = object()
-RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
+_FORECAST_STEP = 3  # the first steps are slow, and a forecast is wanted early
+_LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
+
+SaveCheckpoint = Callable[[Path], Awaitable[Path | None] | Path | None]
+"""Writes the weights as they are now to a directory, or to another one that it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,138 +46,294 @@ class CallbackFailure:
 
 
 class CallbackRunner:
-    """Runs callbacks at their exact steps, one after another in list order, while training waits.
+    """Runs callbacks at their exact steps along with a training loop: descant's own, or yours.
 
-    A callback runs before the first step, at every boundary of its schedule and after the last step, at most once
-    per step. One that raises, or returns what is not a metric, is recorded; the others and training go on. It is an
-    async context: entering it calls ``on_start``, leaving it ``on_end``, also when training fails in between.
+    >>> async with CallbackRunner(callbacks, num_steps=1000) as runner:  # doctest: +SKIP
+    ...     for step, batch in enumerate(batches, start=1):
+    ...         loss = train_on(batch)
+    ...         await runner.after_step(step, {"training/loss": loss})
+    ...         if runner.should_stop:
+    ...             break
+
+    Entering it opens the run log, prints the plan, calls ``on_start`` and makes the calls that are due before the first
+    step. ``after_step`` makes those that are due after a step, one after another in list order, while training waits.
+    Leaving it makes the final calls, if they have not been made at this step, calls ``on_end`` and closes the run log;
+    also when training failed. In synchronous code, ``with runner.synchronous() as runner:`` gives the same without
+    ``await``.
+
+    A callback that raises, takes too long, or returns what is not a metric, is recorded; the others and training go
+    on. After every call the random generators of Python, numpy and torch and torch's settings are what they were
+    before, and nothing that the call left behind may use a model. Ctrl-C and SIGTERM set ``should_stop``, and the run
+    ends in order; the second time it is cancelled.
 
     Args:
         callbacks: what to run; names and declared keys must be distinct.
-        recorder: where metrics, tables and failures go.
         num_steps: planned steps.
-        seed: the run's seed.
-        run_dir: the run's directory, for callbacks that write files.
-        strict: raise the first failure as a ``CallbackError``.
+        run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
+        logger: any callable that takes a dict, called once per step; the run log is written with or without it.
+        seed: the run's seed; what callbacks sample is made from it.
+        strict: raise the first failure of a callback (or of the logger) as a ``CallbackError``.
+        first_step: completed steps, of a run that is continued; what was due up to there is not due again.
+        title: what is trained on what, in one line, for people.
+        config: settings of the run, for the run log.
+        save_checkpoint: writes a checkpoint to the directory that it is given, when a callback requests one.
 
     Raises:
-        ConfigurationError: something that is not a callback, or names or keys that collide, with the fix.
+        ConfigurationError: an argument that cannot work, something that is not a callback, or names or keys that
+            collide, with the fix.
     """
 
     def __init__(
         self,
         callbacks: Sequence[RecipeCallback],
-        recorder: RunRecorder,
         *,
         num_steps: int,
-        seed: int,
-        run_dir: Path,
-        strict: bool,
+        run_dir: str | Path | None = None,
+        logger: Logger | None = None,
+        seed: int = 0,
+        strict: bool = False,
+        first_step: int = 0,
+        title: str = "a training loop",
+        config: Mapping[str, Any] | None = None,
+        save_checkpoint: SaveCheckpoint | None = None,
     ) -> None:
+        self._keys = MetricKeys(callbacks)
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ConfigurationError(f"num_steps={num_steps!r} must be a whole number of planned steps, at least 1")
+        if not isinstance(first_step, int) or not 0 <= first_step <= num_steps:
+            raise ConfigurationError(
+                f"first_step={first_step!r} must be a whole number from 0 to num_steps={num_steps}"
+            )
+        if logger is not None and not callable(logger):
+            raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
         self.callbacks = list(callbacks)
         self.num_steps = num_steps
+        self.run_dir = new_run_dir("run") if run_dir is None else Path(run_dir)
+        self.step = first_step
+        """Completed steps."""
         self.failures: list[CallbackFailure] = []
-        self.seconds: dict[str, float] = {}
-        """Seconds that training waited for each callback so far."""
-        self._recorder = recorder
-        self._seed = seed
-        self._run_dir = run_dir
-        self._strict = strict
-        self._key_owner = check_callbacks(self.callbacks)
+        self.stop_reason: str | None = None
+        """Why the loop should end after this step, if it should."""
+        self.costs = Costs(self.plan(), num_steps)
+        self.recorder = RunRecorder(self.run_dir, num_steps, logger, strict=strict)
+        self._seed, self._strict, self._title, self._config = seed, strict, title, dict(config or {})
+        self._save_checkpoint = save_checkpoint
+        self._progress = Progress(first_step, num_steps)
+        self._training_metrics: Mapping[str, Metric] = {}
+        self.evaluations: dict[str, Metric] = {}
+        """What callbacks have returned at the latest step, under their full keys."""
+        self._known_keys: set[str] = set()
         self._last_call: dict[str, int] = {}
+        self._disabled: set[str] = set()
+        self._told_missing: set[str] = set()
+        self._checkpoint_requested_by: str | None = None
         self._warnings: list[tuple[str, int, str, str | None]] = []
-        self._step = 0
+        self.interrupts = Interrupts()
+        self._guard = CallGuard(self.recorder.show_warning)
 
-    def plan(self) -> list[PlanLine]:
+    def plan(self) -> list[Plan]:
         """When each callback will run, if training is not stopped early."""
-        return [PlanLine(c.name, str(c.schedule), c.due_steps(self.num_steps)) for c in self.callbacks]
+        return [callback.plan(self.num_steps) for callback in self.callbacks]
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the loop should end after this step: a callback has requested it, or a signal has arrived."""
+        return self.stop_reason is not None or self.interrupts.received is not None
 
     async def __aenter__(self) -> Self:
-        """``on_start`` of every callback; if that fails (``strict``) or is cancelled, ``on_end`` of every callback."""
-        self._started_at = time.monotonic()
-        try:
-            for callback in self.callbacks:
-                view = self._show_run(callback, {})
-                await self._attempt(callback, partial(callback.on_start, view))
-        except BaseException:
-            await self._end_all()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(self.interrupts)
+            await self.open()
+            stack.pop_all()
         return self
 
-    async def before_first_step(self) -> None:
-        """Make the calls that are due before the first step."""
-        await self._call_all([callback for callback in self.callbacks if callback.at_start], {})
-
-    async def after_step(self, step: int, training_metrics: Mapping[str, Metric]) -> None:
-        """Make the calls that are due after ``step`` steps."""
-        self._step = step
-        before, after = Progress(step - 1, self.num_steps), Progress(step, self.num_steps)
-        await self._call_all([c for c in self.callbacks if c.is_due(before, after)], training_metrics)
-
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """If training failed, the final calls at the step that was reached; then ``on_end`` of every callback.
+        try:
+            await self.close(error)
+        finally:
+            self.interrupts.__exit__()
+        if error is None:
+            self.interrupts.raise_received()
+
+    async def open(self) -> None:
+        """What entering does, but for the signals."""
+        self._started_at = time.monotonic()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.recorder)
+            await self.recorder.announce(self._title, {**self._config, "callbacks": self._settings()}, self.plan())
+            stack.push_async_exit(self._end)
+            for callback in self.callbacks:
+                callback.last_call = -1.0
+                await self._attempt(callback, partial(callback.on_start, self._show_run(callback)))
+            if self.step == 0:
+                await self._call_due(before=None)
+            await self.recorder.publish()
+            self._stack = stack.pop_all()
+        self._resumed_at = time.perf_counter()
+
+    async def close(self, error: BaseException | None) -> None:
+        """What leaving does, but for the signals; ``error`` is what has ended the training, if it has failed."""
+        await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def synchronous(self) -> SynchronousRunner:
+        """The same for loops that are not async: ``with runner.synchronous() as runner:``."""
+        return SynchronousRunner(self)
+
+    async def after_step(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Record the metrics of a step and make the calls that are due after it.
+
+        Args:
+            step: completed steps. It may jump: whatever became due in between is one call, on the weights as they are.
+            metrics: what the loop has measured at this step (numbers, strings, tables), under keys of its choice.
+
+        Raises:
+            CallbackError: a callback failed, and ``strict`` or its ``on_error="raise"`` is on.
+            RunLogError: the run log cannot be written.
+            ConfigurationError: a step that is not after the last one, or a metric that cannot be recorded.
+        """
+        training_s = time.perf_counter() - self._resumed_at
+        before, self._progress = self._progress, self._progress_at(step)
+        self.costs.add_steps(step - self.step, training_s)
+        self.step = step
+        self._training_metrics = {"training/step_s": training_s / (step - before.step), **self._checked(metrics or {})}
+        await self.recorder.record(step, self._training_metrics)
+        await self._call_due(before)
+        if step == min(_FORECAST_STEP, self.num_steps) and (forecast := self.costs.forecast(step)):
+            await self.recorder.record_note(step, "forecast", "callbacks", forecast)
+        await self.recorder.publish(self.costs.remaining_s(step))
+        self._resumed_at = time.perf_counter()
+
+    async def record(self, metrics: Mapping[str, Any]) -> None:
+        """Record more metrics of the latest step, such as those that a loop has only after ``after_step``."""
+        checked = self._checked(metrics)
+        self._training_metrics = {**self._training_metrics, **checked}
+        await self.recorder.record(self.step, checked)
+        await self.recorder.publish(self.costs.remaining_s(self.step))
+
+    async def make_final_calls(self) -> None:
+        """Make the final calls that have not been made at this step yet. Leaving does it too; a loop that changes its
+        weights after its last step (to those of its best one, say) does it before."""
+        self.evaluations = {}
+        for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
+            if self._last_call.get(callback.name) == self.step:
+                continue
+            if callback.at_end or self._has_news_for(callback, is_final=True):
+                await self._call(callback)
+        await self._apply_requests()
+
+    async def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The final calls at the step that was reached; then ``on_end`` of every callback, and what there is to say.
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
+        first_error: Exception | None = None
         try:
-            if isinstance(error, Exception) and not isinstance(error, CallbackError):
-                due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self._step]
-                with suppress(Exception):  # recorded if it can be; what stopped training is what must be raised
-                    await self._call_all(due, {})
+            if error is None or (isinstance(error, Exception) and not isinstance(error, CallbackError)):
+                with suppress(Exception) if error else nullcontext():  # what stopped training is what must be raised
+                    await self.make_final_calls()
+        except BaseException as failure:
+            error = failure
+            raise
         finally:
-            first_error = await self._end_all()
+            is_cancelled = error is not None and not isinstance(error, Exception)
+            for callback in self.callbacks:
+                work = partial(callback.on_end, self._show_run(callback))
+                try:
+                    await self._attempt(callback, work, _LEAVING_S if is_cancelled else callback.timeout_s)
+                except Exception as failure:  # strict, or the run log cannot be written
+                    first_error = first_error or failure
+                callback.run = None
+            for name in self._guard.lingering.values():
+                self.recorder.show_warning(f"{name} still goes on, although it was cancelled when its time was up")
+            self.recorder.conclude(self._outcome(), list(self.costs))
         if error is None and first_error is not None:
             raise first_error
 
-    async def _end_all(self) -> Exception | None:
-        """``on_end`` of every callback, also when one fails; the first failure that must be raised."""
-        first_error: Exception | None = None
-        for callback in self.callbacks:
-            view = self._show_run(callback, {})
-            try:
-                await self._attempt(callback, partial(callback.on_end, view))
-            except Exception as error:  # strict, or the run log cannot be written
-                first_error = first_error or error
-            callback.run = None
-        return first_error
+    def _outcome(self) -> str:
+        """How a run that has not failed has ended, in words."""
+        if (signal := self.interrupts.received) is not None:
+            return f"interrupted ({signal.name})"
+        return "completed" if self.step >= self.num_steps else f"stopped ({self.stop_reason or 'the loop has ended'})"
 
-    async def _call_all(self, due: Sequence[RecipeCallback], training_metrics: Mapping[str, Metric]) -> None:
-        for callback in due:
-            await self._call(callback, training_metrics)
+    # Which calls are due
 
-    async def _call(self, callback: RecipeCallback, training_metrics: Mapping[str, Metric]) -> None:
-        percentage = Progress(self._step, self.num_steps).percentage
-        self._last_call[callback.name] = self._step
-        callback.last_call = percentage
-        self._show_run(callback, training_metrics)
+    async def _call_due(self, before: Progress | None) -> None:
+        """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
+        self.evaluations = {}
+        for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
+            if callback.is_due(before, self._progress) or self._has_news_for(callback):
+                await self._call(callback)
+        await self._apply_requests()
+
+    def _has_news_for(self, callback: RecipeCallback, *, is_final: bool = False) -> bool:
+        """Whether the metric that a callback watches was measured at this step; or, once, will never be."""
+        key = callback.watched_key
+        if key is None or key in self.evaluations:
+            return key is not None
+        others = [other.name for other in self.callbacks if not other.runs_last]
+        all_others_ran = bool(self.evaluations) and all(name in self._last_call for name in others)
+        if key in self._known_keys or key in self._told_missing or not (all_others_ran or is_final):
+            return False
+        self._told_missing.add(key)
+        return True
+
+    def _progress_at(self, step: int) -> Progress:
+        if not isinstance(step, int) or step <= self.step:
+            raise ConfigurationError(
+                f"after_step({step!r}) follows step {self.step}: steps are whole numbers that grow"
+            )
+        if step > self.num_steps >= self.step:
+            self._warn("runner", step, f"step {step} is beyond num_steps={self.num_steps}, by which calls are planned")
+        return Progress(min(step, self.num_steps), self.num_steps, time.monotonic() - self._started_at)
+
+    # One call
+
+    async def _call(self, callback: RecipeCallback) -> None:
+        name = callback.name
+        if name in self._disabled:
+            return
+        self._last_call[name] = self.step
+        callback.last_call = self._progress.percentage
+        self._show_run(callback)
         started_at = time.perf_counter()
-        returned = await self._attempt(callback, partial(callback.callback, percentage))
+        returned = await self._attempt(callback, partial(callback.callback, self._progress.percentage))
         seconds = time.perf_counter() - started_at
-        self.seconds[callback.name] = self.seconds.get(callback.name, 0.0) + seconds
         metrics = {} if returned is _FAILED else await self._accept(callback, returned)
-        costs: dict[str, Metric] = {f"callbacks/{callback.name}/stall_s": seconds}
-        if num_failed := sum(failure.callback == callback.name for failure in self.failures):
-            costs[f"callbacks/{callback.name}/num_failed"] = num_failed
-        await self._recorder.record_evaluation(self._step, callback.name, metrics, costs)
+        self.evaluations |= metrics
+        self._known_keys |= metrics.keys()
+        cost = self.costs.add_call(name, seconds)
+        await self.recorder.record_evaluation(
+            self.step,
+            name,
+            metrics,
+            {
+                f"callbacks/{name}/stall_s": seconds,
+                f"callbacks/{name}/num_runs": cost.num_runs,
+                f"callbacks/{name}/total_s": cost.seconds,
+                f"callbacks/{name}/time_fraction": self.costs.time_fraction(name),
+                f"callbacks/{name}/num_failed": cost.num_failed,
+            },
+        )
 
-    async def _attempt(self, callback: RecipeCallback, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _attempt(
+        self, callback: RecipeCallback, work: Callable[[], Awaitable[Any]], timeout_s: float | None = None
+    ) -> Any:
         """The result of ``work``, or ``_FAILED`` once its exception has been recorded."""
         owner = Owner(f"callback {callback.name!r}", derive_seed(self._seed, callback.name), observer=True)
         try:
-            with owner_scope(owner):
-                return await work()
+            return await self._guard.run(work, owner, timeout_s or callback.timeout_s)
         except Exception as error:
             await self._record_failure(callback, error)
             return _FAILED
         finally:
+            if report := self._guard.watchdog.take_report():
+                message = f"{callback.name}: it has blocked the event loop"
+                await self.recorder.record_note(self.step, "callback_blocked", callback.name, message, report)
             await self._record_warnings()
-
-    async def _record_warnings(self) -> None:
-        warnings, self._warnings = self._warnings, []
-        for source, step, message, details in warnings:
-            await self._recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
 
     async def _accept(self, callback: RecipeCallback, returned: Any) -> dict[str, Metric]:
         """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
@@ -179,86 +344,112 @@ class CallbackRunner:
         accepted: dict[str, Metric] = {}
         for key, value in callback.with_prefix(returned).items():
             try:
-                accepted[self._claim_key(callback, key)] = as_metric(value)
+                accepted[self._keys.claim(callback.name, key)] = as_metric(value)
             except Exception as error:  # whatever a value of the user's does when it is looked at
                 error.add_note(f"in what callback {callback.name!r} returned under the key {key!a}")
                 await self._record_failure(callback, error, f"key {key!a}: ")
         return accepted
 
-    def _claim_key(self, callback: RecipeCallback, key: object) -> str:
-        if not isinstance(key, str) or not key or key != clean_text(key):
-            raise ConfigurationError("a key must be a string that is valid Unicode and not empty")
-        owner = "the trainer" if key.startswith(RESERVED_PREFIXES) else self._key_owner.setdefault(key, callback.name)
-        if owner != callback.name:
-            raise ConfigurationError(f"the key belongs to {owner}; give {callback.name!r} its own log_key_prefix=")
-        return key
-
     async def _record_failure(self, callback: RecipeCallback, error: Exception, place: str = "") -> None:
+        name = callback.name
         says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
         reason = place + (str(error) if says_it_all else traceback.format_exception_only(error)[0].strip())
-        message = f"callback {callback.name!r} failed at step {self._step} of {self.num_steps}: {reason}"
-        failure = CallbackFailure(callback.name, self._step, message, "".join(traceback.format_exception(error)))
+        message = f"callback {name!r} failed at step {self.step} of {self.num_steps}: {reason}"
+        failure = CallbackFailure(name, self.step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
-        await self._recorder.record_event(self._step, "callback_failed", callback.name, message, failure.traceback)
-        if self._strict:
+        self.costs[name].num_failed += 1
+        await self.recorder.record_event(self.step, "callback_failed", name, message, failure.traceback)
+        if self._strict or callback.on_error == "raise":
             raise CallbackError(message) from error
+        if callback.on_error == "disable" and name not in self._disabled:
+            self._disabled.add(name)
+            message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
+            await self.recorder.record_event(self.step, "callback_disabled", name, message)
+
+    async def _record_warnings(self) -> None:
+        warnings, self._warnings = self._warnings, []
+        for source, step, message, details in warnings:
+            await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
+
+    # What callbacks see and request
+
+    def _show_run(self, callback: RecipeCallback) -> RunView:
+        """Let the callback see the run as it is now."""
+        callback.run = RunView(
+            step=self.step,
+            num_steps=self.num_steps,
+            progress=self._progress.fraction,
+            elapsed_s=time.monotonic() - self._started_at,
+            metrics=dict(self._training_metrics),
+            evaluations=dict(self.evaluations),
+            known_keys=frozenset(self._known_keys),
+            run_dir=self.run_dir,
+            seed=derive_seed(self._seed, callback.name, self.step),
+            warn=partial(self._warn, callback.name, self.step),
+            request_stop=partial(self._request_stop, callback.name),
+            request_checkpoint=partial(self._request_checkpoint, callback.name),
+        )
+        return callback.run
 
     def _warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
         self._warnings.append((source, step, message, details))
 
-    def _show_run(self, callback: RecipeCallback, training_metrics: Mapping[str, Metric]) -> RunView:
-        """Let the callback see the run as it is now."""
-        callback.run = RunView(
-            step=self._step,
-            num_steps=self.num_steps,
-            progress=Progress(self._step, self.num_steps).fraction,
-            elapsed_s=time.monotonic() - self._started_at,
-            metrics=dict(training_metrics),
-            run_dir=self._run_dir,
-            seed=derive_seed(self._seed, callback.name, self._step),
-            warn=partial(self._warn, callback.name, self._step),
-        )
-        return callback.run
+    def _request_stop(self, source: str, reason: str) -> None:
+        if self.stop_reason is None:
+            self.stop_reason = f"{source}: {reason}"
 
+    def _request_checkpoint(self, source: str) -> None:
+        self._checkpoint_requested_by = source
 
-def check_callbacks(callbacks: Sequence[RecipeCallback]) -> dict[str, str]:
-    """Which callback declares which metric key.
+    async def _apply_requests(self) -> None:
+        """Between steps: write the checkpoint that was requested, and say why the run will stop."""
+        await self._record_warnings()
+        source, self._checkpoint_requested_by = self._checkpoint_requested_by, None
+        if source is not None:
+            await self._write_checkpoint(source)
+        if self.stop_reason is not None and not self.recorder.has_event("stop_requested"):
+            message = f"the run stops after step {self.step} of {self.num_steps} ({self.stop_reason})"
+            await self.recorder.record_note(self.step, "stop_requested", self.stop_reason.partition(":")[0], message)
 
-    Raises:
-        ConfigurationError: something that is not a callback, or names or keys that collide, with the fix.
-    """
-    if not isinstance(callbacks, Sequence):
-        raise ConfigurationError(f"callbacks={callbacks!r} is a {type(callbacks).__name__}; a list is needed")
-    owner_of_key: dict[str, str] = {}
-    names: set[str] = set()
-    for position, callback in enumerate(callbacks):
-        _check_is_callback(callback, f"callbacks[{position}]")
-        if callback.name in names:
-            raise ConfigurationError(
-                f"two callbacks are called {callback.name!r}; names identify a callback's rows and costs, so give "
-                "one of them its own log_key=, log_key_prefix= or name="
-            )
-        names.add(callback.name)
-        for key in sorted(callback.declared_keys()):
-            if key in owner_of_key or key.startswith(RESERVED_PREFIXES):
+    async def _write_checkpoint(self, source: str) -> None:
+        path = self.run_dir / "checkpoints" / f"step-{self.step}"
+        if self._save_checkpoint is None:
+            message = f"{source} requested a checkpoint, but this loop was not given save_checkpoint="
+            await self.recorder.record_event(self.step, "checkpoint_failed", source, message)
+            return
+        try:
+            written = self._save_checkpoint(path)
+            if inspect.isawaitable(written):
+                written = await written
+        except Exception as error:
+            reason = traceback.format_exception_only(error)[0].strip()
+            message = f"the checkpoint that {source} requested at step {self.step} could not be written: {reason}"
+            await self.recorder.record_event(self.step, "checkpoint_failed", source, message, error)
+            if self._strict:
+                raise
+        else:
+            message = f"checkpoint at step {self.step}: {written or path}"
+            await self.recorder.record_note(self.step, "checkpoint_saved", source, message)
+
+    # What is recorded
+
+    def _checked(self, metrics: Mapping[str, Any]) -> dict[str, Metric]:
+        """The loop's own metrics, as plain values."""
+        checked: dict[str, Metric] = {}
+        for key, value in metrics.items():
+            if not isinstance(key, str) or key.startswith(RESERVED_PREFIXES[1:]):
+                reserved = ", ".join(RESERVED_PREFIXES[1:])
                 raise ConfigurationError(
-                    f"callback {callback.name!r} returns the metric {key!r}, which belongs to "
-                    f"{owner_of_key.get(key, 'the trainer')!r}; give it its own log_key= or log_key_prefix="
+                    f"the metric {key!r} of step {self.step}: its key must be text not in {reserved}"
                 )
-            owner_of_key[key] = callback.name
-    return owner_of_key
+            try:
+                checked[key] = as_metric(value)
+            except TypeError as error:
+                raise ConfigurationError(f"the metric {key!r} of step {self.step}: {error}") from error
+        return checked
 
-
-def _check_is_callback(callback: object, place: str) -> None:
-    if isinstance(callback, type) and issubclass(callback, RecipeCallback):
-        raise ConfigurationError(f"{place} is the class {callback.__name__}; pass an instance of it")
-    if not isinstance(callback, RecipeCallback):
-        raise ConfigurationError(
-            f"{place}={callback!r} is a {type(callback).__name__}, not a callback; subclass RecipeCallback"
-        )
-    class_name = type(callback).__name__
-    if not hasattr(callback, "name"):
-        raise ConfigurationError(f"{place}: {class_name}.__init__ must call super().__init__(frequency=...)")
-    for method in ("callback", "on_start", "on_end"):
-        if not inspect.iscoroutinefunction(getattr(callback, method)):
-            raise ConfigurationError(f"{place}: {class_name}.{method} must be `async def`")
+    def _settings(self) -> list[dict[str, Any]]:
+        return [
+            {"name": c.name, "class": type(c).__name__, "frequency": str(c.frequency), "prefix": c.log_key_prefix}
+            for c in self.callbacks
+        ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import exp, fsum
 from statistics import fmean
 from typing import Any, Unpack
@@ -14,6 +13,8 @@ from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import DatasetError
 from descant.models.inference import Attempt, InferenceModel
+from descant.schedule import Frequency
+from descant.stats import standard_error
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -39,14 +40,17 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         ``validation/perplexity``: its exponential.
         ``validation/num_tokens``: how many tokens that is, end-of-turn tokens included.
         ``validation/loss_per_sample``: the mean of every thread's own loss per token.
+        ``validation/loss_stderr``, ``validation/loss_per_sample_stderr``: standard errors of the two, threads being the
+        independent units (``stats.standard_error``); left out for a single thread.
         ``validation/loss_num_samples``: how many threads that is; ``validation/loss_num_failed``: how many could not be
-        scored, if any. They are in no mean. (With another ``log_key``: ``num_samples`` and ``num_failed``.)
+        scored, if any. They are in no mean. (With another ``log_key``: ``num_samples``, ``num_failed``, ``stderr``.)
 
     Args:
         validation_set: threads with their completions; weighted turns are scored.
         model: sees the live weights.
         frequency: the share of the run between two calls.
         log_key: names the loss, and the callback.
+        limit: only the first so many threads.
         options: see ``RecipeCallback``.
 
     Raises:
@@ -58,13 +62,15 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         self,
         validation_set: Sequence[StringThread],
         model: InferenceModel,
-        frequency: float | Fraction | str = 0.1,
+        frequency: Frequency = 0.1,
         log_key: str = "loss",
+        *,
+        limit: int | None = None,
         **options: Unpack[CallbackOptions],
     ) -> None:
         options.setdefault("name", log_key)
         super().__init__(model, frequency, "validation", **options)
-        self.threads = [example.thread for example in make_examples(validation_set, "validation_set")]
+        self.threads = [example.thread for example in make_examples(validation_set, "validation_set", limit)]
         for position, thread in enumerate(self.threads):
             if not any(thread.get_turn_weights()):
                 raise DatasetError(
@@ -73,10 +79,14 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
                 )
         self.log_key = log_key
 
+    def validation_threads(self) -> Sequence[StringThread]:
+        """The threads that are scored."""
+        return self.threads
+
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
-        counts = ("num_tokens", "num_samples", "num_failed")
-        keys = [self.log_key, *map(self._key, ("perplexity", "loss_per_sample", *counts))]
+        keys = [self.log_key, *map(self._key, ("perplexity", "loss_per_sample", "stderr", "loss_per_sample_stderr"))]
+        keys += map(self._key, ("num_tokens", "num_samples", "num_failed"))
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
@@ -104,7 +114,10 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
             loss = fsum(item.nll_sum for item in losses) / fsum(item.weight_sum for item in losses)
             metrics[self.log_key] = loss
             metrics[self._key("perplexity")] = float("inf") if loss > _LARGEST_EXPONENT else exp(loss)
-            metrics[self._key("loss_per_sample")] = fmean([item.nll_sum / item.weight_sum for item in losses])
+            means, weights = [item.nll_sum / item.weight_sum for item in losses], [item.weight_sum for item in losses]
+            metrics[self._key("loss_per_sample")] = fmean(means)
+            errors = {"stderr": standard_error(means, weights=weights), "loss_per_sample_stderr": standard_error(means)}
+            metrics |= {self._key(key): error for key, error in errors.items() if error is not None}
         if num_failed := len(measurement) - len(losses):
             metrics[self._key("num_failed")] = num_failed
             first = next(error for error in measurement if isinstance(error, Exception))
@@ -115,7 +128,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         """``GraderEvalCallback`` counts under ``validation/`` too, so the loss says whose its counts are."""
         if self.log_key != "loss":
             return f"{self.log_key}/{key}"
-        return f"loss_{key}" if key in ("num_samples", "num_failed") else key
+        return f"loss_{key}" if key in ("num_samples", "num_failed", "stderr") else key
 
 
 def _thread_loss(thread: TokenizedThread, logprobs: Sequence[float]) -> ThreadLoss:

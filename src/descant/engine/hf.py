@@ -34,6 +34,7 @@ from descant.engine.jobs import (
 )
 from descant.engine.optim import Optimizer
 from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
+from descant.engine.process_state import COMPUTE_SETTINGS, restored
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
 from descant.engine.score import TokenScorer
 from descant.engine.weights import WeightStore
@@ -49,16 +50,6 @@ from descant.losses.sft import language_modelling
 from descant.seeds import derive_seed
 
 ResultT = TypeVar("ResultT")
-_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
-    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
-    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
-    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-]
-"""Settings of the whole process that change the bits of a computation: how to read and how to write each."""
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"language_modelling": language_modelling}
 OVERHEAD_TOKENS = {"cpu": 96, "cuda": 1024}
 """What starting a forward and backward pass takes, as tokens: where a micro-batch is worth cutting. Measured on CPUs (a
@@ -81,6 +72,8 @@ class HFEngine:
         trainable: build an optimizer.
         precision: number formats; the weights are in theirs already.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        owns_model: whether nobody else uses the module. If other code trains it, its device, modes and gradients are
+            left alone, and its weights may change without the engine being told.
 
     When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
     """
@@ -96,26 +89,32 @@ class HFEngine:
         trainable: bool,
         precision: Precision | None = None,
         gradient_checkpointing: bool = False,
+        owns_model: bool = True,
     ) -> None:
-        self.device = torch.device(device_type())
         self.precision = precision or default_precision()
-        self.model = model.eval().requires_grad_(trainable).to(self.device)
+        self.model = model.eval().requires_grad_(trainable).to(device_type()) if owns_model else model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.max_batch_tokens = max_batch_tokens
         self.max_sequence_tokens = max_batch_tokens
         self.max_cached_tokens = max_cached_tokens
         self.budgets_are_halved = False
-        self.weights = WeightStore(self.model)
-        self.scorer = TokenScorer(self.model)
+        self.weights = WeightStore(self.model, counts_changes=owns_model)
+        with _module_mode(self.model, training=False):
+            self.scorer = TokenScorer(self.model)
         self.optimizer = Optimizer(self.model) if trainable else None
         self.draws_random_numbers = draws_random_numbers(self.model)
         self.randomness: PrivateRandomness | None = None
         """What the training job that runs at present draws from."""
         if gradient_checkpointing:
             self._enable_gradient_checkpointing()
-        self.settings = [read() for read, _ in _SETTINGS]
+        self.settings = [(write, read()) for read, write in COMPUTE_SETTINGS]
         self._start_step()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast("torch.device", next(self.model.parameters()).device)
 
     def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
         """Run one job to its end, calling ``yield_point`` between decode steps and micro-batches."""
@@ -158,16 +157,14 @@ class HFEngine:
     def _own_settings(self) -> Iterator[None]:
         """The process-wide settings that the engine was built under: a callback may have changed them since, and
         another number of threads, precision or kernel gives other bits."""
-        found = [read() for read, _ in _SETTINGS]
-        for (_, write), own in zip(_SETTINGS, self.settings, strict=True):
-            write(own)
-        forget_casts()  # the job may run within another one, on other weights
-        try:
-            yield
-        finally:
-            forget_casts()
-            for (_, write), value in zip(_SETTINGS, found, strict=True):
-                write(value)
+        with restored(COMPUTE_SETTINGS):
+            for write, own in self.settings:
+                write(own)
+            forget_casts()  # the job may run within another one, on other weights
+            try:
+                yield
+            finally:
+                forget_casts()
 
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from descant.engine.jobs import LIVE, REFERENCE
 from descant.errors import WeightsError
 
+_Copy = list[tuple[Tensor, Tensor]]
+"""Parameters and buffers, each with the data that belongs into it."""
+
 
 class WeightStore:
     """Which weights a model computes with: the live ones, the reference, or a snapshot.
@@ -20,14 +23,16 @@ class WeightStore:
 
     Args:
         model: its parameters and persistent buffers are the live weights.
+        counts_changes: whether ``changed`` is called whenever they change. If not, every snapshot is a copy.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._tensors = [*model.parameters(), *persistent_buffers(model)]
-        self._live = [tensor.data for tensor in self._tensors]
-        self._copies: dict[str, list[Tensor]] = {}
+    def __init__(self, model: nn.Module, *, counts_changes: bool = True) -> None:
+        self._model = model
+        self._counts_changes = counts_changes
+        self._copies: dict[str, _Copy] = {}
         self._num_users: Counter[str] = Counter()
         self._active = LIVE
+        self._live: _Copy = []  # while other weights are active
         self._version = 0
 
     def changed(self) -> None:
@@ -53,6 +58,8 @@ class WeightStore:
 
     def take_snapshot(self) -> str:
         """Copy the live weights, unless that version is held already; returns the identity of the copy."""
+        if not self._counts_changes:
+            self.changed()
         snapshot = f"snapshot-{self._version}"
         if not self._num_users[snapshot]:
             self._copies[snapshot] = self._copy()
@@ -81,15 +88,23 @@ class WeightStore:
             )
         self._copies[REFERENCE] = self._copy()
 
-    def _copy(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self._live]
+    def _copy(self) -> _Copy:
+        return [(tensor, data.clone()) for tensor, data in self._live or self._read()]
+
+    def _read(self) -> _Copy:
+        """The weights as they stand: layers may have been added or moved since the last time."""
+        return [(t, t.data) for t in (*self._model.parameters(), *persistent_buffers(self._model))]
 
     def _activate(self, weights: str) -> None:
         if weights == self._active:
             return
         self._check_held(weights)
-        for tensor, data in zip(self._tensors, self._live if weights == LIVE else self._copies[weights], strict=True):
+        if self._active == LIVE:
+            self._live = self._read()
+        for tensor, data in self._live if weights == LIVE else self._copies[weights]:
             tensor.data = data
+        if weights == LIVE:
+            self._live = []
         self._active = weights
 
     def _check_held(self, weights: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from math import isfinite
 
 from rich.console import Console as RichConsole
@@ -15,36 +15,21 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from descant.costs import CallbackCost, describe_seconds
 from descant.loggers.text import printable
 from descant.metrics import Metric
+from descant.schedule import Plan
 from descant.table import Table
 
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
 _BAR_WIDTH = 76
 _SECONDARY = ("/std", "_std", "/min", "/max", "/count", "num_samples", "num_generated", "num_tokens", "loss_per_sample")
-
-
-@dataclass(frozen=True, slots=True)
-class PlanLine:
-    """When a callback will run: steps, of which 0 is before the first."""
-
-    name: str
-    schedule: str
-    steps: Sequence[int]
-
-    def describe_steps(self, num_shown: int = 6) -> str:
-        """The steps in words, the middle left out when there are many."""
-        if len(self.steps) <= num_shown:
-            return ", ".join(map(str, self.steps)) or "never"
-        head = ", ".join(map(str, self.steps[: num_shown - 2]))
-        return f"{head}, …, {self.steps[-1]}"
 
 
 class _Terminal(RichConsole):
@@ -76,14 +61,14 @@ class Console:
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True)),
             console=self._rich,
             disable=not self._rich.is_terminal,
         )
-        self._task = self._bar.add_task("", total=num_steps, latest="")
+        self._task = self._bar.add_task("", total=num_steps, latest="", left="-:--:--")
 
-    def start(self, title: str, plan: Sequence[PlanLine]) -> None:
+    def start(self, title: str, plan: Sequence[Plan]) -> None:
         """Print what will happen, then show the bar."""
         self._print(Text(printable(title), style="bold"))
         self._name_width = max((len(line.name) for line in plan), default=0)
@@ -92,23 +77,26 @@ class Console:
             for header in ("callback", "runs", "calls", "after steps (0 is before the first)"):
                 table.add_column(header)
             for line in plan:
-                cells = (line.name, line.schedule, str(len(line.steps)), line.describe_steps())
+                cells = (line.name, line.schedule, line.num_calls, line.describe_steps())
                 table.add_row(*(Text(printable(cell)) for cell in cells))
             self._rich.print(table)
         self._bar.start()
 
-    def show_step(self, step: int, metrics: Mapping[str, Metric]) -> None:
-        """Move the bar and show the step's numbers."""
+    def show_step(self, step: int, metrics: Mapping[str, Metric], remaining_s: float | None = None) -> None:
+        """Move the bar and show the step's numbers, and how long the rest will take, evaluations included."""
         training = [
             f"{label} {_number(metrics[key])}"
             for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
             if key in metrics
         ]
         latest = "  ".join([*training, *self._latest.values()])
-        self._bar.update(self._task, completed=step, latest=printable(latest, max(8, self._rich.width - _BAR_WIDTH)))
+        left = "-:--:--" if remaining_s is None else str(timedelta(seconds=round(remaining_s)))
+        shown = printable(latest, max(8, self._rich.width - _BAR_WIDTH))
+        self._bar.update(self._task, completed=step, latest=shown, left=left)
         interval = max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL)
         if training and not self._rich.is_terminal and (step % interval == 0 or step == self._num_steps):
-            self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}", style="dim"))
+            eta = "" if remaining_s is None or step == self._num_steps else f"  {describe_seconds(remaining_s)} left"
+            self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
         """Print what a callback returned: its main numbers and the first of its samples, on one line."""
@@ -131,13 +119,35 @@ class Console:
         """Print a warning."""
         self._print(Text(f"! {printable(message)}", style="yellow"))
 
-    def close(self, summary: str) -> None:
-        """Remove the bar and print how the run ended."""
+    def note(self, message: str) -> None:
+        """Print what is good to know."""
+        self._print(Text(printable(message), style="dim"))
+
+    def close(self, summary: str, costs: Sequence[CallbackCost] = (), duration_s: float = 0.0) -> None:
+        """Remove the bar and print what the callbacks have cost and how the run ended."""
         self._bar.stop()
+        if any(cost.num_runs for cost in costs):
+            self._rich.print(_cost_table(costs, duration_s))
         self._print(Text(printable(summary), style="bold"))
 
     def _print(self, text: Text) -> None:
         self._rich.print(text)
+
+
+def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("callback", "runs", "each", "in all", "of the run", "failures"):
+        table.add_column(header, justify="left" if header == "callback" else "right")
+    for cost in costs:
+        table.add_row(
+            Text(printable(cost.name)),
+            str(cost.num_runs),
+            describe_seconds(cost.mean_s),
+            describe_seconds(cost.seconds),
+            f"{cost.seconds / duration_s:.1%}" if duration_s else "",
+            Text(str(cost.num_failed), style="yellow" if cost.num_failed else ""),
+        )
+    return table
 
 
 def _is_main(key: str, value: Metric) -> bool:

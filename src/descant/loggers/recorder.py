@@ -7,13 +7,16 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from descant.loggers.console import Console, PlanLine
+from descant.costs import CallbackCost
+from descant.loggers.console import Console
 from descant.loggers.run_log import RunLog
 from descant.metrics import Metric
+from descant.schedule import Plan
 from descant.table import Table
 
 Logger = Callable[[dict[str, Any]], Awaitable[None] | None]
@@ -34,6 +37,11 @@ class RunRecorder:
         """The latest step that has metrics."""
         self.latest: dict[str, float | str] = {}
         """The latest value of every number and string."""
+        self.tables: dict[str, Table] = {}
+        """The latest table under every key."""
+        self._outcome = "completed"
+        self._costs: Sequence[CallbackCost] = ()
+        self._kinds_of_events: set[str] = set()
         self._unpublished: dict[str, Metric] = {}
         self._console = Console(num_steps)
         self._logger = logger
@@ -53,17 +61,22 @@ class RunRecorder:
         finally:
             await self._run_log.close()
 
+    def conclude(self, outcome: str, costs: Sequence[CallbackCost]) -> None:
+        """How the run has ended if it has not failed ("completed", "stopped (why)"), and what its callbacks cost."""
+        self._outcome, self._costs = outcome, costs
+
     async def _record_end(self, error: BaseException | None) -> None:
         with suppress(Exception):  # it is an event already; what ended the run is what must be raised
             await self.publish()
-        outcome = "completed" if error is None else "failed" if isinstance(error, Exception) else "cancelled"
-        duration = f"{time.monotonic() - self._started_at:.1f} s"
+        outcome = self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
+        duration_s = time.monotonic() - self._started_at
+        duration = f"{duration_s:.1f} s"
         summary = f"{outcome} after {self.step} of {self.num_steps} steps in {duration}; the run is in {self.run_dir}"
-        self._console.close(summary)
+        self._console.close(summary, self._costs, duration_s)
         details = None if error is None else "".join(traceback.format_exception(error))
-        await self._run_log.log_event(self.step, f"run_{outcome}", "trainer", summary, details)
+        await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
 
-    async def announce(self, title: str, config: Mapping[str, Any], plan: Sequence[PlanLine]) -> None:
+    async def announce(self, title: str, config: Mapping[str, Any], plan: Sequence[Plan]) -> None:
         """Record the settings and the plan, and show the plan."""
         self._console.start(title, plan)
         await self._run_log.log_config({**config, "plan": {line.name: list(line.steps) for line in plan}})
@@ -76,6 +89,7 @@ class RunRecorder:
         self._unpublished |= metrics
         scalars = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
         self.latest |= scalars
+        self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
         await self._run_log.log_metrics(step, scalars)
 
     async def record_evaluation(
@@ -88,8 +102,11 @@ class RunRecorder:
                 await self._run_log.log_samples(callback, step, key, value)
         self._console.show_evaluation(step, callback, metrics)
 
-    async def publish(self) -> None:
+    async def publish(self, remaining_s: float | None = None) -> None:
         """Give the logger everything that was recorded since the last time: the metrics of one step.
+
+        Args:
+            remaining_s: seconds to the end of the run, for the console.
 
         Raises:
             whatever the logger raises, if ``strict``; otherwise that is an event.
@@ -97,7 +114,7 @@ class RunRecorder:
         metrics, self._unpublished = self._unpublished, {}
         if not metrics:
             return
-        self._console.show_step(self.step, metrics)
+        self._console.show_step(self.step, metrics, remaining_s)
         if self._logger is None:
             return
         try:
@@ -114,7 +131,36 @@ class RunRecorder:
         self, step: int, kind: str, source: str, message: str, details: BaseException | str | None = None
     ) -> None:
         """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
+        self._console.warn(message)
+        await self._log_event(step, kind, source, message, details)
+
+    async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+        """Record an event that is no reason to worry, and show it."""
+        self._console.note(message)
+        await self._log_event(step, kind, source, message, details)
+
+    def show_warning(self, message: str) -> None:
+        """Show a warning at once, from any thread, without recording it."""
+        self._console.warn(message)
+
+    def has_event(self, kind: str) -> bool:
+        """Whether an event of this kind was recorded."""
+        return kind in self._kinds_of_events
+
+    async def _log_event(
+        self, step: int, kind: str, source: str, message: str, details: BaseException | str | None
+    ) -> None:
         if isinstance(details, BaseException):
             details = "".join(traceback.format_exception(details))
-        self._console.warn(message)
+        self._kinds_of_events.add(kind)
         await self._run_log.log_event(step, kind, source, message, details)
+
+
+def new_run_dir(name: str) -> Path:
+    """``runs/<name>-<date>-<time>``, with a number behind it if a run started in the same second."""
+    base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidate, number = base, 1
+    while candidate.exists():
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate

@@ -115,7 +115,7 @@ class ModelBuilder:
         engine = HFEngine(
             model,
             renderer.tokenizer,
-            stop_ids=renderer.stop_ids | _generation_stop_ids(model),
+            stop_ids=renderer.stop_ids | generation_stop_ids(model),
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=self.kv_cache_len,
             trainable=trainable,
@@ -125,7 +125,8 @@ class ModelBuilder:
         return engine, renderer
 
 
-def _generation_stop_ids(model: Any) -> frozenset[int]:
+def generation_stop_ids(model: Any) -> frozenset[int]:
+    """The tokens that end generation by the model's own configuration."""
     eos = getattr(model.generation_config, "eos_token_id", None)
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 

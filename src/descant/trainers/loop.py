@@ -1,15 +1,17 @@
 """The training loop, shared by every trainer.
 
-open the run log, print the plan
-callbacks: on_start, then the calls that are due before the first step
-for each step:
+enter the runner:                open the run log, print the plan
+                                 callbacks: on_start, then the calls that are due before the first step
+for each step, until one of them requests a stop:
     train_step                   the trainer's own part: a batch, an update, its metrics
-    record                       its metrics are in the run log before anything else can fail
-    callbacks that are due       they see the weights after this step
-    publish                      one call of the logger, with the metrics of the step and of its callbacks
-if training failed: the final calls of the callbacks, on the weights after the last whole step
-callbacks: on_end, in any case
-close the run log
+    after_step                   its metrics are in the run log before anything else can fail
+                                 callbacks that are due see the weights after this step
+                                 checkpoints that they request are written
+                                 one call of the logger, with the metrics of the step and of its callbacks
+leave the runner:                the final calls of the callbacks, on the weights after the last whole step,
+                                 if the run has failed or was stopped before its last step
+                                 callbacks: on_end, in any case
+                                 close the run log
 """
 
 from __future__ import annotations
@@ -19,17 +21,18 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback
-from descant.callbacks.runner import CallbackFailure, CallbackRunner, check_callbacks
+from descant.callbacks.metric_keys import MetricKeys
+from descant.callbacks.runner import CallbackFailure, CallbackRunner
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import Logger, RunRecorder
+from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
 from descant.owner import Owner, owner_scope
+from descant.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class TrainingResult:
 
     Attributes:
         num_steps: steps that were made.
+        stop_reason: why they are fewer than planned, if a callback has requested that.
         metrics: the latest value of every metric that is a number or a string.
+        tables: the latest table under every key: the samples of every evaluation callback, with grades and reasoning.
+            Those of all steps are in the run log.
         callback_failures: calls of callbacks that failed, in order; their tracebacks are in the run log too.
         callback_seconds: seconds that training waited for each callback.
         seconds: wall time of the whole run.
@@ -46,7 +52,9 @@ class TrainingResult:
     """
 
     num_steps: int
+    stop_reason: str | None
     metrics: Mapping[str, float | str]
+    tables: Mapping[str, Table]
     callback_failures: Sequence[CallbackFailure]
     callback_seconds: Mapping[str, float]
     seconds: float
@@ -78,7 +86,7 @@ class Trainer(ABC):
     ) -> None:
         if logger is not None and not callable(logger):
             raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
-        check_callbacks(callbacks)
+        MetricKeys(callbacks)  # names or keys that collide are refused before anything is opened
         self.logger = logger
         self.callbacks = list(callbacks)
         self.seed = seed
@@ -107,39 +115,50 @@ class Trainer(ABC):
     async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
         """Make step ``step`` (from 1) and return its metrics under their full keys."""
 
+    async def save_checkpoint(self, path: Path) -> None:
+        """Write the weights of the trained models to a directory; called between steps."""
+        models = self.trained_models
+        for model in models:
+            await model.save(path if len(models) == 1 else path / model.name)
+
     async def run(self) -> TrainingResult:
         """Train, and return what it came to.
 
         Raises:
-            CallbackError: a callback failed and ``strict`` is on.
+            CallbackError: a callback failed, and ``strict`` or its ``on_error="raise"`` is on.
             ObserverError: another trainer is training the same model.
             NonFiniteError: the gradient of a step is not finite; the weights are those before it.
             RunLogError: the run log cannot be written.
+            KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             and whatever else stops training, once callbacks and run log are closed.
         """
         started_at = time.monotonic()
-        run_dir = self.run_dir or _new_run_dir(type(self).__name__.lower())
-        recorder = RunRecorder(run_dir, self.num_steps, self.logger, strict=self.strict)
         runner = CallbackRunner(
-            self.callbacks, recorder, num_steps=self.num_steps, seed=self.seed, run_dir=run_dir, strict=self.strict
-        )
-        async with recorder:
-            await recorder.announce(f"{type(self).__name__}: {self.describe()}", self._full_config(), runner.plan())
-            async with self._training_alone(), runner:
-                await runner.before_first_step()
-                await recorder.publish()
-                for step in range(1, self.num_steps + 1):
-                    metrics = await self.train_step(step, recorder)
-                    await recorder.record(step, metrics)
-                    await runner.after_step(step, metrics)
-                    await recorder.publish()
-        return TrainingResult(
+            self.callbacks,
             num_steps=self.num_steps,
-            metrics=recorder.latest,
+            run_dir=self.run_dir or new_run_dir(type(self).__name__.lower()),
+            logger=self.logger,
+            seed=self.seed,
+            strict=self.strict,
+            title=f"{type(self).__name__}: {self.describe()}",
+            config={"trainer": type(self).__name__, "seed": self.seed, **self.config()},
+            save_checkpoint=self.save_checkpoint,
+        )
+        async with self._training_alone(), runner:
+            for step in range(1, self.num_steps + 1):
+                if runner.should_stop:
+                    break
+                metrics = await self.train_step(step, runner.recorder)
+                await runner.after_step(step, metrics)
+        return TrainingResult(
+            num_steps=runner.step,
+            stop_reason=runner.stop_reason,
+            metrics=runner.recorder.latest,
+            tables=runner.recorder.tables,
             callback_failures=runner.failures,
-            callback_seconds=runner.seconds,
+            callback_seconds={cost.name: cost.seconds for cost in runner.costs if cost.num_runs},
             seconds=time.monotonic() - started_at,
-            run_dir=run_dir,
+            run_dir=runner.run_dir,
         )
 
     @asynccontextmanager
@@ -151,20 +170,3 @@ class Trainer(ABC):
                 stack.enter_context(model.trained_by(owner))
                 await model.discard_gradient()  # a trainer before this one may have been interrupted within a step
             yield
-
-    def _full_config(self) -> dict[str, Any]:
-        callbacks = [
-            {"name": c.name, "class": type(c).__name__, "frequency": str(c.frequency), "prefix": c.log_key_prefix}
-            for c in self.callbacks
-        ]
-        return {"trainer": type(self).__name__, "seed": self.seed, **self.config(), "callbacks": callbacks}
-
-
-def _new_run_dir(trainer: str) -> Path:
-    """``runs/<trainer>-<date>-<time>``, with a number behind it if a run started in the same second."""
-    base = Path("runs") / f"{trainer}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidate, number = base, 1
-    while candidate.exists():
-        number += 1
-        candidate = base.with_name(f"{base.name}-{number}")
-    return candidate

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from descant.engine.jobs import Engine, Job, Priority
 from descant.errors import DescantError
-from descant.owner import Owner
+from descant.owner import Owner, current_owner
 
 ResultT = TypeVar("ResultT")
 _CLOSE_PRIORITY = -1
@@ -26,15 +26,23 @@ class _Cancelled(Exception):
     """Unwinds a job whose caller has gone."""
 
 
-@dataclass(order=True)
+@dataclass(eq=False)
 class _Ticket:
     """A queued job: by priority, then in order of arrival."""
 
     priority: int
     number: int
-    job: Job[Any] | None = field(compare=False, default=None)
-    future: Future[Any] = field(compare=False, default_factory=Future)
-    cancelled: threading.Event = field(compare=False, default_factory=threading.Event)
+    job: Job[Any] | None = field(default=None)
+    future: Future[Any] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def __lt__(self, other: _Ticket) -> bool:
+        return (self.priority, self.number) < (other.priority, other.number)
+
+    def cancel(self) -> None:
+        """Take it out of the queue, or stop it at its next decode step or micro-batch."""
+        self.cancelled.set()
+        self.future.cancel()
 
 
 class WorkerThread:
@@ -65,17 +73,27 @@ class WorkerThread:
         """Wait until the engine is there; raises what ``load`` raised."""
         await asyncio.wrap_future(self._loop.loaded)
 
+    def wait_until_loaded(self) -> None:
+        """Block until the engine is there; raises what ``load`` raised."""
+        self._loop.loaded.result()
+
     async def run(self, job: Job[ResultT]) -> ResultT:
         """Queue a job and wait for its result; cancelling the wait cancels the job.
 
         Raises:
             DescantError: the model was closed.
+            CallbackError: the caller is a callback that has returned, or whose time is up.
         """
+        owner = current_owner()
+        if owner is not None:
+            owner.check_not_ended()
         ticket = self._loop.put(job)
+        if owner is not None:
+            owner.add(ticket)
         try:
             result: ResultT = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
-            ticket.cancelled.set()
+            ticket.cancel()
             raise
         return result
 
@@ -148,7 +166,8 @@ class _WorkLoop:
                 self._engine.run(self.chores.popleft(), lambda: None)
             result = self._engine.run(job, partial(self._yield_point, ticket))
         except _Cancelled:
-            ticket.future.set_exception(DescantError(f"the job was cancelled: model {self._name!r} was closed"))
+            reason = f"model {self._name!r} was closed" if self._closed else "nobody waits for it any more"
+            ticket.future.set_exception(DescantError(f"the job was cancelled: {reason}"))
         except BaseException as error:
             ticket.future.set_exception(error)
         else:

@@ -1,0 +1,70 @@
+"""BestModelCallback: keeps the weights that did best."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
+from descant.callbacks.checkpoint import check_checkpoint_name
+from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.models.inference import InferenceModel
+from descant.schedule import NEVER
+
+
+class BestModelCallback(RecipeCallback):
+    """Saves the model whenever a metric is better than ever, in ``<run directory>/checkpoints/<checkpoint_name>``.
+
+    It runs whenever another callback has measured the metric, after the others, on the weights that were measured. The
+    directory is replaced in whole: a kill leaves the old or the new one. If nobody has measured the metric by the time
+    that all others have run, that is a failure, with the keys that there are.
+
+    Metrics: ``best_model/value``, ``best_model/step``: of the weights that are kept.
+
+    Args:
+        model: what to save, with its live weights.
+        metric: the full key of a metric of another callback, such as ``validation/rewards/score/mean``.
+        mode: "max" or "min": which values are better.
+        checkpoint_name: the name of the directory.
+        log_key_prefix: the prefix of its metrics, and its name.
+        options: see ``RecipeCallback``.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        metric: str,
+        mode: Mode,
+        checkpoint_name: str = "best",
+        *,
+        log_key_prefix: str = "best_model",
+        **options: Unpack[CallbackOptions],
+    ) -> None:
+        options.setdefault("at_start", False)
+        options.setdefault("at_end", False)
+        super().__init__(NEVER, log_key_prefix, **options)
+        self.model = model
+        self.checkpoint_name = check_checkpoint_name(checkpoint_name)
+        self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
+        self.watched_key = metric
+
+    def declared_keys(self) -> frozenset[str]:
+        """The keys above."""
+        return frozenset(self.with_prefix(dict.fromkeys(("value", "step"))))
+
+    async def on_start(self, run: RunView) -> None:
+        """Forget an earlier run."""
+        self.best, self.best_step = self.watch.worst, -1
+
+    async def callback(self, current_percentage: float) -> dict[str, Any]:
+        """Save the model if it is the best so far."""
+        assert self.run is not None
+        value = self.watch.value(self)
+        if self.watch.is_better(value, self.best):
+            await self.model.save(self.run.run_dir / "checkpoints" / self.checkpoint_name)
+            self.best, self.best_step = value, self.run.step
+        return {"value": self.best, "step": self.best_step} if self.best_step >= 0 else {}

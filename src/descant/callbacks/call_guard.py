@@ -1,0 +1,65 @@
+"""CallGuard: a user's coroutine runs, and whatever it does, training goes on as if it had not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from descant.callbacks.watchdog import Watchdog
+from descant.engine.process_state import preserved_process_state
+from descant.owner import Owner, owner_scope
+
+GRACE_S = 1.0
+"""How long a call that is cancelled may take to clean up."""
+
+
+class CallGuard:
+    """Runs one call at a time. After it, random generators and torch's settings are what they were, and nothing that
+    the call has left behind uses a model.
+
+    Args:
+        warn: told at once, from another thread, when a call blocks the event loop.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.watchdog = Watchdog(warn)
+        self.lingering: dict[asyncio.Task[Any], str] = {}
+        """Calls that go on although they were cancelled, and whose they are."""
+
+    async def run(self, work: Callable[[], Awaitable[Any]], owner: Owner, timeout_s: float | None) -> Any:
+        """What ``work`` returns; what it asks of models, it asks as ``owner``.
+
+        Raises:
+            TimeoutError: it took longer than ``timeout_s``; it was cancelled, and may not use models any more.
+            and whatever ``work`` raises.
+        """
+        reason = "has returned"
+        with preserved_process_state(), owner_scope(owner), self.watchdog.watching(owner.name):
+            task = asyncio.ensure_future(work())  # has a copy of the context: the owner is in it
+            try:
+                await asyncio.wait({task}, timeout=timeout_s)
+                if not task.done():
+                    reason = f"was cancelled after its timeout_s={timeout_s:g}"
+                    raise TimeoutError(f"it took longer than timeout_s={timeout_s:g} and was cancelled")
+                return task.result()
+            except asyncio.CancelledError:
+                reason = "was cancelled"
+                raise
+            finally:
+                if not task.done():
+                    await self._abandon(task, owner.name)
+                await owner.end(reason)
+
+    async def _abandon(self, task: asyncio.Task[Any], name: str) -> None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=GRACE_S)
+        if task.done():
+            _ = task.cancelled() or task.exception()  # it has been asked to end: nobody wants to hear how it did
+        else:
+            self.lingering[task] = name
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        _ = task.cancelled() or task.exception()
+        del self.lingering[task]

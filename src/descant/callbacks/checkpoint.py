@@ -1,0 +1,146 @@
+"""CheckpointCallback: the model as it was, now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any, Unpack
+
+from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
+from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.errors import ConfigurationError
+from descant.models.inference import InferenceModel
+from descant.schedule import Frequency
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that was saved.
+
+    Attributes:
+        step: completed steps.
+        path: its directory.
+        value: the metric by which the best are kept; None where it was not measured or is NaN.
+    """
+
+    step: int
+    path: Path
+    value: float | None
+
+
+class CheckpointCallback(RecipeCallback):
+    """Saves the model as ``<run directory>/checkpoints/<checkpoint_name>-<step>``, and deletes what need not be kept.
+
+    Weights, configuration and tokenizer, as Transformers and ``ModelBuilder`` load them. Each directory is written
+    beside its place and then moved there: a kill never leaves half a checkpoint under its name. There is none before
+    the first step and none after the last, unless ``at_start=True`` or ``at_end=True``.
+
+    Metrics: ``checkpointing/step``, ``checkpointing/path``, ``checkpointing/num_kept``.
+
+    Args:
+        model: what to save, with its live weights.
+        checkpoint_name: what the directories' names begin with.
+        frequency: the share of the run between two checkpoints, or a schedule (``every_minutes(30)``).
+        keep_last: keep the latest so many.
+        keep_best: keep the so many with the best ``metric``. With ``keep_last`` too, both are kept; with neither, all.
+        metric: for ``keep_best``: the full key of a metric that another callback returns at the same steps. Where it
+            was not measured, the checkpoint is written and the call fails, with the keys that there are; it is not
+            ranked, and without ``keep_last`` it is kept.
+        mode: for ``keep_best``: "max" or "min".
+        options: see ``RecipeCallback``.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        checkpoint_name: str,
+        frequency: Frequency = 0.2,
+        *,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
+        metric: str | None = None,
+        mode: Mode | None = None,
+        log_key_prefix: str = "checkpointing",
+        **options: Unpack[CallbackOptions],
+    ) -> None:
+        options.setdefault("at_start", False)
+        options.setdefault("at_end", False)
+        super().__init__(frequency, log_key_prefix, **options)
+        self.model = model
+        self.checkpoint_name = check_checkpoint_name(checkpoint_name)
+        for name, count in (("keep_last", keep_last), ("keep_best", keep_best)):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise ConfigurationError(f"{name}={count!r} must be a whole number of at least 1, or None")
+        if (keep_best is None) != (metric is None) or (keep_best is None) != (mode is None):
+            raise ConfigurationError(
+                f"keep_best={keep_best!r}, metric={metric!r} and mode={mode!r} go together: how many to keep, by which "
+                "metric of another callback, and whether 'max' or 'min' is better"
+            )
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.watch = None if metric is None or mode is None else MetricWatch(metric, mode, f"callback {self.name!r}")
+        self.kept: list[Checkpoint] = []
+        """The checkpoints of this run that have not been deleted, oldest first."""
+
+    def declared_keys(self) -> frozenset[str]:
+        """The keys above."""
+        return frozenset(self.with_prefix(dict.fromkeys(("step", "path", "num_kept"))))
+
+    async def on_start(self, run: RunView) -> None:
+        """Forget an earlier run; its checkpoints stay."""
+        self.kept = []
+
+    async def callback(self, current_percentage: float) -> dict[str, Any]:
+        """Save, then delete."""
+        assert self.run is not None
+        path = self.run.run_dir / "checkpoints" / f"{self.checkpoint_name}-{self.run.step}"
+        await self.model.save(path)
+        checkpoint = Checkpoint(self.run.step, path, None)
+        self.kept.append(checkpoint)
+        if self.watch is not None:
+            value = self.watch.value(self)
+            self.kept[-1] = Checkpoint(self.run.step, path, None if isnan(value) else value)
+        for outdated in self._outdated():
+            await asyncio.to_thread(_delete, outdated.path)
+            self.kept.remove(outdated)
+        return {"step": checkpoint.step, "path": str(path), "num_kept": len(self.kept)}
+
+    def _outdated(self) -> list[Checkpoint]:
+        if self.keep_last is None and self.keep_best is None:
+            return []
+        wanted = self.kept[-self.keep_last :] if self.keep_last is not None else []
+        if self.watch is not None:
+            sign = -1 if self.watch.mode == "max" else 1
+            ranked = sorted(
+                (checkpoint for checkpoint in self.kept if checkpoint.value is not None),
+                key=lambda checkpoint: sign * (checkpoint.value or 0.0),
+            )
+            wanted = [*wanted, *ranked[: self.keep_best]]
+            wanted += [checkpoint for checkpoint in self.kept if checkpoint.value is None and self.keep_last is None]
+        return [checkpoint for checkpoint in self.kept if checkpoint not in wanted]
+
+
+def check_checkpoint_name(name: str) -> str:
+    """The name of a directory in the run's own.
+
+    Raises:
+        ConfigurationError: it is a path, or nothing.
+    """
+    if not isinstance(name, str) or not name.strip() or Path(name).name != name:
+        raise ConfigurationError(
+            f"checkpoint_name={name!r} must be a name without directories; checkpoints are in the run directory"
+        )
+    return name
+
+
+def _delete(path: Path) -> None:
+    """Under another name first, so that a kill never leaves half a checkpoint under its own."""
+    if path.exists():
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}-deleted")))

@@ -1,0 +1,81 @@
+"""EarlyStoppingCallback: ends a run that does not get better any more."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
+from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.errors import ConfigurationError
+from descant.schedule import NEVER
+
+
+class EarlyStoppingCallback(RecipeCallback):
+    """Requests the end of the run when a metric has not become better for ``patience`` measurements in a row.
+
+    Not an observer: it shortens training. It runs whenever another callback has measured the metric, after the others.
+    If nobody has by the time that all others have run, that is a failure, with the keys that there are.
+
+    Metrics: ``early_stopping/best`` (value), ``early_stopping/best_step``, ``early_stopping/num_without_improvement``.
+
+    Args:
+        metric: the full key of a metric of another callback, such as ``validation/loss``.
+        mode: "min" or "max": which values are better.
+        patience: measurements without improvement that end the run.
+        min_delta: how much better counts as better.
+        log_key_prefix: the prefix of its metrics, and its name.
+        options: see ``RecipeCallback``.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self,
+        metric: str,
+        mode: Mode,
+        patience: int = 3,
+        *,
+        min_delta: float = 0.0,
+        log_key_prefix: str = "early_stopping",
+        **options: Unpack[CallbackOptions],
+    ) -> None:
+        options.setdefault("at_start", False)
+        options.setdefault("at_end", False)
+        super().__init__(NEVER, log_key_prefix, **options)
+        self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
+        self.watched_key = metric
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+            raise ConfigurationError(f"patience={patience!r} must be a whole number of measurements, at least 1")
+        if not isinstance(min_delta, int | float) or not 0 <= min_delta < float("inf"):
+            raise ConfigurationError(f"min_delta={min_delta!r} must be a finite number of at least 0")
+        self.patience, self.min_delta = patience, min_delta
+
+    def declared_keys(self) -> frozenset[str]:
+        """The keys above."""
+        return frozenset(self.with_prefix(dict.fromkeys(("best", "best_step", "num_without_improvement"))))
+
+    async def on_start(self, run: RunView) -> None:
+        """Forget an earlier run."""
+        self.best, self.best_step, self.num_without_improvement = self.watch.worst, run.step, 0
+
+    async def callback(self, current_percentage: float) -> dict[str, Any]:
+        """Compare the metric of this step with the best so far."""
+        assert self.run is not None
+        value = self.watch.value(self)
+        if self.watch.is_better(value, self.best, by=self.min_delta):
+            self.best, self.best_step, self.num_without_improvement = value, self.run.step, 0
+        else:
+            self.num_without_improvement += 1
+        if self.num_without_improvement >= self.patience:
+            self.run.request_stop(
+                f"{self.watch.metric} has not become better than {self.best:.4g} (step {self.best_step}) in "
+                f"{self.num_without_improvement} measurements"
+            )
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "num_without_improvement": self.num_without_improvement,
+        }

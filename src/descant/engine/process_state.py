@@ -1,0 +1,67 @@
+"""Process state: the random generators and settings that all code of a process shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""How to read a setting and how to write it."""
+
+COMPUTE_SETTINGS: Sequence[Setting] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+)
+"""Settings that change the bits of a computation."""
+
+_SETTINGS: Sequence[Setting] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    *COMPUTE_SETTINGS,
+)
+_GENERATORS: Sequence[Setting] = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+)
+_CUDA_GENERATORS: Setting = (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)
+
+
+@contextmanager
+def preserved_process_state() -> Iterator[None]:
+    """On the way out, the generators of Python, numpy and torch and torch's settings are what they were.
+
+    For code of users that runs between two steps of somebody's training: whatever it draws, reseeds or switches, the
+    training goes on as if it had not been there.
+    """
+    uses_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    generators = [*_GENERATORS, _CUDA_GENERATORS] if uses_cuda else _GENERATORS
+    states = [read() for read, _ in generators]
+    try:
+        with restored(_SETTINGS):
+            yield
+    finally:
+        for (_, write), state in zip(generators, states, strict=True):
+            write(state)
+
+
+@contextmanager
+def restored(settings: Sequence[Setting]) -> Iterator[None]:
+    """On the way out, each setting has the value that it had; those that did not change are not written."""
+    found = [read() for read, _ in settings]
+    try:
+        yield
+    finally:
+        for (read, write), value in zip(settings, found, strict=True):
+            if read() != value:
+                write(value)

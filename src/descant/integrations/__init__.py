@@ -1,0 +1,1 @@
+"""Integrations: descant's callbacks in the trainers of other libraries."""

@@ -1,0 +1,186 @@
+"""descant's callbacks in the trainers of Transformers and TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from descant.callbacks.base import RecipeCallback
+from descant.callbacks.runner import CallbackFailure, CallbackRunner
+from descant.callbacks.synchronous import SynchronousRunner
+from descant.errors import ConfigurationError
+from descant.loggers.recorder import new_run_dir
+from descant.metrics import Metric
+from descant.models.inference import InferenceModel
+from descant.models.live_model import live_model
+from descant.table import Table
+
+_Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
+
+
+def add_callbacks(
+    trainer: Trainer,
+    callbacks: _Callbacks,
+    *,
+    run_dir: str | Path | None = None,
+    strict: bool = False,
+) -> AddedCallbacks:
+    """Run descant's callbacks inside a trainer of Transformers or TRL, on the model that is being trained there.
+
+    >>> trainer = SFTTrainer(model="path/or/hub-id", train_dataset=dataset)  # doctest: +SKIP
+    >>> add_callbacks(trainer, lambda model: [GraderEvalCallback(validation, model, grader, frequency=0.1)])
+    ... # doctest: +SKIP
+
+    A step is an update of the optimizer (``state.global_step``), the planned steps are ``state.max_steps``. Callbacks
+    see the weights after exactly that many updates. Numbers that they return go to the trainer's own trackers and to
+    ``state.log_history``, with the prefix ``eval_`` by which Transformers knows evaluations; everything, tables too,
+    is in the run log. ``request_stop`` ends the training; ``request_checkpoint`` makes a checkpoint of the trainer's.
+
+    Args:
+        trainer: not started yet.
+        callbacks: a list, or a function that makes it for a model with the live weights of ``trainer.model``.
+        run_dir: the directory of the run log; by default ``runs/<trainer>-<date>-<time>``.
+        strict: raise the first failure of a callback as a ``CallbackError``.
+
+    Returns:
+        what there is to see of the run.
+
+    Raises:
+        ConfigurationError: callbacks that cannot work, a trainer whose weights are sharded (FSDP, DeepSpeed), or
+            one without a tokenizer (``processing_class``).
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigurationError("the weights of this trainer are sharded (FSDP or DeepSpeed): no process has them all")
+    if callable(callbacks):
+        if trainer.processing_class is None:
+            raise ConfigurationError("the trainer has no tokenizer; give it one as processing_class=")
+        callbacks = callbacks(live_model(trainer.model, trainer.processing_class))
+    added = AddedCallbacks(trainer, callbacks, run_dir, strict=strict)
+    trainer.add_callback(added)
+    return added
+
+
+class AddedCallbacks(TrainerCallback):
+    """The place of descant's callbacks among those of a trainer; made by ``add_callbacks``.
+
+    Attributes:
+        runner: of the latest ``train()``; None before the first.
+    """
+
+    def __init__(
+        self, trainer: Trainer, callbacks: Sequence[RecipeCallback], run_dir: str | Path | None, *, strict: bool
+    ) -> None:
+        self.runner: CallbackRunner | None = None
+        self._trainer = trainer
+        self._callbacks = callbacks
+        self._run_dir = run_dir
+        self._strict = strict
+        self._waiting: SynchronousRunner | None = None
+        self._is_logging = False
+        CallbackRunner(callbacks, num_steps=1, run_dir=Path())  # names and keys that collide are refused now
+        trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
+
+    @property
+    def failures(self) -> Sequence[CallbackFailure]:
+        """The calls that have failed."""
+        return self.runner.failures if self.runner else []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the run log and make the calls that are due before the first step."""
+        if not state.is_world_process_zero:
+            return
+        name = type(self._trainer).__name__
+        self.runner = CallbackRunner(
+            self._callbacks,
+            num_steps=state.max_steps,
+            first_step=state.global_step,
+            run_dir=self._run_dir or new_run_dir(name.lower()),
+            seed=args.seed,
+            strict=self._strict,
+            title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
+            config={"trainer": name, "seed": args.seed, "arguments": args.to_sanitized_dict()},
+            save_checkpoint=lambda _: self._request_save(args, state, control),
+        )
+        waiting = self.runner.synchronous()
+        waiting.__enter__()
+        self._waiting = waiting
+        self._after_calls(state, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Make the calls that are due after this step."""
+        if self._waiting:
+            self._waiting.after_step(state.global_step)
+            self._after_calls(state, control)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """What the trainer logs goes into the run log too."""
+        if self._waiting and logs and not self._is_logging:
+            numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+            self._waiting.record({_training_key(key): value for key, value in numbers.items()})
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """If the training stops here, the final calls: later the trainer may load the weights of another step."""
+        if self._waiting and control.should_training_stop:
+            self._waiting.make_final_calls()
+            self._after_calls(state, control)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the run log."""
+        self._close(None)
+
+    def _after_calls(self, state: TrainerState, control: TrainerControl) -> None:
+        assert self.runner is not None
+        if self.runner.should_stop:
+            control.should_training_stop = True
+        if numbers := {f"eval_{key}": value for key, value in self.runner.evaluations.items() if _is_number(value)}:
+            # As Trainer.log does, which subclasses override with what belongs to their training metrics.
+            state.log_history.append(cast("Any", {**numbers, "epoch": state.epoch, "step": state.global_step}))
+            self._is_logging = True
+            try:
+                self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
+            finally:
+                self._is_logging = False
+
+    def _request_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> Path:
+        control.should_save = True
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+    def _close(self, error: BaseException | None) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            waiting.close(error)
+
+    def _closing(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """``trainer.train``, which tells nobody when it fails."""
+
+        @wraps(train)
+        def closing_train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                output = train(*args, **kwargs)
+            except BaseException as error:
+                self._close(error)
+                raise
+            if self.runner is not None:
+                self.runner.interrupts.raise_received()
+            return output
+
+        return closing_train
+
+
+def _training_key(key: str) -> str:
+    return key if key.startswith("eval_") else f"training/{key.removeprefix('train_')}"
+
+
+def _is_number(value: Metric) -> bool:
+    return not isinstance(value, str | Table)

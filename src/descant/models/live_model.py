@@ -1,0 +1,82 @@
+"""live_model: a handle on a module that other code trains."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from descant.engine.hf import HFEngine
+from descant.engine.jobs import Sampling
+from descant.errors import ConfigurationError
+from descant.models.builder import generation_stop_ids
+from descant.models.inference import InferenceModel
+from descant.models.placements.worker_thread import WorkerThread
+from descant.threads.render import Renderer
+
+
+def live_model(
+    module: Any,
+    tokenizer: Any,
+    *,
+    name: str = "policy",
+    max_batch_size: int = 16_384,
+    kv_cache_len: int = 131_072,
+    tokens_to_generate: int = 2048,
+) -> InferenceModel:
+    """A model that generates and scores with the weights of ``module`` as they are at the moment of a call.
+
+    The module stays its owner's: it is not copied, moved or switched, and keeps its gradients; evaluation mode is set
+    for the time of a call and each submodule's own mode restored. It must not be trained while a call runs, which a
+    ``CallbackRunner`` sees to for calls of callbacks.
+
+    >>> module = AutoModelForCausalLM.from_pretrained("path/or/hub-id")  # doctest: +SKIP
+    >>> model = live_model(module, AutoTokenizer.from_pretrained("path/or/hub-id"))  # doctest: +SKIP
+
+    Args:
+        module: a causal language model of Transformers; one that PEFT, DistributedDataParallel or ``torch.compile``
+            has wrapped is unwrapped.
+        tokenizer: its fast tokenizer, with a chat template.
+        name: what the model is called in messages.
+        max_batch_size: tokens of a batch in scoring, padding included.
+        kv_cache_len: tokens that generation may hold in its key-value cache at a time.
+        tokens_to_generate: the longest completion, unless a view says otherwise (``max_gen_len``).
+
+    Raises:
+        ConfigurationError: something that is not a causal language model of Transformers.
+        ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
+    """
+    causal_lm = _unwrapped(module)
+    if not isinstance(causal_lm, PreTrainedModel) or cast("Any", causal_lm).get_output_embeddings() is None:
+        raise ConfigurationError(
+            f"module is a {type(module).__name__}; a causal language model of Transformers is needed, as "
+            "AutoModelForCausalLM loads it"
+        )
+    renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
+    num_threads = torch.get_num_threads()
+
+    def load() -> HFEngine:
+        torch.set_num_threads(num_threads)  # a new thread would take all cores, whatever the caller has chosen
+        return HFEngine(
+            causal_lm,
+            renderer.tokenizer,
+            stop_ids=renderer.stop_ids | generation_stop_ids(causal_lm),
+            max_batch_tokens=max_batch_size,
+            max_cached_tokens=kv_cache_len,
+            trainable=False,
+            precision="float32" if causal_lm.dtype == torch.float32 else "bfloat16",
+            owns_model=False,
+        )
+
+    placement = WorkerThread(name, load)
+    placement.wait_until_loaded()
+    engine_description = f"{type(causal_lm).__name__}, {causal_lm.num_parameters() / 1e6:,.1f}M parameters, live"
+    return InferenceModel(name, engine_description, placement, renderer, Sampling(max_gen_len=tokens_to_generate))
+
+
+def _unwrapped(module: Any) -> Any:
+    """The module inside of wrappers that share its weights."""
+    for attribute in ("_orig_mod", "module"):
+        module = getattr(module, attribute, module)
+    return module.get_base_model() if hasattr(module, "peft_config") and hasattr(module, "get_base_model") else module
