@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import isfinite
 from numbers import Real
 from typing import TypeGuard
 
 
 def is_finite_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a number that is neither NaN nor infinite; a bool is none, for it is a mistake."""
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(-inf < value < inf)
+    """Whether ``value`` is a number that a float can hold, neither NaN nor infinite. A bool is none: it is a mistake."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer that is too large
+        return False

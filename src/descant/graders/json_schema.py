@@ -26,9 +26,10 @@ PATTERN_TIMEOUT_S = 1.0
 class JSONSchemaGrader(CompletionGrader):
     """Grade 1 if the completion is JSON and valid under the schema, else 0.
 
-    The completion is JSON and nothing else, surrounding white space aside; all of it may stand in one ``` fence. NaN and
-    Infinity are not JSON. The draft of the schema is that of its ``$schema``, or else 2020-12. ``format`` is a remark
-    and not checked, as the standard has it, and nothing is fetched: ``$ref`` leads to ``$defs`` of the same schema.
+    The completion is JSON and nothing else, surrounding white space aside; all of it may stand in one ``` fence. NaN
+    and Infinity are not JSON. The draft of the schema is that of its ``$schema``, or else 2020-12. ``format`` is a
+    remark and not checked, as the standard has it, and nothing is fetched: ``$ref`` leads to ``$defs`` of the same
+    schema.
 
     Args:
         schema: a JSON schema, as a dict.
@@ -99,7 +100,7 @@ def _check_references(schema: dict[str, Any]) -> None:
                 resolver.lookup(reference)
             except Unresolvable:
                 raise ConfigurationError(
-                    f"schema has a $ref {reference!r} that leads nowhere in it; put what it means under $defs and write "
-                    "'#/$defs/name' (nothing is fetched)"
+                    f"schema has a $ref {reference!r} that leads nowhere in it; put what it means under $defs and "
+                    "write '#/$defs/name' (nothing is fetched)"
                 ) from None
         waiting += [(each, resolver.in_subresource(each)) for each in resource.subresources()]

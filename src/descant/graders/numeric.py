@@ -49,7 +49,7 @@ class NumericGrader(ReferenceGrader):
     ``2×10^-3``) and a currency sign, and may be fractions (``3/4``, ``1 3/4``). A percent sign is not part of the
     number: ``50%`` is 50. Digits behind a letter (``H2O``) are no number. A decimal comma and LaTeX are not understood.
 
-    The reference is ``metadata[reference_key]``: a text, such as a worked solution that ends in the result, or a number.
+    The reference is ``metadata[reference_key]``: a number, or a text, such as a worked solution that ends in the result.
     They agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times the
     reference.
 
@@ -91,11 +91,10 @@ class NumericGrader(ReferenceGrader):
 
 def last_number(text: str) -> Number | None:
     """The last number in a text, or None."""
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    if last is None:
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
         return None
+    last = matches[-1]
     with localcontext(_EXACT):
         if last["decimal"]:
             value = _decimal(last["decimal"], last["exponent"] or last["power"] or "0")
