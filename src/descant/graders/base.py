@@ -59,8 +59,8 @@ class BaseGrader(ABC):
         super().__init_subclass__(**options)
         if not inspect.iscoroutinefunction(inspect.unwrap(cls.grade)):
             raise ConfigurationError(
-                f"grade of grader class {cls.__name__} must be async: write 'async def grade(self, sample)'. A function "
-                "that is not async becomes a grader, and runs in a thread, with BaseGrader.from_function(key, function)"
+                f"grade of grader class {cls.__name__} must be async: write 'async def grade(self, sample)'. For a "
+                "function that is not async there is BaseGrader.from_function(key, function), which runs it in a thread"
             )
 
     def __init__(self, grader_key: str) -> None:

@@ -28,7 +28,7 @@ class BoundedPattern:
             self._compiled = regex.compile(pattern)
         except regex.error as error:
             before, after = pattern[: error.pos], pattern[error.pos or 0 :]
-            place = f", between {before!r} and {after!r}" if after else ", its end"
+            place = f", between {before!r} and {after!r}" if after else ", where it ends"
             raise ConfigurationError(f"pattern={pattern!r} is not a regular expression: {error}{place}") from None
         self.pattern = pattern
         self.timeout_s = timeout_s

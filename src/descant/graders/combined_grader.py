@@ -158,8 +158,8 @@ class CombinedGrader(BaseGrader):
         self._scoped_logs().append(_WARNED)
         counts = Counter(key for sample in samples for key, outcome in sample.items() if outcome == _IGNORED)
         logging.getLogger("descant").warning(
-            "grader %r: on %d of %d threads (%.0f%%) a child did not apply and was left out (%s), so these grades are made "
-            "of fewer children than the others. If that is intended, raise failure_rate_warning_threshold=%g.",
+            "grader %r: on %d of %d threads (%.0f%%) a child did not apply and was left out (%s), so their grades are "
+            "made of fewer children than the others. If that is intended, raise failure_rate_warning_threshold=%g.",
             self.grader_key,
             num_incomplete,
             len(samples),

@@ -67,10 +67,12 @@ class ReferenceGrader(CompletionGrader):
 
     def unusable_reference(self, sample: StringThread, needed: str) -> GradingError:
         """The error for a reference that is not ``needed``."""
+        value = self.reference_value(sample)
         place = f" of {sample.source}" if sample.source else ""
+        advice = "; end validation threads in their completion or add the column" if value is None else ""
         return GradingError(
             f"grader {self.grader_key!r} needs {needed} in metadata[{self.reference_key!r}]{place}, "
-            f"found {shown(self.reference_value(sample))}; end validation threads in their completion or add the column"
+            f"found {shown(value)}{advice}"
         )
 
 

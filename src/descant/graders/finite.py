@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 
 def is_finite_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a number that a float can hold, neither NaN nor infinite. A bool is none: it is a mistake."""
+    """Whether ``value`` is a number that a float can hold, neither NaN nor infinite; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:

@@ -19,7 +19,7 @@ from descant.graders.completion_grader import SHOWN_LENGTH, CompletionGrader
 from descant.graders.daemon_pool import GRADER_THREADS
 from descant.threads.thread import StringThread
 
-_FENCED = re.compile(r"(`{3,}|~{3,})[^\n]*\n(.*?)\n?[ \t]*\1", re.DOTALL)
+_FENCED = re.compile(r"(`{3,}+)[^\n`]*+\n(.*)\1", re.DOTALL)
 PATTERN_TIMEOUT_S = 1.0
 
 

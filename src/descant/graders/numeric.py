@@ -49,7 +49,7 @@ class NumericGrader(ReferenceGrader):
     ``2×10^-3``) and a currency sign, and may be fractions (``3/4``, ``1 3/4``). A percent sign is not part of the
     number: ``50%`` is 50. Digits behind a letter (``H2O``) are no number. A decimal comma and LaTeX are not understood.
 
-    The reference is ``metadata[reference_key]``: a number, or a text, such as a worked solution that ends in the result.
+    The reference is ``metadata[reference_key]``, a number or a text (a worked solution that ends in the result, say).
     They agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times the
     reference.
 
@@ -76,9 +76,9 @@ class NumericGrader(ReferenceGrader):
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether the numbers agree; the reasoning shows both as they are written."""
         value = self.reference_value(sample)
-        reference = last_number(str(value) if is_finite_number(value) else self.reference_of(sample))
+        reference = last_number(str(value)) if isinstance(value, str) or is_finite_number(value) else None
         if reference is None or not reference.value.is_finite():
-            raise self.unusable_reference(sample, "a finite number")
+            raise self.unusable_reference(sample, "a finite number, or a text with one,")
         found = last_number(completion)
         if found is None:
             return False, f"no number in {shown(completion)}, expected {reference.text}"
