@@ -12,6 +12,7 @@
     ├── WeightsError                             weights that are not there, or do not fit the model
     ├── NonFiniteError                           NaN or infinity in a loss or gradient
     ├── GradingError                             a grader returned something that is not a grade
+    ├── IgnoreGradeException                     a grader does not apply to a thread, which is no failure
     ├── ObserverError                            a callback tried to train the model
     ├── CallbackError                            a callback failed under ``strict=True`` or ``on_error="raise"``
     └── RunLogError                              the run log cannot be written
@@ -82,6 +83,19 @@ class NonFiniteError(DescantError):
 
 class GradingError(DescantError):
     """A grader returned something that is not a finite grade."""
+
+
+class IgnoreGradeException(DescantError):
+    """Raised by a grader that does not apply to a thread. It is not a failure: the thread is left out of the mean.
+
+    Whoever grades counts such threads apart from failures.
+
+    Args:
+        message: why the grader does not apply.
+    """
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or "not applicable")
 
 
 class ObserverError(DescantError):

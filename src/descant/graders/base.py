@@ -7,15 +7,20 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
 from descant.errors import ConfigurationError, GradingError
-from descant.graders.daemon_pool import GRADER_THREADS
+from descant.graders.daemon_pool import DaemonPool
 from descant.graders.log_scope import current_scope
+from descant.graders.places import Places
+from descant.graders.remote_calls import RemoteCalls
 from descant.stats import summarize_scores
 from descant.threads.thread import StringThread
+
+MAX_CONCURRENT_THREADS = 32
+_FUNCTION_THREADS = DaemonPool(max_concurrent=None)  # each grader has a limit of its own
 
 GradeFunction = Callable[[StringThread], "Awaitable[float | Grade] | float | Grade"]
 
@@ -39,12 +44,24 @@ class BaseGrader(ABC):
     """Base of every grader: override ``grade``.
 
     A grader that cannot grade raises; whoever uses it counts the failure and goes on. It never returns a
-    made-up number. ``add_log({"score": value})`` adds to the statistics of ``get_logs``; a grader that does not
+    made-up number. One that does not apply to a thread raises ``IgnoreGradeException``, which is counted apart.
+    ``add_log({"score": value})`` adds to the statistics of ``get_logs``; a grader that does not
     log is still measured, by the grades that it returns.
 
     Args:
         grader_key: the grader's name in metrics and grades.
+
+    Raises:
+        ConfigurationError: no key; or, where the subclass is defined, a ``grade`` that is not async.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not inspect.iscoroutinefunction(inspect.unwrap(cls.grade)):
+            raise ConfigurationError(
+                f"grade of grader class {cls.__name__} must be async: write 'async def grade(self, sample)'. For a "
+                "function that is not async there is BaseGrader.from_function(key, function), which runs it in a thread"
+            )
 
     def __init__(self, grader_key: str) -> None:
         if not isinstance(grader_key, str) or not grader_key:
@@ -86,12 +103,31 @@ class BaseGrader(ABC):
         self._scoped_logs().clear()
 
     @staticmethod
-    def from_function(grader_key: str, function: GradeFunction) -> BaseGrader:
-        """A grader from a function of a thread that returns a number or a ``Grade``.
+    def from_function(
+        grader_key: str,
+        function: GradeFunction,
+        *,
+        timeout_s: float | None = None,
+        max_attempts: int = 1,
+        max_concurrent: int | None = None,
+    ) -> BaseGrader:
+        """A grader from a function of a thread that returns a number or a ``Grade``, whose reasoning is kept.
 
         Async functions run on the trainer's event loop; others run in a thread, so that they do not block it.
+        For a function that leaves the process, a judge over HTTP say, the settings are those of ``RemoteCalls``.
+
+        Args:
+            grader_key: the grader's name in metrics and grades.
+            function: is called with the thread. One that is not async cannot be stopped: after a timeout it is
+                abandoned, and keeps its thread until it returns.
+            timeout_s: seconds for one attempt; None is no timeout.
+            max_attempts: attempts in all; pauses between them begin at half a second.
+            max_concurrent: calls at the same time; None is no limit for async functions and 32 for others.
+
+        Raises:
+            ConfigurationError: not a function of one thread, or a number that cannot work.
         """
-        return _FunctionGrader(grader_key, function)
+        return _FunctionGrader(grader_key, function, timeout_s, max_attempts, max_concurrent)
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
         scope = current_scope()
@@ -99,22 +135,49 @@ class BaseGrader(ABC):
 
 
 class _FunctionGrader(BaseGrader):
-    def __init__(self, grader_key: str, function: GradeFunction) -> None:
+    def __init__(
+        self,
+        grader_key: str,
+        function: GradeFunction,
+        timeout_s: float | None,
+        max_attempts: int,
+        max_concurrent: int | None,
+    ) -> None:
         super().__init__(grader_key)
-        if not callable(function):
-            raise ConfigurationError(f"grader {grader_key!r} needs a function of a thread, got {function!r}")
+        _check_function(grader_key, function)
         self.function = function
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+        )
+        if max_concurrent is None and not self._is_async:
+            max_concurrent = MAX_CONCURRENT_THREADS
+        self._calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
 
     async def grade(self, sample: StringThread) -> Grade:
-        is_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
-            getattr(self.function, "__call__", None)  # noqa: B004 - an object with an async __call__
-        )
-        result = self.function(sample) if is_async else await GRADER_THREADS.run(self.function, sample)
-        if inspect.isawaitable(result):
-            result = await result
-        grade = checked_grade(result, self.grader_key)
+        grade = checked_grade(await self._calls.run(lambda: self._call(sample)), self.grader_key)
         self.add_log({"score": grade.value})
         return grade
+
+    async def _call(self, sample: StringThread) -> object:
+        result = self.function(sample) if self._is_async else await _FUNCTION_THREADS.run(self.function, sample)
+        return await result if inspect.isawaitable(result) else result
+
+
+def _check_function(grader_key: str, function: object) -> None:
+    if not callable(function):
+        raise ConfigurationError(f"grader {grader_key!r} needs a function of a thread, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions that are not written in Python
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise ConfigurationError(
+            f"grader {grader_key!r} needs a function of one argument, the thread; {name}{signature} cannot be called "
+            f"with one ({error}). Bind other arguments with functools.partial or a lambda"
+        ) from None
 
 
 def checked_grade(result: object, grader_key: str) -> Grade:
@@ -125,30 +188,56 @@ def checked_grade(result: object, grader_key: str) -> Grade:
     """
     grade = result if isinstance(result, Grade) else None
     value = result if grade is None else grade.value
-    if not isinstance(value, Real):
-        item = getattr(value, "item", None)  # a torch scalar
-        value = item() if callable(item) else value
-    if not isinstance(value, Real):
+    try:
+        if not isinstance(value, Real):
+            value = value.item()  # type: ignore[attr-defined]  # a torch scalar
+        number = float(value)
+    except OverflowError:
+        number = inf
+    except Exception:
+        number = None
+    if number is None or not isinstance(value, Real):
         raise GradingError(f"grader {grader_key!r} returned {result!r}; a number or a Grade is needed")
-    if not isfinite(value):
-        raise GradingError(f"grader {grader_key!r} returned {float(value)}; a grade must be finite")
+    if not isfinite(number):
+        raise GradingError(f"grader {grader_key!r} returned {number}; a grade must be finite")
     if grade is None:
-        return Grade(float(value), grader_key)
-    return Grade(float(value), grade.grader_key, grade.reasoning)
+        return Grade(number, grader_key)
+    return Grade(number, grade.grader_key, grade.reasoning)
 
 
-async def grade_many(grader: BaseGrader, threads: Sequence[StringThread]) -> list[Grade | Exception]:
-    """One grade per thread, in order, graded concurrently; where the grader failed, its exception."""
+async def attempt_grade(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
+    """The grade of a thread or, where there is none, the exception: ``IgnoreGradeException`` or a failure."""
+    try:
+        return checked_grade(await grader.grade(thread), grader.grader_key)
+    except Exception as error:
+        return error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {error!r}")
+
+
+async def grade_many(
+    grader: BaseGrader, threads: Sequence[StringThread], max_concurrent: int | None = None
+) -> list[Grade | Exception]:
+    """One grade per thread, in order, graded concurrently.
+
+    Where there is no grade stands its exception: ``IgnoreGradeException`` if the grader does not apply to the thread,
+    else the failure.
+
+    Args:
+        grader: grades.
+        threads: what to grade.
+        max_concurrent: threads that are graded at the same time; None is no limit.
+
+    Raises:
+        ConfigurationError: ``max_concurrent`` is not a whole number of at least 1, nor None.
+    """
+    places = Places(max_concurrent)
 
     async def attempt(thread: StringThread) -> Grade | Exception:
-        try:
-            return checked_grade(await grader.grade(thread), grader.grader_key)
-        except Exception as error:
-            return error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {error!r}")
+        async with places.take():
+            return await attempt_grade(grader, thread)
 
     return list(await asyncio.gather(*map(attempt, threads)))

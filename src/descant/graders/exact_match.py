@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from descant.errors import GradingError
-from descant.graders.base import BaseGrader, Grade
+from descant.graders.completion_grader import ReferenceGrader
 from descant.threads.thread import StringThread
 
 
-class ExactMatchGrader(BaseGrader):
+class ExactMatchGrader(ReferenceGrader):
     """Grade 1 if the completion equals the reference, surrounding white space aside, else 0.
 
     The reference is ``metadata[reference_key]``. Evaluation callbacks put the completion that a validation thread
@@ -18,22 +17,11 @@ class ExactMatchGrader(BaseGrader):
     """
 
     def __init__(self, grader_key: str = "exact_match", reference_key: str = "reference") -> None:
-        super().__init__(grader_key)
-        self.reference_key = reference_key
+        super().__init__(grader_key, reference_key)
 
-    async def grade(self, sample: StringThread) -> Grade:
-        """1.0 for a match, 0.0 otherwise; the reasoning shows both where they differ."""
-        metadata = sample.metadata if isinstance(sample.metadata, dict) else {}
-        reference = metadata.get(self.reference_key)
-        if not isinstance(reference, str):
-            raise GradingError(
-                f"grader {self.grader_key!r} needs a string in metadata[{self.reference_key!r}], found {reference!r}; "
-                "end validation threads in their completion or add the column"
-            )
-        completion = sample.completion()
-        if completion is None:
-            raise GradingError(f"grader {self.grader_key!r} needs a thread that ends in an assistant turn")
-        matches = completion.strip() == reference.strip()
-        value = float(matches)
-        self.add_log({"score": value})
-        return Grade(value, self.grader_key, None if matches else f"expected {reference!r}, got {completion!r}")
+    async def check(self, completion: str, sample: StringThread) -> tuple[bool, str | None]:
+        """Whether they are equal; the reasoning shows both where they differ."""
+        reference = self.reference_of(sample)
+        if completion.strip() == reference.strip():
+            return True, None
+        return False, f"expected {reference!r}, got {completion!r}"

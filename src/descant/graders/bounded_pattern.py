@@ -1,0 +1,63 @@
+"""BoundedPattern: a regular expression that cannot run for ever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from descant.errors import ConfigurationError, GradingError
+
+
+class BoundedPattern:
+    """A regular expression of the ``regex`` library with a limit of time. Other threads run while it searches.
+
+    Some patterns take exponential time on some texts; and a model may find such a text.
+
+    Args:
+        pattern: the regular expression.
+        timeout_s: about how many seconds one search may take.
+
+    Raises:
+        ConfigurationError: the pattern is not a regular expression.
+    """
+
+    def __init__(self, pattern: str, timeout_s: float) -> None:
+        try:
+            self._compiled = regex.compile(pattern)
+        except regex.error as error:
+            before, after = pattern[: error.pos], pattern[error.pos or 0 :]
+            place = f", between {before!r} and {after!r}" if after else ", where it ends"
+            raise ConfigurationError(f"pattern={pattern!r} is not a regular expression: {error}{place}") from None
+        self.pattern = pattern
+        self.timeout_s = timeout_s
+
+    def search(self, text: str) -> Any:
+        """The first match in the text, or None.
+
+        Raises:
+            GradingError: no result in time.
+        """
+        return self._bounded(self._compiled.search, text)
+
+    def full_match(self, text: str) -> Any:
+        """The match of the whole text, or None; raises like ``search``."""
+        return self._bounded(self._compiled.fullmatch, text)
+
+    def _bounded(self, find: Any, text: str) -> Any:
+        end = time.monotonic() + self.timeout_s
+        limit = self.timeout_s
+        while True:
+            try:
+                return find(text, timeout=limit, concurrent=True)
+            except TimeoutError:
+                # regex counts the processor time of all threads of the process: while a model computes on eight cores,
+                # its second is over after an eighth of one.
+                if time.monotonic() >= end:
+                    raise GradingError(
+                        f"pattern {self.pattern!r} had no result on a text of {len(text)} characters after "
+                        f"{self.timeout_s:g} s; repetition that can match a text in many ways, as in (a|aa)+, takes "
+                        "exponential time"
+                    ) from None
+                limit *= 2

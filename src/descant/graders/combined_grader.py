@@ -1,0 +1,226 @@
+"""CombinedGrader: several graders as one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from math import fsum, inf
+from typing import Any, Literal, get_args
+
+from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
+from descant.graders.base import BaseGrader, Grade, attempt_grade, checked_grade
+from descant.graders.finite import is_finite_number
+from descant.stats import summarize_scores
+from descant.threads.thread import StringThread
+
+AggregationMethod = Literal["mean", "sum"]
+
+_STATISTICS = frozenset(summarize_scores([0.0]))
+_IGNORED, _FAILED = "num_ignored", "num_failed"
+_WARNED = {"warned": True}  # an entry of a log whose readers have been warned
+
+
+class CombinedGrader(BaseGrader):
+    """Grades with several graders, its children, at the same time and gives the weighted mean or sum of their grades.
+
+    A child that raises ``IgnoreGradeException`` is left out of that thread's grade: the mean is over the weights of the
+    others. If all children do, so does the combined grader. Any other failure of a child fails the grade: its exception
+    is raised as it is, with a note that names the child; if several fail, the first in order.
+
+    A child of weight 0 is measured and not counted.
+
+    Metrics (``get_logs``):
+        ``score/*``: the combined grades.
+        ``<child key>/score/*``: all grades that the child returned, whether it logs them or not.
+        ``<child key>/num_ignored``, ``<child key>/num_failed``: threads that the child did not apply to or failed on,
+        if any.
+        ``<child key>/...``: whatever else the child's own ``get_logs`` gives.
+
+    Args:
+        grader_key: the grader's name.
+        graders: the children, with distinct keys without "/".
+        weights: one finite number per child; None weighs all 1.
+        aggregation_method: "mean" divides by the sum of the weights, "sum" does not.
+        failure_rate_warning_threshold: a fraction; if a child was left out on a larger one of the threads, ``get_logs``
+            says so through the logger "descant", once until the logs are cleared.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+        GradingError (when grading): the weights of the children that applied sum to 0, or a child returned something
+            that is not a grade.
+    """
+
+    def __init__(
+        self,
+        grader_key: str,
+        graders: Sequence[BaseGrader],
+        weights: Sequence[float] | None = None,
+        aggregation_method: AggregationMethod = "mean",
+        failure_rate_warning_threshold: float = 0.2,
+    ) -> None:
+        super().__init__(grader_key)
+        self.graders = _checked_graders(grader_key, graders)
+        if aggregation_method not in get_args(AggregationMethod):
+            raise ConfigurationError(f"aggregation_method={aggregation_method!r} must be 'mean' or 'sum'")
+        self.aggregation_method = aggregation_method
+        self.weights = _checked_weights(self.graders, weights)
+        if aggregation_method == "mean" and _sum_to_zero(self.weights):
+            raise ConfigurationError(
+                f"weights={list(self.weights)} sum to 0, so there is no mean; aggregation_method='sum' takes them"
+            )
+        threshold = failure_rate_warning_threshold
+        if not is_finite_number(threshold) or not 0 <= threshold <= 1:
+            raise ConfigurationError(
+                f"failure_rate_warning_threshold={threshold!r} must be a fraction, at least 0 and at most 1"
+            )
+        self.failure_rate_warning_threshold = threshold
+
+    async def grade(self, sample: StringThread) -> Grade:
+        """The combined grade; the reasoning has one line per child: its grade, weight and reasoning."""
+        # all are awaited, also when one has failed, so that what the children's logs count does not depend on timing
+        results = await asyncio.gather(*(attempt_grade(child, sample) for child in self.graders))
+        log: dict[str, Any] = {"children": dict(zip(self._keys, map(_outcome, results), strict=True))}
+        try:
+            log["score"] = value = self._combined(results)
+        finally:
+            self.add_log(log)
+        lines = map(_line, self._keys, self.weights, results)
+        return Grade(value, self.grader_key, "\n".join(lines))
+
+    def get_logs(self, clear: bool = False) -> dict[str, Any]:
+        """The statistics of the combined grades, and everything of the children under their keys."""
+        samples = [log["children"] for log in self._scoped_logs() if "children" in log]
+        logs = super().get_logs()
+        for child, key in zip(self.graders, self._keys, strict=True):
+            outcomes = [sample[key] for sample in samples]
+            grades = [outcome for outcome in outcomes if isinstance(outcome, float)]
+            child_logs = {name: value for name, value in child.get_logs().items() if name not in _STATISTICS}
+            child_logs |= summarize_scores(grades) if grades else {}
+            child_logs |= Counter(outcome for outcome in outcomes if isinstance(outcome, str))
+            logs |= {f"{key}/{name}": value for name, value in child_logs.items()}
+        self._warn_of_ignored(samples)
+        if clear:
+            self.clear_logs()
+        return logs
+
+    def clear_logs(self) -> None:
+        """Forget what was recorded, here and in the children (inside a log scope: what was recorded there)."""
+        super().clear_logs()
+        for child in self.graders:
+            child.clear_logs()
+
+    @property
+    def _keys(self) -> list[str]:
+        return [child.grader_key for child in self.graders]
+
+    def _combined(self, results: Sequence[Grade | Exception]) -> float:
+        children = list(zip(self._keys, self.weights, results, strict=True))
+        failures = [
+            (key, result)
+            for key, _, result in children
+            if isinstance(result, Exception) and not isinstance(result, IgnoreGradeException)
+        ]
+        if failures:
+            raise self._first_failure(failures)
+        applied = [(key, weight, result.value) for key, weight, result in children if isinstance(result, Grade)]
+        if not applied:
+            reasons = "; ".join(f"{key}: {result}" for key, _, result in children)
+            raise IgnoreGradeException(f"no child of grader {self.grader_key!r} applies ({reasons})")
+        weights = [weight for _, weight, _ in applied]
+        divisor = 1.0
+        if self.aggregation_method == "mean":
+            divisor = fsum(weights)
+            if _sum_to_zero(weights):
+                keys = ", ".join(repr(key) for key, _, _ in applied)
+                raise GradingError(
+                    f"grader {self.grader_key!r} has no mean here: of its children only {keys} applied, and their "
+                    f"weights {weights} sum to 0"
+                )
+        try:
+            total = fsum(weight * value for _, weight, value in applied)
+        except (OverflowError, ValueError):  # beyond what a float can hold
+            total = inf
+        return checked_grade(total / divisor, self.grader_key).value
+
+    def _first_failure(self, failures: Sequence[tuple[str, Exception]]) -> Exception:
+        (key, error), *others = failures
+        error.add_note(f"raised by child {key!r} of grader {self.grader_key!r}")
+        for other, failure in others:
+            error.add_note(f"child {other!r} failed on the thread as well: {type(failure).__name__}: {failure}")
+        return error
+
+    def _warn_of_ignored(self, samples: Sequence[dict[str, float | str]]) -> None:
+        num_incomplete = sum(_IGNORED in sample.values() for sample in samples)
+        if num_incomplete <= self.failure_rate_warning_threshold * len(samples) or _WARNED in self._scoped_logs():
+            return
+        self._scoped_logs().append(_WARNED)
+        counts = Counter(key for sample in samples for key, outcome in sample.items() if outcome == _IGNORED)
+        logging.getLogger("descant").warning(
+            "grader %r: on %d of %d threads (%.0f%%) a child did not apply and was left out (%s), so their grades are "
+            "made of fewer children than the others. If that is intended, raise failure_rate_warning_threshold=%g.",
+            self.grader_key,
+            num_incomplete,
+            len(samples),
+            100 * num_incomplete / len(samples),
+            ", ".join(f"{key!r}: {count}" for key, count in counts.most_common()),
+            self.failure_rate_warning_threshold,
+        )
+
+
+def _outcome(result: Grade | Exception) -> float | str:
+    if isinstance(result, Grade):
+        return result.value
+    return _IGNORED if isinstance(result, IgnoreGradeException) else _FAILED
+
+
+def _line(key: str, weight: float, result: Grade | Exception) -> str:
+    if not isinstance(result, Grade):
+        return f"{key} left out (weight {weight:g}): {_in_one_line(str(result))}"
+    reasoning = f": {_in_one_line(result.reasoning)}" if result.reasoning else ""
+    return f"{key} {result.value:g} (weight {weight:g}){reasoning}"
+
+
+def _in_one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _sum_to_zero(weights: Sequence[float]) -> bool:
+    return abs(fsum(weights)) <= 1e-12 * fsum(map(abs, weights))  # 0.1 + 0.2 - 0.3 is not exactly 0
+
+
+def _checked_graders(grader_key: str, graders: object) -> tuple[BaseGrader, ...]:
+    if not isinstance(graders, Sequence) or not graders:
+        raise ConfigurationError(f"graders={graders!r} of grader {grader_key!r} must be a list of at least one grader")
+    for position, grader in enumerate(graders):
+        if not isinstance(grader, BaseGrader):
+            raise ConfigurationError(
+                f"graders[{position}] of grader {grader_key!r} is {grader!r}, not a grader; subclass BaseGrader, or "
+                "wrap a function of a thread with BaseGrader.from_function(key, function)"
+            )
+        if "/" in grader.grader_key or grader.grader_key == "score":
+            raise ConfigurationError(
+                f"graders[{position}] of grader {grader_key!r} has the key {grader.grader_key!r}; metrics are named "
+                "'<key>/score/mean', so the key of a child must be without '/' and not 'score'. Give it another "
+                "grader_key"
+            )
+    counts = Counter(grader.grader_key for grader in graders)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ConfigurationError(
+            f"grader {grader_key!r} has several children called {twice[0]!r}, whose metrics would collide; give each "
+            "another grader_key"
+        )
+    return tuple(graders)
+
+
+def _checked_weights(graders: Sequence[BaseGrader], weights: object) -> tuple[float, ...]:
+    if weights is None:
+        return (1.0,) * len(graders)
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise ConfigurationError(f"weights={weights!r} must be a list with one number per grader")
+    if len(weights) != len(graders):
+        raise ConfigurationError(f"weights={weights!r}: {len(weights)} weights for {len(graders)} graders")
+    if not all(map(is_finite_number, weights)):
+        raise ConfigurationError(f"weights={weights!r} must be finite numbers")
+    return tuple(map(float, weights))

@@ -1,0 +1,82 @@
+"""CompletionGrader: base of the graders that look at the text of a completion and say yes or no."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from descant.errors import ConfigurationError, GradingError
+from descant.graders.base import BaseGrader, Grade
+from descant.threads.thread import StringThread
+
+SHOWN_LENGTH = 200
+
+
+class CompletionGrader(BaseGrader):
+    """Grade 1 if the completion passes ``check``, else 0.
+
+    Raises (when grading):
+        GradingError: the thread does not end in an assistant turn.
+    """
+
+    async def grade(self, sample: StringThread) -> Grade:
+        """1.0 or 0.0, with the reasoning of ``check``."""
+        completion = sample.completion()
+        if completion is None:
+            raise GradingError(
+                f"grader {self.grader_key!r} needs a thread that ends in an assistant turn, the completion; "
+                f"{sample.source or 'the thread'} does not"
+            )
+        passes, reasoning = await self.check(completion, sample)
+        value = float(passes)
+        self.add_log({"score": value})
+        return Grade(value, self.grader_key, reasoning)
+
+    @abstractmethod
+    async def check(self, completion: str, sample: StringThread) -> tuple[bool, str | None]:
+        """Whether the completion passes, and why."""
+
+
+class ReferenceGrader(CompletionGrader):
+    """Base of the graders that compare with ``metadata[reference_key]``.
+
+    Evaluation callbacks put the completion that a validation thread ends in there under the name ``reference``, so a
+    dataset of prompts and completions needs no more.
+    """
+
+    def __init__(self, grader_key: str, reference_key: str) -> None:
+        super().__init__(grader_key)
+        if not isinstance(reference_key, str) or not reference_key:
+            raise ConfigurationError(f"reference_key={reference_key!r} must be a string that is not empty")
+        self.reference_key = reference_key
+
+    def reference_of(self, sample: StringThread) -> str:
+        """The reference.
+
+        Raises:
+            GradingError: there is none, or it is not a string.
+        """
+        reference = self.reference_value(sample)
+        if not isinstance(reference, str):
+            raise self.unusable_reference(sample, "a string")
+        return reference
+
+    def reference_value(self, sample: StringThread) -> Any:
+        """What stands where the reference should be, None if nothing does."""
+        return sample.metadata.get(self.reference_key) if isinstance(sample.metadata, dict) else None
+
+    def unusable_reference(self, sample: StringThread, needed: str) -> GradingError:
+        """The error for a reference that is not ``needed``."""
+        value = self.reference_value(sample)
+        place = f" of {sample.source}" if sample.source else ""
+        advice = "; end validation threads in their completion or add the column" if value is None else ""
+        return GradingError(
+            f"grader {self.grader_key!r} needs {needed} in metadata[{self.reference_key!r}]{place}, "
+            f"found {shown(value)}{advice}"
+        )
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut where it is long."""
+    text = repr(value[: SHOWN_LENGTH + 1] if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."

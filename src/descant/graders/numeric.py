@@ -1,0 +1,107 @@
+"""NumericGrader: is the number that the completion ends in the right one?"""
+
+from __future__ import annotations
+
+import re
+from decimal import Context, Decimal, localcontext
+from typing import NamedTuple
+
+from descant.errors import ConfigurationError
+from descant.graders.completion_grader import ReferenceGrader, shown
+from descant.graders.finite import is_finite_number
+from descant.threads.thread import StringThread
+
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)"
+_POWER = r"[-+\u2212]?\d++"
+_NUMBER = re.compile(
+    rf"""
+    (?: (?<![A-Za-z_\d.)\]}}]) (?P<sign>[-+\u2212]) )?  # after a letter, digit or bracket it is a hyphen or an operator
+    [$€£¥]?
+    (?<![A-Za-z_\d]) (?<!\d\.)                          # not the 2 of H2O, nor the 7 of 3.11.7
+    (?: (?: (?P<whole>\d++)[ ] )? (?<!\d/)
+        (?P<numerator>{_PLAIN}) [ ]?/[ ]? (?P<denominator>{_PLAIN}) (?![ ]?/[ ]?\d)  # 01/02/2024 has no fractions
+      | (?P<decimal>{_PLAIN})
+        (?: [eE](?P<exponent>{_POWER})
+          | [ ]?(?:×|x|\*|\\times)[ ]?10[ ]?(?:\^|\*\*)[ ]?\{{?(?P<power>{_POWER})\}}? )?
+    )
+    """,
+    re.VERBOSE,
+)
+_EXACT = Context(prec=60, traps=[])  # decimal, since 0.4 is 0.1 from 0.3; without traps, since overflow is not a match
+
+
+class Number(NamedTuple):
+    """A number in a text.
+
+    Attributes:
+        text: as it is written.
+        value: what it is; not finite for 1/0.
+    """
+
+    text: str
+    value: Decimal
+
+
+class NumericGrader(ReferenceGrader):
+    """Grade 1 if the last number in the completion is the last number in the reference, within a tolerance, else 0.
+
+    Numbers may have a sign, a decimal point, commas between thousands (``1,234`` is one number), an exponent (``2e-3``,
+    ``2×10^-3``) and a currency sign, and may be fractions (``3/4``, ``1 3/4``). A percent sign is not part of the
+    number: ``50%`` is 50. Digits behind a letter (``H2O``) are no number. A decimal comma and LaTeX are not understood.
+
+    The reference is ``metadata[reference_key]``, a number or a text (a worked solution that ends in the result, say).
+    They agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times the
+    reference.
+
+    Raises:
+        ConfigurationError: a tolerance that is negative or not finite.
+        GradingError (when grading): the reference is missing or has no finite number, or the thread does not end in an
+            assistant turn.
+    """
+
+    def __init__(
+        self,
+        grader_key: str = "numeric",
+        reference_key: str = "reference",
+        absolute_tolerance: float = 1e-6,
+        relative_tolerance: float = 0.0,
+    ) -> None:
+        super().__init__(grader_key, reference_key)
+        for name, value in {"absolute_tolerance": absolute_tolerance, "relative_tolerance": relative_tolerance}.items():
+            if not is_finite_number(value) or value < 0:
+                raise ConfigurationError(f"{name}={value!r} must be a finite number of at least 0")
+        self.absolute_tolerance = absolute_tolerance
+        self.relative_tolerance = relative_tolerance
+
+    async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
+        """Whether the numbers agree; the reasoning shows both as they are written."""
+        value = self.reference_value(sample)
+        reference = last_number(str(value)) if isinstance(value, str) or is_finite_number(value) else None
+        if reference is None or not reference.value.is_finite():
+            raise self.unusable_reference(sample, "a finite number, or a text with one,")
+        found = last_number(completion)
+        if found is None:
+            return False, f"no number in {shown(completion)}, expected {reference.text}"
+        with localcontext(_EXACT):
+            relative = Decimal(repr(float(self.relative_tolerance))) * abs(reference.value)
+            tolerance = max(Decimal(repr(float(self.absolute_tolerance))), relative)
+            agrees = abs(found.value - reference.value) <= tolerance
+        return agrees, f"the last number is {found.text}, expected {reference.text}"
+
+
+def last_number(text: str) -> Number | None:
+    """The last number in a text, or None."""
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        return None
+    last = matches[-1]
+    with localcontext(_EXACT):
+        if last["decimal"]:
+            value = _decimal(last["decimal"], last["exponent"] or last["power"] or "0")
+        else:
+            value = _decimal(last["whole"] or "0") + _decimal(last["numerator"]) / _decimal(last["denominator"])
+        return Number(last[0], value if last["sign"] in (None, "+") else -value)
+
+
+def _decimal(digits: str, exponent: str = "0") -> Decimal:
+    return Decimal(digits.replace(",", "") + "E" + exponent.replace("\u2212", "-"))

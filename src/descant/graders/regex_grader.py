@@ -1,0 +1,52 @@
+"""RegexGrader: does the completion match a regular expression?"""
+
+from __future__ import annotations
+
+from descant.errors import ConfigurationError
+from descant.graders.bounded_pattern import BoundedPattern
+from descant.graders.completion_grader import CompletionGrader, shown
+from descant.graders.daemon_pool import GRADER_THREADS
+from descant.graders.finite import is_finite_number
+from descant.threads.thread import StringThread
+
+
+class RegexGrader(CompletionGrader):
+    """Grade 1 if the pattern matches somewhere in the completion, else 0.
+
+    Patterns are those of the ``regex`` library, which has all of Python's ``re`` and more. Flags go inline: ``(?i)`` at
+    the beginning ignores case, ``(?s)`` lets a dot match line ends.
+
+    Args:
+        pattern: the regular expression, as a string.
+        grader_key: the grader's name.
+        full_match: the pattern must match the whole completion, surrounding white space aside.
+        timeout_s: seconds for one completion. Some patterns take for ever on some texts.
+
+    Raises:
+        ConfigurationError: a pattern that is not a regular expression, or a timeout that cannot work.
+        GradingError (when grading): no result in time, or the thread does not end in an assistant turn.
+    """
+
+    def __init__(
+        self, pattern: str, grader_key: str = "regex", full_match: bool = False, timeout_s: float = 1.0
+    ) -> None:
+        super().__init__(grader_key)
+        if not isinstance(pattern, str):
+            raise ConfigurationError(
+                f"pattern={pattern!r} must be a string; flags of a compiled pattern go inline, such as (?i)"
+            )
+        if not is_finite_number(timeout_s) or timeout_s <= 0:
+            raise ConfigurationError(f"timeout_s={timeout_s!r} must be a finite number of seconds above 0")
+        self.pattern = BoundedPattern(pattern, timeout_s)
+        self.full_match = full_match
+
+    async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
+        """Whether there is a match; the reasoning shows it."""
+        pattern = shown(self.pattern.pattern)
+        if self.full_match:
+            match = await GRADER_THREADS.run(self.pattern.full_match, completion.strip())
+        else:
+            match = await GRADER_THREADS.run(self.pattern.search, completion)
+        if match is None:
+            return False, f"{pattern} does not match{' the whole completion' if self.full_match else ''}"
+        return True, f"{pattern} matches {shown(match.group())}"
