@@ -31,9 +31,9 @@ def shown(monkeypatch):
 
 def test_the_plan_says_when_everything_runs(shown):
     plan = [
-        Plan("validation", "every 10 %",  40, [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
-        Plan("late", "every 100 %",  40, [40]),
-        Plan("never", "every 100 %",  40, []),
+        Plan("validation", "every 10 %", 40, [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
+        Plan("late", "every 100 %", 40, [40]),
+        Plan("never", "every 100 %", 40, []),
     ]
     lines = shown(False, lambda console: console.start("SFT: policy", plan)).splitlines()
     assert lines[0] == "SFT: policy"
@@ -89,7 +89,7 @@ def test_text_of_a_model_is_shown_and_not_obeyed(shown, is_terminal):
     attack = "\x1b[2J\x1b]0;owned\x07[red]markup[/red]"
 
     def act(console):
-        console.start(attack, [Plan(attack, attack,  40, [0])])
+        console.start(attack, [Plan(attack, attack, 40, [0])])
         console.show_evaluation(
             1, attack, {f"x/{attack}": attack, "t": Table(["prompt", "response"], [[attack, attack]])}
         )
@@ -112,7 +112,7 @@ def test_a_console_that_nobody_reads_falls_silent(monkeypatch):
     terminal = console_module._Terminal
     monkeypatch.setattr(console_module, "_Terminal", lambda **options: terminal(file=Closed(), force_terminal=False))
     console = Console(10)
-    console.start("SFT", [Plan("validation", "every 10 %",  40, [0, 10])])
+    console.start("SFT", [Plan("validation", "every 10 %", 40, [0, 10])])
     console.show_evaluation(0, "validation", {"validation/loss": 1.0})
     console.show_step(5, {"training/loss": 1.0})
     console.warn("careful")

@@ -19,6 +19,7 @@ from descant.callbacks.interrupts import Interrupts
 from descant.callbacks.metric_keys import RESERVED_PREFIXES, MetricKeys
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
+from descant.engine.process_state import preserved_process_state
 from descant.errors import CallbackError, ConfigurationError, DescantError
 from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
 from descant.metrics import Metric, as_metric
@@ -143,7 +144,8 @@ class CallbackRunner:
     async def __aenter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.interrupts)
-            await self.open()
+            with preserved_process_state():
+                await self.open()
             stack.pop_all()
         return self
 
@@ -151,7 +153,8 @@ class CallbackRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self.close(error)
+            with preserved_process_state():
+                await self.close(error)
         finally:
             self.interrupts.__exit__()
         if error is None:
@@ -198,30 +201,37 @@ class CallbackRunner:
         self.costs.add_steps(step - self.step, training_s)
         self.step = step
         self._training_metrics = {"training/step_s": training_s / (step - before.step), **self._checked(metrics or {})}
+        self.evaluations = {}
         await self.recorder.record(step, self._training_metrics)
-        await self._call_due(before)
-        if step == min(_FORECAST_STEP, self.num_steps) and (forecast := self.costs.forecast(step)):
-            await self.recorder.record_note(step, "forecast", "callbacks", forecast)
-        await self.recorder.publish(self.costs.remaining_s(step))
+        is_due = any(callback.is_due(before, self._progress) for callback in self.callbacks)
+        # Whenever others have a turn on the event loop, what an earlier call has left behind has one too.
+        with preserved_process_state() if is_due or self.recorder.has_logger else nullcontext():
+            if is_due:
+                await self._call_due(before)
+            if step == min(_FORECAST_STEP, self.num_steps) and (forecast := self.costs.forecast(step)):
+                await self.recorder.record_note(step, "forecast", "callbacks", forecast)
+            await self.recorder.publish(self.costs.remaining_s(step))
         self._resumed_at = time.perf_counter()
 
     async def record(self, metrics: Mapping[str, Any]) -> None:
         """Record more metrics of the latest step, such as those that a loop has only after ``after_step``."""
         checked = self._checked(metrics)
         self._training_metrics = {**self._training_metrics, **checked}
-        await self.recorder.record(self.step, checked)
-        await self.recorder.publish(self.costs.remaining_s(self.step))
+        with preserved_process_state():
+            await self.recorder.record(self.step, checked)
+            await self.recorder.publish(self.costs.remaining_s(self.step))
 
     async def make_final_calls(self) -> None:
         """Make the final calls that have not been made at this step yet. Leaving does it too; a loop that changes its
         weights after its last step (to those of its best one, say) does it before."""
         self.evaluations = {}
-        for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
-            if self._last_call.get(callback.name) == self.step:
-                continue
-            if callback.at_end or self._has_news_for(callback, is_final=True):
-                await self._call(callback)
-        await self._apply_requests()
+        with preserved_process_state():
+            for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
+                if self._last_call.get(callback.name) == self.step:
+                    continue
+                if callback.at_end or self._has_news_for(callback, is_final=True):
+                    await self._call(callback)
+            await self._apply_requests()
 
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -263,7 +273,6 @@ class CallbackRunner:
 
     async def _call_due(self, before: Progress | None) -> None:
         """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
-        self.evaluations = {}
         for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
             if callback.is_due(before, self._progress) or self._has_news_for(callback):
                 await self._call(callback)

@@ -12,6 +12,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from descant.engine.process_state import preserved_process_state
+
 if TYPE_CHECKING:
     from descant.callbacks.runner import CallbackRunner
 
@@ -97,7 +99,8 @@ class _LoopThread:
 
         self._work.put(work)
         try:
-            return outcome.result()
+            with preserved_process_state():  # whatever stands still between calls has had a turn
+                return outcome.result()
         except BaseException:
             if not outcome.done() and self._event_loop is not None and self._task is not None:
                 self._event_loop.call_soon_threadsafe(self._task.cancel)

@@ -139,6 +139,11 @@ class RunRecorder:
         self._console.note(message)
         await self._log_event(step, kind, source, message, details)
 
+    @property
+    def has_logger(self) -> bool:
+        """Whether the user's logger is asked, which may be async."""
+        return self._logger is not None
+
     def show_warning(self, message: str) -> None:
         """Show a warning at once, from any thread, without recording it."""
         self._console.warn(message)

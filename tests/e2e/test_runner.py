@@ -1,0 +1,571 @@
+"""CallbackRunner: policies, requests, timeouts, costs and signals, on a loop that is not descant's own."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from support import CountingCallback, addition_threads, query, series, training_model
+
+import descant.callbacks.watchdog as watchdog_module
+from descant import SFT, CallbackRunner, RecipeCallback, at, callback, every, every_minutes, every_steps
+from descant.errors import CallbackError, ConfigurationError
+
+
+async def drive(callbacks, run_dir, num_steps=10, steps=None, **options):
+    async with CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, **options) as runner:
+        for step in steps or range(1, num_steps + 1):
+            if runner.should_stop:
+                break
+            await runner.after_step(step, {"training/loss": 1 / step})
+    return runner
+
+
+def drive_synchronously(callbacks, run_dir, num_steps=10, steps=None, **options):
+    runner = CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, **options)
+    with runner.synchronous() as waiting:
+        for step in steps or range(1, num_steps + 1):
+            if waiting.should_stop:
+                break
+            waiting.after_step(step, {"training/loss": 1 / step})
+    return runner
+
+
+@pytest.fixture(params=["async", "synchronous"])
+def run(request):
+    """The same loop, async and not; the latter from a thread that has an event loop already, as in a notebook."""
+
+    async def run(*args, **options):
+        if request.param == "async":
+            return await drive(*args, **options)
+        return drive_synchronously(*args, **options)
+
+    return run
+
+
+def events(run_dir, *kinds):
+    marks = ", ".join("?" * len(kinds))
+    return query(run_dir, f"SELECT step, source, message FROM events WHERE kind IN ({marks}) ORDER BY id", *kinds)
+
+
+class Act(RecipeCallback):
+    """Does what its function does; the nth call gets n."""
+
+    def __init__(self, function, frequency=0.1, prefix="act", **options):
+        super().__init__(frequency, prefix, **options)
+        self.function, self.num_calls, self.steps = function, 0, []
+
+    async def callback(self, current_percentage):
+        self.num_calls += 1
+        self.steps.append(self.run.step)
+        result = self.function(self)
+        return (await result if asyncio.iscoroutine(result) else result) or {}
+
+
+def fail(_):
+    raise RuntimeError("on purpose")
+
+
+# When
+
+
+SCHEDULES = {
+    "share": (0.25, [0, 3, 5, 8, 10]),
+    "string": ("1/3", [0, 4, 7, 10]),
+    "fraction": (Fraction(1, 2), [0, 5, 10]),
+    "every": (every(0.5), [0, 5, 10]),
+    "every_steps": (every_steps(4), [0, 4, 8, 10]),
+    "at": (at(0.1, "1/3", 1), [0, 1, 4, 10]),
+    "joined": (every(0.5) | every_steps(4) | at(0.9), [0, 4, 5, 8, 9, 10]),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+async def test_schedules_in_a_run_are_what_their_plan_says(run, tmp_path, case):
+    schedule, expected = SCHEDULES[case]
+    counting = CountingCallback(schedule)
+    await run([counting], tmp_path)
+    assert counting.steps == counting.due_steps(10) == expected
+    text = str(counting.plan(10))
+    assert text.startswith("counting: ")
+    assert f"{len(expected)} calls, after steps" in text
+
+
+async def test_a_jump_is_one_call_and_nothing_is_repeated(run, tmp_path):
+    counting = CountingCallback(0.1)
+    await run([counting], tmp_path, num_steps=100, steps=[1, 9, 35, 36, 40, 99, 100])
+    assert counting.steps == [0, 35, 40, 99, 100]
+
+
+async def test_a_run_that_is_continued_repeats_nothing_and_skips_nothing(run, tmp_path):
+    counting = CountingCallback(0.25)
+    await run([counting], tmp_path, num_steps=20, first_step=10, steps=range(11, 21))
+    assert counting.steps == [15, 20]
+
+
+async def test_a_callback_starts_anew_in_the_next_run(run, tmp_path):
+    counting = CountingCallback(0.5)
+    for stage in ("one", "two"):
+        await run([counting], tmp_path / stage)
+        assert counting.last_call == 1.0
+    assert counting.steps == [0, 5, 10] * 2
+
+
+async def test_every_minutes_goes_by_the_clock(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("descant.callbacks.runner.time.monotonic", lambda: now)
+    counting = CountingCallback(every_minutes(1), at_start=False, at_end=False)
+    async with CallbackRunner([counting], num_steps=10, run_dir=tmp_path) as runner:
+        for step, now in enumerate([30, 59, 60, 61, 200, 239, 240], start=1):  # noqa: B007 - the clock reads it
+            await runner.after_step(step)
+    assert counting.steps == [3, 5, 7]
+    assert "0+ calls" in str(counting.plan(10))
+
+
+async def test_steps_that_cannot_be(tmp_path):
+    async with CallbackRunner([], num_steps=4, run_dir=tmp_path) as runner:
+        await runner.after_step(2)
+        for step in (2, 1, 2.5):
+            with pytest.raises(ConfigurationError, match=rf"after_step\({step}\) follows step 2: steps .* that grow"):
+                await runner.after_step(step)
+
+
+async def test_more_steps_than_planned_are_warned_of_and_do_not_end_the_training(run, tmp_path):
+    counting = CountingCallback(0.5)
+    await run([counting], tmp_path, num_steps=4, steps=range(1, 8))
+    assert counting.steps == [0, 2, 4, 7]  # the last one is on the weights that came out
+    assert [message for _, _, message in events(tmp_path, "callback_warning")] == [
+        "runner: step 5 is beyond num_steps=4, by which calls are planned"
+    ]
+
+
+ARGUMENTS = {
+    "num_steps": ({"num_steps": 0}, r"num_steps=0 must be a whole number of planned steps"),
+    "num_steps text": ({"num_steps": "10"}, r"num_steps='10' must be a whole number"),
+    "first_step": ({"first_step": 11}, r"first_step=11 must be a whole number from 0 to num_steps=10"),
+    "logger": ({"logger": "wandb"}, r"logger='wandb' must be callable"),
+    "callbacks": ({"callbacks": [print]}, r"not a callback; subclass RecipeCallback, or put @callback"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_that_cannot_work(tmp_path, case):
+    options, message = ARGUMENTS[case]
+    with pytest.raises(ConfigurationError, match=message):
+        CallbackRunner(**{"callbacks": [], "num_steps": 10, "run_dir": tmp_path / "run", **options})
+    assert not (tmp_path / "run").exists()
+
+
+async def test_metrics_of_the_loop_that_cannot_be_recorded(tmp_path):
+    async with CallbackRunner([], num_steps=10, run_dir=tmp_path) as runner:
+        with pytest.raises(ConfigurationError, match=r"'loss' of step 1: a Tensor of shape \(2,\) is not a metric"):
+            await runner.after_step(1, {"loss": torch.zeros(2)})
+        with pytest.raises(ConfigurationError, match="'callbacks/x' of step 2: its key must be text not in progress/"):
+            await runner.after_step(2, {"callbacks/x": 1})
+        await runner.after_step(3, {"loss": torch.tensor(2.0, requires_grad=True)})
+    assert series(tmp_path, "loss") == {3: 2.0}
+
+
+# Failures
+
+
+async def test_warn_records_and_goes_on(run, tmp_path):
+    act, counting = Act(fail), CountingCallback(0.1)
+    runner = await run([act, counting], tmp_path)
+    assert act.steps == counting.steps == list(range(11))
+    assert len(runner.failures) == runner.costs["act"].num_failed == 11
+    assert "RuntimeError: on purpose" in runner.failures[0].traceback
+    assert series(tmp_path, "callbacks/act/num_failed")[10] == 11
+    assert events(tmp_path, "callback_failed")[3] == (
+        3, "act", "callback 'act' failed at step 3 of 10: RuntimeError: on purpose",
+    )  # fmt: skip
+
+
+async def test_disable_makes_no_more_calls_after_the_first_failure(run, tmp_path):
+    act = Act(lambda act: fail(act) if act.num_calls == 3 else None, on_error="disable")
+    runner = await run([act], tmp_path)
+    assert act.steps == [0, 1, 2]
+    assert len(runner.failures) == 1
+    assert events(tmp_path, "callback_disabled") == [
+        (2, "act", "callback 'act' makes no more calls in this run (on_error='disable')")
+    ]
+
+
+@pytest.mark.parametrize("options", [{"on_error": "raise"}, {}], ids=["on_error", "strict"])
+async def test_raise_ends_the_run(run, tmp_path, options):
+    counting = CountingCallback(0.5)
+    act = Act(lambda act: fail(act) if act.num_calls == 3 else None, **options)
+    with pytest.raises(CallbackError, match="callback 'act' failed at step 2 of 10: RuntimeError: on purpose") as error:
+        await run([act, counting], tmp_path, strict=not options)
+    assert isinstance(error.value.__cause__, RuntimeError)
+    assert counting.hooks == [("start", 0), ("end", 2)]
+    assert counting.steps == [0]
+    assert events(tmp_path, "run_failed")[0][0] == 2
+
+
+async def test_a_training_that_fails_gets_its_final_calls(run, tmp_path):
+    counting = CountingCallback(0.5)
+
+    def steps():
+        yield 1
+        raise ZeroDivisionError("the loop's own")
+
+    with pytest.raises(ZeroDivisionError):
+        await run([counting], tmp_path, steps=steps())
+    assert counting.steps == [0, 1]
+    assert "the loop's own" in query(tmp_path, "SELECT details FROM events WHERE kind = 'run_failed'")[0][0]
+
+
+async def test_a_hanging_call_is_cancelled_and_recorded(run, tmp_path):
+    cleaned_up = []
+
+    async def hang(act):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.append(act.run.step)
+
+    act, counting = Act(hang, 0.5, timeout_s=0.05), CountingCallback(0.5)
+    runner = await run([act, counting], tmp_path)
+    assert cleaned_up == [0, 5, 10]
+    assert counting.steps == [0, 5, 10]
+    assert len(runner.failures) == 3
+    assert runner.failures[0].message.endswith("TimeoutError: it took longer than timeout_s=0.05 and was cancelled")
+
+
+async def test_a_call_that_ignores_its_cancellation_is_left_behind_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("descant.callbacks.call_guard.GRACE_S", 0.01)
+    release = asyncio.Event()
+
+    async def stubborn(act):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    counting = CountingCallback(0.5)
+    await drive([Act(stubborn, 1, timeout_s=0.01), counting], tmp_path)
+    assert counting.steps == [0, 5, 10]
+    assert "callback 'act' still goes on, although it was cancelled when its time was up" in capsys.readouterr().err
+    release.set()
+    await asyncio.sleep(0)
+
+
+async def test_after_its_time_is_up_a_call_cannot_use_a_model(qwen3_dir, tmp_path, monkeypatch):
+    """Its job in the engine is given up, and what goes on is refused: the weights are others by then."""
+    monkeypatch.setattr("descant.callbacks.call_guard.GRACE_S", 0.01)
+    outcomes, ended = [], asyncio.Event()
+    async with training_model(qwen3_dir) as model:
+        view = model.min_gen_len(200).max_gen_len(200)
+        begun = asyncio.Event()
+        engine = model._placement._loop._engine
+        dispatch, event_loop = engine._dispatch, asyncio.get_running_loop()
+
+        def announce(job, yield_point):
+            event_loop.call_soon_threadsafe(begun.set)
+            return dispatch(job, yield_point)
+
+        engine._dispatch = announce
+
+        async def go_on():
+            for _ in range(2):
+                try:
+                    await view.generate_many(addition_threads(4))
+                except Exception as error:
+                    outcomes.append(str(error))
+            ended.set()
+
+        async def call(act):
+            act.going_on = asyncio.create_task(go_on())  # not cancelled with the call
+            await begun.wait()
+            await asyncio.Event().wait()
+
+        act = Act(call, 1, at_end=False, timeout_s=0.05)
+        await SFT(dataset=addition_threads(4), model=model, callbacks=[act], run_dir=tmp_path).run()
+        await ended.wait()
+    assert outcomes[0] == "the job was cancelled: nobody waits for it any more"
+    assert re.search(r"callback 'act' was cancelled after its timeout_s=0.05; .* may not use models", outcomes[1])
+
+
+async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.04)
+    warned = threading.Event()
+    show = CallbackRunner.__init__.__globals__["RunRecorder"].show_warning
+
+    def show_and_release(recorder, message):
+        show(recorder, message)
+        warned.set()
+
+    monkeypatch.setattr("descant.callbacks.runner.RunRecorder.show_warning", show_and_release)
+
+    def block(act):
+        warned.wait()  # the watchdog's own words end the block
+
+    await drive([Act(block, 1, at_end=False)], tmp_path, num_steps=2)
+    message = capsys.readouterr().err
+    assert re.search(
+        r"callback 'act' has blocked the event loop for [\d.]+ s, at \S*test_runner.py:\d+ \(warned.wait\(\)", message
+    )
+    assert "await asyncio.to_thread(function)" in message
+    details = query(tmp_path, "SELECT details FROM events WHERE kind = 'callback_blocked'")
+    assert "warned.wait()" in details[0][0]
+
+
+async def test_tasks_that_a_synchronous_loop_leaves_behind_stand_still_between_calls(tmp_path):
+    turns = []
+
+    class Lingering(RecipeCallback):
+        async def callback(self, current_percentage):
+            self.task = asyncio.create_task(self.linger())
+            return {}
+
+        async def linger(self):
+            while True:
+                turns.append(1)
+                await asyncio.sleep(0)
+
+    runner = CallbackRunner([Lingering(1)], num_steps=2, run_dir=tmp_path)
+    with runner.synchronous() as waiting:
+        before = len(turns)
+        sum(range(200_000))
+        assert len(turns) == before
+        waiting.after_step(1)
+        assert len(turns) > before
+
+
+# Requests
+
+
+async def test_request_stop_ends_the_run_with_the_final_calls(run, tmp_path):
+    act = Act(lambda act: act.run.request_stop("enough") if act.num_calls == 4 else None)
+    counting = CountingCallback(0.5)
+    runner = await run([act, counting], tmp_path)
+    assert act.steps == [0, 1, 2, 3]  # not a second time at the step at which it has been already
+    assert counting.steps == [0, 3]
+    assert counting.percentages == [0.0, 0.3]
+    assert counting.hooks == [("start", 0), ("end", 3)]
+    assert runner.stop_reason == "act: enough"
+    assert events(tmp_path, "stop_requested") == [(3, "act", "the run stops after step 3 of 10 (act: enough)")]
+    assert "stopped (act: enough) after 3 of 10 steps" in events(tmp_path, "run_stopped")[0][2]
+
+
+async def test_request_stop_before_the_first_step(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        callbacks = [Act(lambda act: act.run.request_stop("no need"))]
+        result = await SFT(dataset=addition_threads(4), model=model, callbacks=callbacks, run_dir=tmp_path).run()
+    assert (result.num_steps, result.stop_reason) == (0, "act: no need")
+
+
+async def test_request_checkpoint_saves_the_weights_of_that_step(qwen3_dir, tmp_path):
+    act = Act(lambda act: act.run.request_checkpoint() if act.run.step == 2 else None, 0.25)
+    async with training_model(qwen3_dir) as model:
+        await SFT(
+            dataset=addition_threads(8), model=model, lr=1e-2, samples_per_batch=2, callbacks=[act], run_dir=tmp_path
+        ).run()  # fmt: skip
+    checkpoint = tmp_path / "checkpoints" / "step-2"
+    assert (checkpoint / "model.safetensors").exists()
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["step-2"]
+    assert events(tmp_path, "checkpoint_saved") == [(2, "act", f"checkpoint at step 2: {checkpoint}")]
+
+
+async def test_request_checkpoint_in_other_loops(run, tmp_path):
+    written = []
+    act = Act(lambda act: act.run.request_checkpoint(), 0.5)
+    await run([act], tmp_path / "with", save_checkpoint=written.append)
+    assert written == [tmp_path / "with" / "checkpoints" / f"step-{step}" for step in (0, 5, 10)]
+    await run([act], tmp_path / "without")
+    assert "this loop was not given save_checkpoint=" in events(tmp_path / "without", "checkpoint_failed")[0][2]
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    await run([act], tmp_path / "full", save_checkpoint=full)
+    assert "requested at step 5 could not be written: OSError: [Errno 28]" in events(
+        tmp_path / "full", "checkpoint_failed"
+    )[1][2]  # fmt: skip
+
+
+# A function as a callback
+
+
+async def test_an_async_function_is_a_callback(run, tmp_path):
+    @callback(frequency=0.5)
+    async def doubled(run, current_percentage):
+        """Twice the loss."""
+        return {"loss": 2 * run.metrics.get("training/loss", 0.0), "at": current_percentage}
+
+    @callback(0.5, "plain", on_error="disable")
+    async def nothing():
+        return {"x": 1}
+
+    await run([doubled, nothing], tmp_path)
+    assert series(tmp_path, "loss") == {0: 0.0, 5: 0.4, 10: 0.2}
+    assert series(tmp_path, "at") == {0: 0.0, 5: 0.5, 10: 1.0}
+    assert series(tmp_path, "plain/x") == {0: 1, 5: 1, 10: 1}
+    assert (doubled.name, nothing.name, doubled.__doc__) == ("doubled", "plain", "Twice the loss.")
+
+
+def test_functions_that_cannot_be_callbacks():
+    with pytest.raises(ConfigurationError, match=r"@callback needs a frequency: write @callback\(frequency=0\.1\)"):
+
+        @callback
+        async def bare():
+            return {}
+
+    with pytest.raises(ConfigurationError, match="sync must be `async def`"):
+
+        @callback(frequency=0.1)
+        def sync():
+            return {}
+
+    with pytest.raises(ConfigurationError, match="odd has a parameter 'model'; it may take run and current_percentage"):
+
+        @callback(frequency=0.1)
+        async def odd(model):
+            return {}
+
+
+# Costs
+
+
+async def test_costs_are_metrics_and_a_table_at_the_end(run, tmp_path, capsys):
+    act, counting = Act(lambda act: fail(act) if act.num_calls == 2 else None, 0.5), CountingCallback(0.1)
+    runner = await run([act, counting], tmp_path)
+    stalls = series(tmp_path, "callbacks/act/stall_s")
+    assert list(stalls) == [0, 5, 10]
+    assert series(tmp_path, "callbacks/act/num_runs") == {0: 1, 5: 2, 10: 3}
+    assert series(tmp_path, "callbacks/act/num_failed") == {0: 0, 5: 1, 10: 1}
+    assert series(tmp_path, "callbacks/act/total_s")[10] == pytest.approx(sum(stalls.values()))
+    assert 0 < series(tmp_path, "callbacks/act/time_fraction")[10] < 1
+    assert runner.costs["counting"].num_runs == 11
+    shown = capsys.readouterr().err
+    assert re.search(r"callback +runs +each +in all +of the run +failures", shown)
+    assert re.search(r"act +3 .* 1\n", shown)
+    assert re.search(r"counting +11 .* 0\n", shown)
+    assert re.search(r"forecast: .* in all, of which callbacks [\d.]+ %: .*counting 11 × [\d.]+ s ≈ [\d.]+ %", shown)
+    assert len(events(tmp_path, "forecast")) == 1
+
+
+async def test_the_throughput_of_training_is_without_evaluation_time(tmp_path, monkeypatch):
+    """A clock that only callbacks and steps move."""
+    now = 0.0
+    monkeypatch.setattr("descant.callbacks.runner.time.perf_counter", lambda: now)
+
+    def evaluate(act):
+        nonlocal now
+        now += 42.0
+
+    async with CallbackRunner([Act(evaluate, 0.1)], num_steps=100, run_dir=tmp_path) as runner:
+        for step in range(1, 101):
+            now += 30.0
+            await runner.after_step(step)
+            if step == 3:
+                early = runner.costs.remaining_s(3)
+    assert set(series(tmp_path, "training/step_s").values()) == {30.0}
+    assert set(series(tmp_path, "callbacks/act/stall_s").values()) == {42.0}
+    assert early == 97 * 30 + 10 * 42  # the evaluations still to come are in it
+    assert runner.costs.remaining_s(100) == 0
+    assert events(tmp_path, "forecast")[0][2] == "forecast: 57.7 min in all: act 11 × 42 s ≈ 13 % of the run"
+    assert series(tmp_path, "callbacks/act/time_fraction")[100] == pytest.approx(11 * 42 / (11 * 42 + 3000))
+
+
+# Signals
+
+PROGRAM = """
+import asyncio, sys
+from descant import CallbackRunner, RecipeCallback
+
+class Watch(RecipeCallback):
+    async def callback(self, current_percentage):
+        print("call", self.run.step, flush=True)
+        if self.run.step == 3 and "hang" in sys.argv:
+            print("hanging", flush=True)
+            await asyncio.Event().wait()
+        return {"x": self.run.step}
+    async def on_end(self, run):
+        print("ended", flush=True)
+
+def steps():
+    for step in range(1, 100_001):
+        if step == 2:
+            print("ready", flush=True)
+            sys.stdin.readline()
+        yield step
+
+async def main(runner):
+    async with runner:
+        for step in steps():
+            await runner.after_step(step)
+            if runner.should_stop:
+                break
+    print("not reached")
+
+def synchronous(runner):
+    with runner.synchronous() as waiting:
+        for step in steps():
+            waiting.after_step(step)
+            if waiting.should_stop:
+                break
+    print("not reached")
+
+runner = CallbackRunner([Watch(0.00003)], num_steps=100_000, run_dir=sys.argv[1])
+asyncio.run(main(runner)) if "async" in sys.argv else synchronous(runner)
+"""
+
+
+def start(run_dir, *arguments):
+    command = [sys.executable, "-c", PROGRAM, str(run_dir), *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, env=dict(os.environ), **pipes)
+    assert process.stdout.readline() == "call 0\n"
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def wait_for_notice(process, number):
+    for line in process.stderr:
+        if f"! {number.name}: the run ends after this step" in line:
+            return
+    pytest.fail("the program ended without a notice")
+
+
+@pytest.mark.parametrize("kind", ["async", "synchronous"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_with_the_final_calls(tmp_path, kind, number):
+    process = start(tmp_path, kind)
+    process.send_signal(number)
+    wait_for_notice(process, number)
+    output, errors = process.communicate("go on\n", timeout=60)
+    assert output == "call 2\nended\n"
+    assert ("KeyboardInterrupt" in errors) is (number == signal.SIGINT)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
+    assert series(tmp_path, "x") == {0: 0, 2: 2}
+    step, _, message = events(tmp_path, "run_interrupted")[0]
+    assert (step, message.partition(" after")[0]) == (2, f"interrupted ({number.name})")
+    assert not list(Path(tmp_path).glob("*-wal"))
+
+
+@pytest.mark.parametrize("kind", ["async", "synchronous"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(tmp_path, kind, number):
+    process = start(tmp_path, kind, "hang")
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "call 3\n"
+    assert process.stdout.readline() == "hanging\n"
+    process.send_signal(number)
+    wait_for_notice(process, number)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert output == "ended\n"
+    assert "KeyboardInterrupt" in errors
+    assert series(tmp_path, "x") == {0: 0}
+    assert events(tmp_path, "run_cancelled")[0][0] == 3
