@@ -26,6 +26,8 @@ PAIRS = (("chosen", "rejected"), ("preferred_completion", "other_completion"))
 """Columns of preference pairs, the better one first."""
 CONVERSATION_COLUMNS = (*FORMS, "completion", *PAIRS[0], *PAIRS[1], "tools")
 """Columns whose values are turns or tools."""
+_PAIR_NAMES = frozenset((*PAIRS[0], *PAIRS[1]))
+_FORM_NAMES = _PAIR_NAMES | {*FORMS, "completion"}
 
 
 def thread_of_row(row: Any) -> StringThread:
@@ -61,13 +63,15 @@ def thread_of_row(row: Any) -> StringThread:
 
 def columns_of(row: Any) -> dict[str, Any]:
     """A copy of a row, so that the caller's is left as it is."""
-    if not isinstance(row, Mapping):
+    if type(row) is not dict and not isinstance(row, Mapping):
         raise BadRow(f"{type_of(row)}, not an object")
     return dict(row)
 
 
 def pair_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
     """The two columns that make a row a preference pair, if it has both."""
+    if _PAIR_NAMES.isdisjoint(row):
+        return None
     return next((names for names in PAIRS if all(row.get(name) is not None for name in names)), None)
 
 
@@ -85,14 +89,16 @@ def _form(row: dict[str, Any]) -> str:
             raise BadRow(f"a 'completion' without a 'prompt' (columns: {listed(row)})")
         raise BadRow(f"neither 'messages' nor 'prompt' nor 'conversations' (columns: {listed(row)})")
     form = present[0]
-    for name in (*FORMS, "completion", *PAIRS[0], *PAIRS[1]):
-        if name in row and row[name] is None and not (form == "prompt" and name == "completion"):
+    for name in _FORM_NAMES & row.keys():
+        if row[name] is None and not (form == "prompt" and name == "completion"):
             del row[name]
     return form
 
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
     """The columns that are left of a row, those within ``metadata`` among them."""
+    if not row:
+        return None
     inner = row.get("metadata")
     if isinstance(inner, dict):
         del row["metadata"]
