@@ -52,7 +52,7 @@ def dataset_rows(dataset: Any) -> Iterator[tuple[int, Any]]:
 def _rows_of_batch(batch: Any) -> Iterable[Any]:
     try:
         rows = batch.to_pylist()
-    except ValueError:  # a cell that Python cannot hold; find it
+    except (ValueError, OverflowError):  # a cell that Python cannot hold; find it
         return [_row_of_slice(batch.slice(index, 1)) for index in range(batch.num_rows)]
     return map(_without_filling, rows)
 
@@ -65,7 +65,7 @@ def _row_of_slice(batch: Any) -> Any:
         except UnicodeDecodeError as error:
             byte = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
             return BadRow(f"column {quoted(name)} has text that is not UTF-8 ({byte}); convert it to UTF-8")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             return BadRow(f"column {quoted(name)} cannot be read: {error}")
     return _without_filling(row)
 
@@ -93,7 +93,8 @@ def _without_nulls(value: Any) -> Any:
 def _bad_parquet(path: Path, number: int, error: Exception) -> DatasetError:
     with path.open("rb") as file:
         begins = file.read(4) == b"PAR1"
-        file.seek(-4, 2)
+        size = file.seek(0, 2)
+        file.seek(max(4, size - 4))
         ends = file.read(4) == b"PAR1"
     if begins and not ends:
         return DatasetError(
@@ -102,4 +103,4 @@ def _bad_parquet(path: Path, number: int, error: Exception) -> DatasetError:
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     where = f" after row [{number}]" if number >= 0 else ""
-    return DatasetError(f"{path} cannot be read as Parquet{where}: {reason}")
+    return DatasetError(f"{path} cannot be read as Parquet{where}, it may be damaged: {reason}")

@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from descant.errors import DatasetError
 from descant.threads.bad_row import BadRow
@@ -21,9 +21,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _AGAIN = "copy or download it again"
 
 
-def open_bytes(path: Path, unpack: bool) -> BinaryIO:
+def open_bytes(path: Path, unpack: bool) -> io.BufferedReader | gzip.GzipFile:
     """The bytes of a file, unpacked by gzip if it is packed so."""
-    return io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(path))) if unpack else path.open("rb")
+    return gzip.GzipFile(path) if unpack else path.open("rb")
 
 
 def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
@@ -35,7 +35,8 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     decoder = _Decoder()
     number = 0
     try:
-        with open_bytes(path, unpack) as stream:
+        # The buffer is for GzipFile, whose own lines cost a call of Python each.
+        with io.BufferedReader(cast("io.RawIOBase", open_bytes(path, unpack)), 1 << 16) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -44,7 +45,7 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
                 if line:
                     yield number, _row_of_line(decoder, line, is_cut_off=not raw.endswith(b"\n"))
     except GZIP_ERRORS as error:
-        raise _bad_gzip(path, f"after line {number}", error) from None
+        raise _bad_gzip(path, f"within line {number + 1}", error) from None
 
 
 def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
@@ -61,7 +62,7 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         try:
             row, position = decoder.decode_at(text, position)
         except json.JSONDecodeError as error:
-            raise _bad_list(path, number, error) from None
+            raise _bad_list(path, f"in row [{number}]", error) from None
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}[{number}]: {_unreadable(error)}") from None
         yield number, row
@@ -71,7 +72,9 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         if separator == "]":
             break
         if separator != ",":
-            raise _bad_list(path, number, json.JSONDecodeError("Expecting ',' or ']'", text, position))
+            raise _bad_list(
+                path, f"after row [{number - 1}]", json.JSONDecodeError("Expecting ',' or ']'", text, position)
+            )
         position = _skip_space(text, position + 1)
     position = _skip_space(text, position + 1)
     if position < len(text):
@@ -114,7 +117,7 @@ def _row_of_line(decoder: _Decoder, line: str, *, is_cut_off: bool) -> Any:
         return decoder.decode(line)
     except json.JSONDecodeError as error:
         end = "; the file ends within this line, so it seems to be cut off" if is_cut_off else ""
-        return BadRow(f"not JSON: {error.msg} at column {error.colno}{end}")
+        return BadRow(f"not JSON: {_reason(error)} at column {error.colno}{end}")
     except (ValueError, RecursionError) as error:
         return BadRow(_unreadable(error))
 
@@ -128,7 +131,7 @@ def _text(path: Path, unpack: bool) -> str:
     chunks: list[bytes] = []
     try:
         with open_bytes(path, unpack) as stream:
-            while chunk := stream.read(1 << 20):
+            while chunk := stream.read1(1 << 16):
                 chunks.append(chunk)
     except GZIP_ERRORS as error:
         raise _bad_gzip(path, f"after {sum(map(len, chunks)):,} bytes of text", error) from None
@@ -160,11 +163,15 @@ def _bad_gzip(path: Path, where: str, error: Exception) -> DatasetError:
     return DatasetError(f"{path} is damaged: its gzip data cannot be unpacked {where} ({error}); {_AGAIN}")
 
 
-def _bad_list(path: Path, number: int, error: json.JSONDecodeError) -> DatasetError:
-    place = f"line {error.lineno}, column {error.colno}"
+def _bad_list(path: Path, where: str, error: json.JSONDecodeError) -> DatasetError:
+    reason = f"{_reason(error)} at line {error.lineno}, column {error.colno}"
     if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
-        return DatasetError(f"{path} seems to be cut off in row [{number}], {place}: {error.msg}; {_AGAIN}")
-    return DatasetError(f"{path}: row [{number}] is not JSON: {error.msg} at {place}")
+        return DatasetError(f"{path} seems to be cut off {where}: {reason}; {_AGAIN}")
+    return DatasetError(f"{path} is not JSON {where}: {reason}")
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at")  # "Unterminated string starting at"
 
 
 def first_line_is_json(head: bytes) -> bool:

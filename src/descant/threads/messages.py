@@ -191,7 +191,8 @@ def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) ->
 def _refuse_missing(message: dict[str, Any], key: str, place: str) -> None:
     if key in message:
         beside = ", which is allowed only beside 'tool_calls'" if key == "content" else ""
-        raise BadRow(f"{place}.{key} is {type_of(message[key])}{beside}")
+        found = "an empty list" if message[key] == [] else type_of(message[key])
+        raise BadRow(f"{place}.{key} is {found}{beside}")
     raise BadRow(f"{place} has no {key!r} (it has {listed(message) if message else 'nothing'})")
 
 

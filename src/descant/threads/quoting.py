@@ -10,4 +10,5 @@ def quoted(value: Any, max_length: int = 60) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= max_length else f"{value[: max_length - 1]!r}…"
     text = repr(value)
+    text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

@@ -53,15 +53,15 @@ def rows_of(source: Any) -> Rows:
             )
         raise ConfigurationError("the source is a single row (a dict); pass a list of rows")
     if _is_dataset(source):
-        return _numbered_from_0("dataset", dataset_rows(source))
+        return Rows("the dataset", "dataset[%d]", "dataset[%d]", dataset_rows(source))
     if type(source).__name__ == "DataFrame":
         raise ConfigurationError('the source is a DataFrame; pass df.to_dict("records")')
     if isinstance(source, bytes) or not isinstance(source, Iterable):
         raise ConfigurationError(
-            f"the source {quoted(source)} is a {type(source).__name__}; it must be a path, a datasets.Dataset or an "
-            "iterable of rows"
+            f"the source {quoted(source)} is of type {type(source).__name__}; it must be a path, a datasets.Dataset "
+            "or an iterable of rows"
         )
-    return _numbered_from_0("rows", enumerate(source))
+    return Rows("the iterable", "rows[%d]", "rows[%d]", enumerate(source))
 
 
 def _is_dataset(source: Any) -> bool:
@@ -69,9 +69,9 @@ def _is_dataset(source: Any) -> bool:
     return all(hasattr(source, name) for name in ("column_names", "features", "iter"))
 
 
-def _numbered_from_0(name: str, items: Iterator[tuple[int, Any]]) -> Rows:
-    template = f"{name.replace('%', '%%')}[%d]"
-    return Rows(name, template, template, items)
+def _numbered_from_0(path: Path, items: Iterator[tuple[int, Any]]) -> Rows:
+    template = f"{str(path).replace('%', '%%')}[%d]"
+    return Rows(str(path), template, template, items)
 
 
 def _rows_of_file(path: Path) -> Rows:
@@ -88,17 +88,17 @@ def _rows_of_file(path: Path) -> Rows:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
     _check_wrapping(path, head, is_gzip=is_gzip, kind=kind)
     if kind == "parquet" or (kind is None and head.startswith(_PARQUET)):
-        return _numbered_from_0(str(path), parquet_rows(path) if head else iter(()))
+        return _numbered_from_0(path, parquet_rows(path) if head else iter(()))
     unpack = is_gzip or head.startswith(_GZIP)
     if _is_list(path, _read_head(path, unpack), kind):
-        return _numbered_from_0(str(path), json_list(path, unpack))
+        return _numbered_from_0(path, json_list(path, unpack))
     return Rows(str(path), f"{str(path).replace('%', '%%')}:%d", "line %d", json_lines(path, unpack))
 
 
 def _read_head(path: Path, unpack: bool) -> bytes:
     try:
         with open_bytes(path, unpack) as stream:
-            return stream.read(1 << 16)
+            return stream.read1(1 << 16)  # what there is before a damage, too
     except GZIP_ERRORS:  # reading all of it will say where
         return b""
 
@@ -130,6 +130,8 @@ def _is_list(path: Path, head: bytes, kind: str | None) -> bool:
     _check_encoding(path, head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == "lines":
+        if text.startswith(b"["):
+            raise DatasetError(f"{path} begins with '['; name it .json if it is one list, or write one object a line")
         return False
     if kind is None and text and text[:1] not in (b"{", b"["):
         raise DatasetError(f"{path} is neither JSON nor Parquet: it begins with {quoted(text[:24])}; {_FORMATS}")
@@ -144,13 +146,16 @@ def _check_encoding(path: Path, head: bytes) -> None:
     """Raises if a text begins as UTF-16 or UTF-32 do: with their mark, or with a character of zero bytes in part."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) or head[:3] == b"\0\0\0" or head[1:4] == b"\0\0\0":
         name = "UTF-32"
-    elif head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
+    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
         name = "UTF-16"
+    elif b"\0" in head[:2]:
+        name = "UTF-16BE" if head.startswith(b"\0") else "UTF-16LE"
     else:
         return
-    raise DatasetError(
-        f"{path} is {name}, not UTF-8; convert it with: iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}"
-    )
+    convert = f"iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}"
+    if path.suffix.lower() == ".gz":
+        convert = f"gunzip -c {path.name} | iconv -f {name} -t UTF-8 > utf8-{path.stem}"
+    raise DatasetError(f"{path} is {name}, not UTF-8; convert it with: {convert}")
 
 
 def _did_you_mean(path: Path) -> str:
