@@ -59,7 +59,7 @@ def truncated(path, suffix):
     return {
         "jsonl": r"1 of \d+ rows.*\n  line \d+: not JSON: .*; the file ends within this line, so it seems",
         "json": r"seems to be cut off (in|after) row \[\d+\]: .* at line \d+, column \d+; copy or download it again",
-        "jsonl.gz": r"seems to be cut off: its gzip data end within line \d\d+; copy or download it again",
+        "jsonl.gz": r"seems to be cut off: its gzip data end after line \d\d+; copy or download it again",
         "json.gz": r"seems to be cut off: its gzip data end after \d[\d,]+ bytes of text; copy or download it again",
         "parquet": r"seems to be cut off: a Parquet file begins and ends with 'PAR1', this one only begins with it",
     }[suffix]
@@ -257,7 +257,7 @@ OTHER_FILES = {
     ),
     "damaged.jsonl.gz": (
         gzip.compress(b"{}" * 99)[:10] + b"\xff" * 99,
-        "is damaged: its gzip data cannot be unpacked wit",
+        "is damaged: its gzip data cannot be unpacked",
     ),
     "small.parquet": (b"PAR1", "seems to be cut off"),
     "damaged.parquet": (

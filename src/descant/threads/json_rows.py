@@ -36,7 +36,7 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         # The buffer is for GzipFile, whose own lines cost a call of Python each.
-        with io.BufferedReader(cast("io.RawIOBase", open_bytes(path, unpack)), 1 << 16) as stream:
+        with io.BufferedReader(cast("io.RawIOBase", open_bytes(path, unpack))) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -45,7 +45,8 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
                 if line:
                     yield number, _row_of_line(decoder, line, is_cut_off=not raw.endswith(b"\n"))
     except GZIP_ERRORS as error:
-        raise _bad_gzip(path, f"within line {number + 1}", error) from None
+        where = f"after line {number}" if number else "among its first lines"  # as near as the buffer lets us see
+        raise _bad_gzip(path, where, error) from None
 
 
 def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:

@@ -22,8 +22,8 @@ def train_validation_split(
 
     Equal prompts (all turns but a final assistant turn, and the tools) are always on the same side. Which side that
     is depends on the prompts, their numbers and the seed, not on the order of the threads: prompts are taken in a
-    random order, each with all of its threads, as long as they fit. The size is exact if each prompt stands once, and
-    else off by at most half of the smallest group of equal prompts that is left for training. Neither side is empty.
+    random order, each with all of its threads, as long as they fit. So sizes are exact if each prompt stands once, and
+    else as near as the next group of equal prompts lets them come. Neither side is empty.
 
     Args:
         threads: from ``load_threads`` or ``load_pairs``.
@@ -44,10 +44,12 @@ def train_validation_split(
         counted = f"all {len(prompts)} threads have the same prompt" if prompts else "there are no threads"
         raise DatasetError(f"{counted}; a split needs two different prompts at least")
     target = min(max(1, int(len(prompts) * validation_fraction + 0.5)), len(prompts) - 1)
-    chosen = _choose(sorted(group_sizes, key=lambda prompt: derive_seed("split", seed, prompt)), group_sizes, target)
+    order = sorted(group_sizes, key=lambda prompt: derive_seed("split", seed, prompt))
+    smaller_side = _choose(order, group_sizes, min(target, len(prompts) - target))
+    is_validation = target <= len(prompts) - target
     sides: tuple[list[_ThreadOrPair], list[_ThreadOrPair]] = [], []
     for thread, prompt in zip(threads, prompts, strict=True):
-        sides[prompt in chosen].append(thread)
+        sides[(prompt in smaller_side) == is_validation].append(thread)
     return sides
 
 
@@ -61,7 +63,6 @@ def _choose(prompts: list[str], group_sizes: Counter[str], target: int) -> set[s
             missing -= group_sizes[prompt]
     left = [prompt for prompt in prompts if prompt not in chosen]
     smallest = min(left, key=group_sizes.__getitem__)
-    # The last group is never taken: the target is below the number of threads, so that it would not be nearer.
     if missing and (not chosen or (len(left) > 1 and group_sizes[smallest] - missing < missing)):
         chosen.add(smallest)
     return chosen
