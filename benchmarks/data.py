@@ -104,7 +104,7 @@ def main():
     if arguments.measure:
         return measure(arguments.measure)
     print(f"\n{arguments.num_rows:,} rows, {platform.machine()}, Python {platform.python_version()}\n")
-    print("| file | load, s | rows/s | `json.loads` of every line, s | memory, bytes/row | of which text |")
+    print("| file | load, s | rows/s | `json.loads` of every line, s | memory, bytes/row | its text, bytes/row |")
     print("|---|---|---|---|---|---|", flush=True)
     others = []
     with tempfile.TemporaryDirectory() as folder:

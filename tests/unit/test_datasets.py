@@ -90,6 +90,7 @@ BROKEN = {
     '{"messages": [{"from": "human", "value": "x"}]}': "messages[0] has no 'role' (it has 'from', 'value')",
     '{"conversations": [{"from": "alien", "value": "x"}]}': "conversations[0].from is 'alien'; known are human, user",
     '{"conversations": [{"from": "system", "value": "x"}], "system": 3}': "'system' is a JSON number, not a string",
+    '{"conversations": [{"from": "function_call", "value": "[]"}]}': "conversations[0].value is an empty list, not a",
     '{"prompt": "x", "tools": "add"}': "tools is text that is not JSON",
     '{"prompt": "x", "tools": {"name": "f"}}': "tools is a JSON object, not a list of schemas",
     '{"prompt": "x", "tools": [{"type": "web_search"}]}': "tools[0] is a tool of type 'web_search'",

@@ -72,6 +72,8 @@ def read_calls(calls: Any, place: str) -> tuple[ToolCall, ...]:
     """The calls of a turn: in OpenAI's form, bare, or as JSON text; one or a list."""
     calls = parsed(calls, place)
     calls = calls if isinstance(calls, list) else [calls]
+    if not calls:
+        raise BadRow(f"{place} is an empty list, not a call")
     return tuple(_call(call, f"{place}[{index}]") for index, call in enumerate(calls))
 
 
