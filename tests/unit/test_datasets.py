@@ -1,12 +1,14 @@
 import contextlib
+import copy
 import json
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant import StringThread, load_threads
-from descant.errors import DatasetError
+from descant import StringThread, Tool, ToolCall, load_threads
+from descant.errors import ConfigurationError, DatasetError
 
 GOOD = '{"prompt": "1+1=", "completion": "2"}'
 
@@ -49,7 +51,7 @@ BROKEN = {
     '{"prompt": "x", ': "line 2: not JSON: Expecting property name",
     "[1, 2]": "line 2: a JSON list, not an object",
     "null": "line 2: a JSON null, not an object",
-    '{"text": "x"}': "line 2: neither 'messages' nor 'prompt' (columns: 'text')",
+    '{"text": "x"}': "line 2: neither 'messages' nor 'prompt' nor 'conversations' (columns: 'text')",
     '{"messages": [], "prompt": "x"}': "line 2: both 'messages' and 'prompt'/'completion'",
     '{"messages": []}': "line 2: 'messages' is an empty list",
     '{"messages": "hi"}': "line 2: 'messages' is a JSON string, not a list of messages",
@@ -61,10 +63,39 @@ BROKEN = {
     '{"prompt": "\\ud83d"}': "line 2: turn 0 (user) has content that is not valid Unicode",
     '{"prompt": ' + "9" * 5000 + "}": "line 2: not JSON that can be read",
     "[" * 100_000: "line 2: not JSON",
-    '{"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}': "line 2: messages[0] has 'tool_call_id'",
     '{"messages": [{"role": "user", "content": "x"}], "weights": [1, 2]}': "line 2: 2 weights for a thread of 1 turns",
     '{"messages": [{"role": "user", "content": "x"}], "weights": "1"}': "line 2: 'weights' is not a list of numbers",
     '{"prompt": true}': "line 2: 'prompt' is a JSON boolean",
+    '{"prompt": null}': "line 2: 'prompt' is null",
+    '{"completion": "x"}': "line 2: a 'completion' without a 'prompt'",
+    '{"prompt": "x", "completion": [{"role": "user", "content": "x"}]}': "completion[0] is a turn of 'user'",
+    '{"prompt": "x", "chosen": "a", "rejected": "b"}': "a preference pair ('chosen' and 'rejected'); read it",
+    '{"prompt": "x", "conversations": []}': "line 2: both 'prompt'/'completion' and 'conversations'; keep one",
+    '{"prompt": "x", "a": {"b": 1, "b": 2}}': "line 2: the key 'b' stands twice in one object; keep one of them",
+    '{"prompt": "x", "metadata": {"id": 1}, "id": 2}': "a column 'id' and another value of the same name in 'metadata'",
+    '{"messages": [{"role": "user", "content": "x"}], "weights": [NaN]}': "turn weights must be finite",
+    '{"messages": [{"role": "user", "content": "x"}], "weights": [1' + "0" * 400 + "]}": "turn weights must be finite",
+    '{"messages": [{"role": "user", "content": "x", "weight": "1"}]}': "messages[0].weight is a JSON string",
+    '{"messages": [{"role": "user", "content": "x", "weight": 1}], "weights": [1]}': "keep one of them",
+    '{"messages": [{"role": "user", "content": null}]}': "messages[0].content is a JSON null, which is allowed only",
+    '{"messages": [{"role": "user", "content": []}]}': "messages[0].content is an empty list, which is",
+    '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}': "messages[0].content[0] is a part of type",
+    '{"messages": [{"role": "user", "content": ["x"]}]}': "messages[0].content[0] is a JSON string, not a part like",
+    '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}': "content[0].text is a JSON null, not a string",
+    '{"messages": [{"role": "assistant", "content": "x", "thinking": "y"}]}': "has 'thinking', which a thread cannot",
+    '{"messages": [{"role": "user", "content": "x", "name": "Ann"}]}': "has 'name', but is a turn of 'user'; only tool",
+    '{"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}': "has 'tool_calls', but is a turn of",
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}': "tool_calls[0]: the ",
+    '{"messages": [{"role": "tool", "content": "x", "name": "f"}]}': "messages[0].name is 'f', but no tool call is",
+    '{"messages": [{"from": "human", "value": "x"}]}': "messages[0] has no 'role' (it has 'from', 'value')",
+    '{"conversations": [{"from": "alien", "value": "x"}]}': "conversations[0].from is 'alien'; known are human, user",
+    '{"conversations": [{"from": "system", "value": "x"}], "system": 3}': "'system' is a JSON number, not a string",
+    '{"conversations": [{"from": "function_call", "value": "[]"}]}': "conversations[0].value is an empty list, not a",
+    '{"prompt": "x", "tools": "add"}': "tools is text that is not JSON",
+    '{"prompt": "x", "tools": {"name": "f"}}': "tools is a JSON object, not a list of schemas",
+    '{"prompt": "x", "tools": [{"type": "web_search"}]}': "tools[0] is a tool of type 'web_search'",
+    '{"prompt": "x", "tools": [{"name": "f", "returns": {}}]}': "tools[0] has 'returns'; a tool has a name, a",
+    '{"prompt": "x", "tools": [{"function": {"name": ""}}]}': "tools[0]: the name of a tool is ''",
 }
 
 
@@ -88,34 +119,192 @@ def test_the_first_ten_bad_rows_are_listed_and_all_are_kept(tmp_path):
     assert len(error.value.problems) == 25
 
 
-def test_missing_files_get_a_suggestion(tmp_path):
-    path = write(tmp_path, GOOD)
-    with pytest.raises(DatasetError, match=r"dat\.jsonl is not there; did you mean data\.jsonl\?"):
-        load_threads(path.with_name("dat.jsonl"))
-    with pytest.raises(DatasetError, match="there is no directory"):
-        load_threads(tmp_path / "nowhere" / "data.jsonl")
-    with pytest.raises(DatasetError, match="is a directory"):
-        load_threads(tmp_path)
-
-
-def test_empty_files_and_other_encodings_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match="is empty"):
-        load_threads(write(tmp_path, "", "  "))
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes((GOOD + "\n" + '{"prompt": "é"}').encode("latin-1"))
-    with pytest.raises(DatasetError, match=r"line 2: not UTF-8 \(byte 0xe9 at column 13\)"):
-        load_threads(path)
-
-
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n" + GOOD.encode())
-    assert len(load_threads(path)) == 2
-
-
 @given(st.text())
 def test_no_line_crashes_the_reader(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("fuzz") / "data.jsonl"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with contextlib.suppress(DatasetError):
         assert all(isinstance(thread, StringThread) for thread in load_threads(path))
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}
+ADD_TOOL = Tool(**ADD)
+
+
+def read(**row):
+    (thread,) = load_threads([row])
+    return thread
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def test_completions_may_be_messages_and_only_they_are_trained():
+    prompt = [user("1+1="), assistant("2"), user("2+2=")]
+    expected = StringThread().user("1+1=").assistant("2").user("2+2=").assistant("4").with_weight_last_assistant_turn()
+    assert read(prompt=prompt, completion="4") == expected
+    assert read(prompt=prompt, completion=[assistant("4")]) == expected
+    prompt[1]["weight"] = 1
+    assert read(prompt=prompt, completion="4").get_turn_weights() == [0, 1, 0, 1]
+    assert read(messages=prompt).get_turn_weights() == [0, 1, 0]
+    assert read(prompt=prompt[:2]).get_turn_weights() == [0, 1]
+
+
+def test_content_in_parts_is_joined():
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1=", "image": None}]
+    assert read(messages=[user(parts)]) == StringThread().user("1+1=")
+    assert read(prompt=[user(parts)], completion="2") == StringThread().user("1+1=").assistant("2")
+
+
+def test_weights_of_messages():
+    messages = [user("a"), assistant("b", weight=0), user("c"), assistant("d", weight=0.5), assistant("e", weight=None)]
+    assert read(messages=messages).get_turn_weights() == [0, 0, 0, 0.5, 1]
+
+
+def test_sharegpt_conversations():
+    turns = [
+        ("system", "s"),
+        ("human", "1+1="),
+        ("gpt", "2"),
+        ("function_call", '{"name": "add", "arguments": {"a": 2}}'),
+    ]
+    turns += [("observation", "4"), ("chatgpt", "It is 4.")]
+    expected = StringThread().system("s").user("1+1=").assistant("2").assistant("", [ToolCall("add", {"a": 2})])
+    expected = expected.tool("4").assistant("It is 4.")
+    conversation = [{"from": role, "value": text} for role, text in turns]
+    assert read(conversations=conversation) == expected
+    assert read(conversations=conversation[1:], system="s", tools=json.dumps([ADD])) == expected.with_tools(ADD_TOOL)
+    assert read(conversations=[user("x"), assistant("y")], system="") == StringThread().user("x").assistant("y")
+    with pytest.raises(DatasetError, match="both a column 'system' and a system turn"):
+        read(conversations=[*conversation], system="s")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("schema", [ADD, {"type": "function", "function": {**ADD, "strict": True}}])
+def test_tools_of_a_row(schema, as_text):
+    tools = json.dumps([schema]) if as_text else [schema]
+    assert read(prompt="x", tools=tools) == StringThread().user("x").with_tools(ADD_TOOL)
+    assert read(prompt="x", tools=None).tools == read(prompt="x", tools="").tools == ()
+
+
+def test_tool_calls_and_their_answers():
+    answers = [{"role": "tool", "content": "4", "name": "add", "tool_call_id": "1"}, assistant("It is 4.")]
+    expected = (
+        StringThread().user("x").assistant("", [ToolCall("add", '{"a": 2}', "1")]).tool("4", "1").assistant("It is 4.")
+    )
+    bare = {"id": "1", "name": "add", "arguments": {"a": 2}}
+    for calls in ([CALL], [bare], json.dumps([CALL])):
+        for message in ({"role": "assistant", "tool_calls": calls}, assistant(None, tool_calls=calls)):
+            assert read(messages=[user("x"), message, *answers]) == expected
+    other = {**CALL, "id": "2", "function": {"name": "sub", "arguments": None}}
+    with pytest.raises(
+        DatasetError, match="name is 'add', but the turn answers the call of 'sub'; give call and answer"
+    ):
+        read(
+            messages=[
+                user("x"),
+                assistant("", tool_calls=[other, CALL]),
+                {"role": "tool", "content": "", "name": "add"},
+            ]
+        )
+
+
+names = st.sampled_from(["add", "sub"])
+tool_calls = st.builds(
+    ToolCall, names, st.dictionaries(st.text(), st.integers()), st.none() | st.sampled_from(["1", "2"])
+)
+steps = st.one_of(
+    st.builds(lambda text: lambda thread: thread.user(text), st.text()),
+    st.builds(
+        lambda text, calls: lambda thread: thread.assistant(text, calls), st.text(), st.lists(tool_calls, max_size=2)
+    ),
+    st.builds(
+        lambda text, call_id: lambda thread: thread.tool(text, call_id), st.text(), st.sampled_from([None, "1", "2"])
+    ),
+)
+
+
+@given(st.lists(steps, min_size=1, max_size=6), st.none() | st.dictionaries(st.text(), st.integers(), min_size=1))
+def test_every_thread_that_was_written_comes_back(builders, metadata):
+    thread = StringThread(metadata=metadata, tools=[ADD_TOOL])
+    for build in builders:
+        thread = build(thread)
+    (again,) = load_threads([json.loads(thread.to_json())])
+    assert again.chat_messages() == thread.chat_messages()
+    assert (again.tools, again.metadata) == (thread.tools, thread.metadata)
+    assert again.get_turn_weights() == thread.get_turn_weights()
+
+
+def test_metadata_is_kept_as_it_is():
+    assert read(prompt="x", score=float("inf"), none=None, weights=[1]).metadata == {
+        "score": float("inf"), "none": None, "weights": [1],
+    }  # fmt: skip
+    row = {"prompt": "x", "metadata": {"id": 1}, "id": 1}
+    before = copy.deepcopy(row)
+    assert load_threads([row])[0].metadata == {"id": 1}
+    assert row == before
+
+
+def test_the_constants_of_pythons_json_are_read_in_metadata(tmp_path):
+    (thread,) = load_threads(write(tmp_path, '{"prompt": "x", "score": -Infinity, "other": NaN}'))
+    assert thread.metadata["score"] == float("-inf")
+    assert thread.metadata["other"] != thread.metadata["other"]
+
+
+def test_the_source_of_a_thread_can_be_replaced_and_copied(tmp_path):
+    (thread,) = load_threads(write(tmp_path, GOOD))
+    for again in (
+        thread,
+        copy.copy(thread),
+        copy.deepcopy(thread),
+        pickle.loads(pickle.dumps(thread)),
+        thread.user("x"),
+    ):
+        assert again.source == f"{tmp_path / 'data.jsonl'}:1"
+    thread.source = "elsewhere"
+    assert thread.source == "elsewhere"
+    assert StringThread().user("x").source is None
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
+    path = write(tmp_path, GOOD, *["{", '{"prompt": 3}'] * 3, GOOD)
+    with pytest.warns(UserWarning, match=r"data\.jsonl: 6 of 8 rows cannot be read as threads and are left") as caught:
+        threads = load_threads(path, on_bad_row="skip")
+    assert [thread.source.rpartition(":")[2] for thread in threads] == ["1", "8"]
+    assert caught[0].filename == __file__
+    lines = str(caught[0].message).splitlines()[1:]
+    assert [line.partition(": ")[0] for line in lines] == ["  line 2", "  line 3", "  line 4", "  ... and 3 more"]
+    with pytest.raises(DatasetError, match="2 of 2 rows cannot be read"):
+        load_threads(write(tmp_path, "{", "{"), on_bad_row="skip")
+
+
+def test_rows_that_are_good_warn_of_nothing(tmp_path, recwarn):
+    assert len(load_threads(write(tmp_path, GOOD), on_bad_row="skip")) == 1
+    assert not recwarn.list
+    with pytest.raises(ConfigurationError, match="on_bad_row='ignore' must be 'error' or 'skip'"):
+        load_threads(write(tmp_path, GOOD), on_bad_row="ignore")
+
+
+def test_messages_about_rows_stay_short_and_harmless(tmp_path):
+    loud = "\x1b[31m" * 100_000
+    rows = [
+        {loud: 1},
+        {f"{loud}{number}": 1 for number in range(100)},
+        {"messages": [{"role": loud, "content": "x"}]},
+        {"messages": [{"role": "user", loud: "x"}]},
+        {"conversations": [{"from": loud, "value": "x"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": loud, "arguments": loud}]}]},
+        {"messages": [{"role": "user", "content": [{"type": loud}]}]},
+        {"prompt": "x", "tools": [{"type": loud}]},
+    ]
+    with pytest.raises(DatasetError) as error:
+        load_threads(rows)
+    assert len(error.value.problems) == len(rows)
+    assert len(str(error.value)) < 3000
+    assert "\x1b" not in str(error.value)

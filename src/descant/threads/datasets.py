@@ -1,141 +1,97 @@
-"""Reading threads from files: every bad row is named, by line and reason, before anything is loaded."""
+"""Reading datasets: every bad row is named, by place and reason, before anything is trained."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from difflib import get_close_matches
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from descant.errors import ConfigurationError, DatasetError
+from descant.threads.bad_row import BadRow
+from descant.threads.pairs import Pair, pair_of_row
+from descant.threads.quoting import quoted
+from descant.threads.rows import thread_of_row
+from descant.threads.sources import rows_of
 from descant.threads.thread import StringThread
 
+_T = TypeVar("_T")
+_NUM_SHOWN = 3
 
-def load_threads(path: str | PathLike[str]) -> list[StringThread]:
-    """The threads of a JSONL file, in the order of its lines.
 
-    Each line is an object with either ``messages`` (a list of ``{"role", "content"}``) or ``prompt`` (a string, or
-    a list of messages) and, for training, ``completion`` (a string). Beside ``messages``, ``weights`` may give one
-    number for each. Other columns become the thread's metadata; a column ``metadata`` that is an object is merged
-    into it. Blank lines are ignored.
+def load_threads(
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]], *, on_bad_row: Literal["error", "skip"] = "error"
+) -> list[StringThread]:
+    """The threads of a file, a ``datasets`` object or any rows, in their order.
+
+    A row has one of these forms; all others of its columns become the thread's metadata, and those of a column
+    ``metadata`` that is an object.
+
+    - ``messages``: a list of ``{"role", "content"}``. Beside them, ``weights`` may give one number for each.
+    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in
+      the prompt weigh 0.
+    - ``conversations``: ShareGPT's list of ``{"from", "value"}``; a column ``system`` may stand beside it.
+
+    Content is a string or a list of text parts. Messages may have ``tool_calls``, ``tool_call_id``, on tool turns
+    ``name``, and ``weight``; a column ``tools`` has the schemas of tools, or their JSON text. A null counts as absent.
+    ``thread.source`` says where a thread stood: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and
+    ``train.parquet[3]`` are rows, counted from 0.
+
+    Args:
+        source: the path of a ``.jsonl``, ``.json``, ``.jsonl.gz``, ``.json.gz`` or ``.parquet`` file (of a file with
+            another suffix the content decides); or a ``datasets.Dataset``; or an iterable of rows.
+        on_bad_row: "error", or "skip", which leaves bad rows out with one warning that counts them.
 
     Raises:
-        DatasetError: the file is missing, empty, not UTF-8, or has bad rows; ``problems`` has all of them, the
-            message the first ten, by line and reason.
+        DatasetError: the file is missing, empty, cut off or not UTF-8, or it has bad rows (under "skip": nothing
+            else); ``problems`` has all of them, the message the first ten, by place and reason.
+        ConfigurationError: the source, or ``on_bad_row``, is of another kind.
     """
-    path = Path(path)
-    threads: list[StringThread] = []
+    return _load(source, on_bad_row, "threads", lambda row, *place: thread_of_row(row).read_from(*place))
+
+
+def load_pairs(
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]], *, on_bad_row: Literal["error", "skip"] = "error"
+) -> list[Pair]:
+    """The preference pairs of a dataset, each as ``(chosen, rejected)``: two threads with the same prompt.
+
+    A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to the
+    ``prompt`` beside them (strings or messages), or whole conversations whose common beginning is the prompt. The
+    answers weigh 1, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
+
+    Raises:
+        DatasetError: as ``load_threads``. Two equal answers are a bad row.
+        ConfigurationError: the source, or ``on_bad_row``, is of another kind.
+    """
+
+    def read(row: Any, template: str, number: int) -> Pair:
+        chosen, rejected = pair_of_row(row)
+        return chosen.read_from(template, number), rejected.read_from(template, number)
+
+    return _load(source, on_bad_row, "preference pairs", read)
+
+
+def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int], _T]) -> list[_T]:
+    if on_bad_row not in ("error", "skip"):
+        raise ConfigurationError(f"on_bad_row={quoted(on_bad_row)} must be 'error' or 'skip'")
+    rows = rows_of(source)
+    loaded: list[_T] = []
     problems: list[tuple[str, str]] = []
-    for number, line in _lines(path):
+    for number, row in rows.items:
         try:
-            threads.append(_parse_row(line, source=f"{path}:{number}"))
-        except (_BadRow, ConfigurationError) as error:
-            problems.append((f"line {number}", str(error)))
+            if isinstance(row, BadRow):
+                raise row
+            loaded.append(read(row, rows.template, number))
+        except (BadRow, ConfigurationError) as error:
+            problems.append((rows.template_in_lists % number, str(error)))
+    num_rows = len(loaded) + len(problems)
+    if num_rows == 0:
+        raise DatasetError(f"{rows.name} is empty: there is no row in it")
+    if problems and (on_bad_row == "error" or not loaded):
+        raise DatasetError(f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what}", problems)
     if problems:
-        num_rows = len(threads) + len(problems)
-        raise DatasetError(f"{path}: {len(problems)} of {num_rows} rows cannot be read as threads", problems)
-    if not threads:
-        raise DatasetError(f"{path} is empty: a JSONL file with one thread a line is needed")
-    return threads
-
-
-_NOT_YET = ("tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "name", "weight")
-"""Keys of messages that some templates render: leaving them out silently would train something else."""
-
-
-class _BadRow(Exception):
-    """Why a row is not a thread."""
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not blank, numbered from 1."""
-    if not path.is_file():
-        raise DatasetError(f"{path} is {'a directory' if path.is_dir() else 'not there'}{_did_you_mean(path)}")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-                raise DatasetError(f"{path}, line {number}: not UTF-8 ({byte}); convert the file to UTF-8") from None
-            if line:
-                yield number, line
-
-
-def _did_you_mean(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (there is no directory {path.parent}; the working directory is {Path.cwd()})"
-    close = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else f" (the working directory is {Path.cwd()})"
-
-
-def _parse_row(line: str, source: str) -> StringThread:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise _BadRow(f"not JSON that can be read: {error}") from None
-    if not isinstance(row, dict):
-        raise _BadRow(f"a JSON {_json_type(row)}, not an object")
-    columns = ", ".join(map(repr, row)) or "none"
-    has_messages = "messages" in row
-    if has_messages and ("prompt" in row or "completion" in row):
-        raise _BadRow(f"both 'messages' and 'prompt'/'completion'; keep one of them (columns: {columns})")
-    if has_messages:
-        turns = _parse_messages(row.pop("messages"), "messages")
-    elif "prompt" in row:
-        turns = _parse_prompt(row.pop("prompt"))
-        if "completion" in row:
-            turns.append(("assistant", _parse_text(row.pop("completion"), "completion")))
-    else:
-        raise _BadRow(f"neither 'messages' nor 'prompt' (columns: {columns})")
-    if isinstance(row.get("metadata"), dict):
-        row = {**row.pop("metadata"), **row}
-    weights = row.pop("weights", None) if has_messages else None
-    thread = StringThread(turns, row or None, source=source)
-    return thread if weights is None else thread.with_turn_weights(_parse_weights(weights))
-
-
-def _parse_weights(weights: Any) -> list[float]:
-    if not isinstance(weights, list) or not all(
-        isinstance(w, int | float) and not isinstance(w, bool) for w in weights
-    ):
-        raise _BadRow("'weights' is not a list of numbers, one for each message")
-    return weights
-
-
-def _parse_prompt(prompt: Any) -> list[tuple[str, str]]:
-    return [("user", prompt)] if isinstance(prompt, str) else _parse_messages(prompt, "prompt")
-
-
-def _parse_messages(messages: Any, column: str) -> list[tuple[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else f"a JSON {_json_type(messages)}"
-        raise _BadRow(f"{column!r} is {found}, not a list of messages")
-    turns = []
-    for index, message in enumerate(messages):
-        place = f"{column}[{index}]"
-        if not isinstance(message, dict):
-            raise _BadRow(f"{place} is a JSON {_json_type(message)}, not an object with 'role' and 'content'")
-        for key in ("role", "content"):
-            if key not in message:
-                raise _BadRow(f"{place} has no {key!r} (it has {', '.join(map(repr, message)) or 'nothing'})")
-        if unusable := [key for key in _NOT_YET if message.get(key)]:
-            raise _BadRow(f"{place} has {unusable[0]!r}, which this version cannot render")
-        role = _parse_text(message["role"], f"{place}.role")
-        turns.append((role, _parse_text(message["content"], f"{place}.content")))
-    return turns
-
-
-def _parse_text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise _BadRow(f"{place} is a JSON {_json_type(value)}, not a string")
-    return value
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
+        lines = [f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"]
+        lines += [f"  {place}: {reason}" for place, reason in problems[:_NUM_SHOWN]]
+        lines += [f"  ... and {len(problems) - _NUM_SHOWN} more"] * (len(problems) > _NUM_SHOWN)
+        warnings.warn("\n".join(lines), UserWarning, stacklevel=3)
+    return loaded

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from descant.errors import ConfigurationError, DescantError
+from descant.threads.quoting import quoted
 from descant.threads.tools import Tool, ToolCall
 from descant.threads.weights import assistant_turn_weights
 
@@ -22,13 +25,20 @@ class StringTurn(NamedTuple):
     content: str
 
 
-class _Entry(NamedTuple):
-    """A turn and what belongs to it."""
+class ToolLink(NamedTuple):
+    """How a turn takes part in calling tools: the calls that it makes, or the id of the call that it answers."""
 
-    turn: StringTurn
-    weight: float = 0.0
     tool_calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None
+
+
+_NO_LINK = ToolLink()
+
+
+@lru_cache(maxsize=4096)
+def _fresh(roles: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Roles and the weights of a fresh thread of these roles: threads alike share them, which a million rows feel."""
+    return roles, tuple(float(role == "assistant") for role in roles)
 
 
 class StringThread:
@@ -53,7 +63,8 @@ class StringThread:
         ConfigurationError: an unknown role, or content that is not a string.
     """
 
-    __slots__ = ("_entries", "metadata", "source", "tools")
+    # Turns are columns, not objects: a dataset of a million threads takes half of the memory, and most of it is text.
+    __slots__ = ("_contents", "_links", "_roles", "_row", "_source", "_weights", "metadata", "tools")
 
     def __init__(
         self,
@@ -63,11 +74,30 @@ class StringThread:
         source: str | None = None,
         tools: Iterable[Tool] = (),
     ) -> None:
-        checked = [_checked_turn(index, turn) for index, turn in enumerate(turns or ())]
-        self._entries = tuple(_Entry(turn, float(turn.role == "assistant")) for turn in checked)
+        pairs = tuple(turns or ())
+        for index, (role, content) in enumerate(pairs):
+            check_turn(index, role, content)
+        self._roles, self._weights = _fresh(tuple([role for role, _ in pairs]))
+        self._contents = tuple([content for _, content in pairs])
+        self._links: tuple[ToolLink, ...] = ()  # one for each turn, or none at all
         self.metadata = metadata
         self.source = source
         self.tools = _checked_tools(tools)
+
+    @property
+    def source(self) -> str | None:
+        """The place that the thread was read from, as ``train.jsonl:12`` or ``train.parquet[3]``."""
+        return self._source if self._row is None or self._source is None else self._source % self._row
+
+    @source.setter
+    def source(self, source: str | None) -> None:
+        self._source = source
+        self._row: int | None = None
+
+    def read_from(self, template: str, row: int) -> StringThread:
+        """This thread itself, its source being ``template % row``, which is put together when somebody asks."""
+        self._source, self._row = template, row
+        return self
 
     # Building
 
@@ -89,15 +119,38 @@ class StringThread:
 
     def with_tools(self, *tools: Tool) -> StringThread:
         """This thread with these tools, in place of those that it had."""
-        thread = self._replace(self._entries)
+        thread = self._copy()
         thread.tools = _checked_tools(tools)
+        return thread
+
+    def with_tool_links(self, links: Sequence[ToolLink]) -> StringThread:
+        """This thread with the tool calls and call ids of all its turns.
+
+        Raises:
+            ConfigurationError: another number of links than turns, or calls that are not of type ``ToolCall``.
+        """
+        if len(links) != len(self):
+            raise ConfigurationError(f"{len(links)} tool links for a thread of {len(self)} turns")
+        for index, link in enumerate(links):
+            _check_calls(index, self._roles[index], link.tool_calls)
+        thread = self._copy()
+        thread._links = tuple(links) if any(link != _NO_LINK for link in links) else ()
         return thread
 
     def without_completion(self) -> StringThread:
         """This thread without its final assistant turn, if it has one: a prompt."""
         if self.completion() is None:
             return self
-        return self._replace(self._entries[:-1])
+        return self.first_turns(len(self) - 1)
+
+    def first_turns(self, num_turns: int) -> StringThread:
+        """This thread up to and without turn number ``num_turns``."""
+        thread = self._copy()
+        thread._roles, thread._contents = self._roles[:num_turns], self._contents[:num_turns]
+        thread._weights = self._weights[:num_turns]
+        links = self._links[:num_turns]
+        thread._links = links if any(link != _NO_LINK for link in links) else ()
+        return thread
 
     # Weights
 
@@ -111,8 +164,7 @@ class StringThread:
 
     def with_weight_assistant_turns_from_index(self, index: int) -> StringThread:
         """This thread with weight 1 on assistant turns number ``index`` (from 0) and later, 0 elsewhere."""
-        roles = [entry.turn.role for entry in self._entries]
-        return self.with_turn_weights(assistant_turn_weights(roles, start=index))
+        return self.with_turn_weights(assistant_turn_weights(self._roles, start=index))
 
     def with_turn_weights(self, weights: Sequence[float]) -> StringThread:
         """This thread with one weight per turn, each finite and at least 0.
@@ -120,27 +172,27 @@ class StringThread:
         Raises:
             ConfigurationError: another number of weights than turns, or a negative or non-finite weight.
         """
-        if len(weights) != len(self._entries):
-            raise ConfigurationError(f"{len(weights)} weights for a thread of {len(self._entries)} turns")
-        if not all(0 <= weight < float("inf") for weight in weights):
-            raise ConfigurationError(f"turn weights must be finite and at least 0, got {list(weights)}")
-        return self._replace(
-            tuple(entry._replace(weight=float(weight)) for entry, weight in zip(self._entries, weights, strict=True))
-        )
+        if len(weights) != len(self):
+            raise ConfigurationError(f"{len(weights)} weights for a thread of {len(self)} turns")
+        if not all(0 <= weight <= sys.float_info.max for weight in weights):
+            raise ConfigurationError(f"turn weights must be finite and at least 0, got {quoted(list(weights))}")
+        thread = self._copy()
+        thread._weights = tuple(map(float, weights))
+        return thread
 
     # Reading
 
     def get_turns(self) -> list[StringTurn]:
         """All turns, as ``(role, content)`` named tuples."""
-        return [entry.turn for entry in self._entries]
+        return list(map(StringTurn, self._roles, self._contents))
 
     def get_turn_weights(self) -> list[float]:
         """One weight per turn."""
-        return [entry.weight for entry in self._entries]
+        return list(self._weights)
 
     def get_tool_calls(self) -> list[tuple[ToolCall, ...]]:
         """The tool calls of each turn: none but in assistant turns."""
-        return [entry.tool_calls for entry in self._entries]
+        return [link.tool_calls for link in self._all_links()]
 
     def messages(self) -> list[StringTurn]:
         """All turns except a final assistant turn: what the model is prompted with."""
@@ -148,8 +200,7 @@ class StringThread:
 
     def completion(self) -> str | None:
         """The content of the final turn if it is the assistant's, else None."""
-        turn = self._entries[-1].turn if self._entries else None
-        return turn.content if turn is not None and turn.role == "assistant" else None
+        return self._contents[-1] if self._roles and self._roles[-1] == "assistant" else None
 
     def last_content(self) -> str:
         """The content of the last turn.
@@ -157,9 +208,9 @@ class StringThread:
         Raises:
             DescantError: the thread is empty.
         """
-        if not self._entries:
+        if not self._contents:
             raise DescantError("an empty thread has no last content")
-        return self._entries[-1].turn.content
+        return self._contents[-1]
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates and chat-completion endpoints expect them: role, content, ``tool_calls``.
@@ -169,12 +220,13 @@ class StringThread:
         """
         messages: list[dict[str, Any]] = []
         unanswered: list[ToolCall] = []
-        for turn, _, tool_calls, call_id in self._entries:
-            message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        for role, content, link in zip(self._roles, self._contents, self._all_links(), strict=True):
+            tool_calls, call_id = link
+            message: dict[str, Any] = {"role": role, "content": content}
             if tool_calls:
                 message["tool_calls"] = [call.as_message() for call in tool_calls]
                 unanswered = list(tool_calls)
-            if turn.role == "tool":
+            if role == "tool":
                 call = next((call for call in unanswered if call_id in (None, call.call_id)), None)
                 if call is not None:
                     unanswered.remove(call)
@@ -191,7 +243,7 @@ class StringThread:
         Weights and metadata do not enter, so that an example keeps its id when only these change.
         """
         content: Any = self.get_turns()
-        if self.tools or any(entry.tool_calls or entry.call_id for entry in self._entries):
+        if self.tools or any(link.tool_calls or link.call_id for link in self._links):
             content = [self.chat_messages(), [tool.as_schema() for tool in self.tools]]
         return str(uuid.uuid5(_ID_NAMESPACE, json.dumps(content, ensure_ascii=False)))
 
@@ -211,22 +263,27 @@ class StringThread:
         """The thread that ``to_json`` wrote."""
         data = json.loads(text)
         tools = [Tool(**schema["function"]) for schema in data.get("tools", ())]
-        thread = StringThread(metadata=data.get("metadata"), tools=tools)
-        for message in data["messages"]:
-            calls = tuple(map(ToolCall.from_message, message.get("tool_calls", ())))
-            thread = thread._append(message["role"], message["content"], calls, message.get("tool_call_id"))
+        messages = data["messages"]
+        turns = [(message["role"], message["content"]) for message in messages]
+        thread = StringThread(turns, data.get("metadata"), tools=tools)
+        if any("tool_calls" in message or "tool_call_id" in message for message in messages):
+            calls = [tuple(map(ToolCall.from_message, message.get("tool_calls", ()))) for message in messages]
+            ids = [message.get("tool_call_id") for message in messages]
+            thread = thread.with_tool_links(list(map(ToolLink, calls, ids)))
         return thread.with_turn_weights(data["weights"]) if "weights" in data else thread
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StringThread):
             return NotImplemented
-        return (self._entries, self.tools, self.metadata) == (other._entries, other.tools, other.metadata)
+        mine = (self._roles, self._contents, self._weights, self._links, self.tools, self.metadata)
+        theirs = (other._roles, other._contents, other._weights, other._links, other.tools, other.metadata)
+        return mine == theirs
 
     def __hash__(self) -> int:
-        return hash(self._entries)
+        return hash((self._roles, self._contents))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._roles)
 
     def __repr__(self) -> str:
         turns = ", ".join(f"{role}: {content!r}" for role, content in self.get_turns())
@@ -235,15 +292,23 @@ class StringThread:
     def _append(
         self, role: str, content: str, tool_calls: tuple[ToolCall, ...] = (), call_id: str | None = None
     ) -> StringThread:
-        turn = _checked_turn(len(self._entries), (role, content))
-        if not all(isinstance(call, ToolCall) for call in tool_calls):
-            raise ConfigurationError(f"turn {len(self._entries)} ({role}) has tool_calls that are not of type ToolCall")
-        return self._replace((*self._entries, _Entry(turn, float(role == "assistant"), tool_calls, call_id)))
+        check_turn(len(self), role, content)
+        _check_calls(len(self), role, tool_calls)
+        thread = self._copy()
+        thread._roles, thread._contents = (*self._roles, role), (*self._contents, content)
+        thread._weights = (*self._weights, float(role == "assistant"))
+        if self._links or tool_calls or call_id is not None:
+            thread._links = (*self._all_links(), ToolLink(tool_calls, call_id))
+        return thread
 
-    def _replace(self, entries: tuple[_Entry, ...]) -> StringThread:
+    def _all_links(self) -> tuple[ToolLink, ...]:
+        return self._links or (_NO_LINK,) * len(self)
+
+    def _copy(self) -> StringThread:
         thread = StringThread.__new__(StringThread)
-        thread._entries = entries
-        thread.metadata, thread.source, thread.tools = self.metadata, self.source, self.tools
+        thread._roles, thread._contents, thread._weights = self._roles, self._contents, self._weights
+        thread._links, thread._source, thread._row = self._links, self._source, self._row
+        thread.metadata, thread.tools = self.metadata, self.tools
         return thread
 
 
@@ -254,15 +319,21 @@ def _checked_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
     return checked
 
 
-def _checked_turn(index: int, turn: tuple[str, str]) -> StringTurn:
-    role, content = turn
+def _check_calls(index: int, role: str, tool_calls: Sequence[ToolCall]) -> None:
+    if not all(isinstance(call, ToolCall) for call in tool_calls):
+        raise ConfigurationError(f"turn {index} ({role}) has tool_calls that are not of type ToolCall")
+
+
+def check_turn(index: int, role: str, content: str) -> None:
+    """Raises a ``ConfigurationError`` if this cannot be turn number ``index`` of a thread."""
     if role not in ROLES:
-        raise ConfigurationError(f"turn {index} has role {role!r}; roles are {', '.join(ROLES)}")
+        raise ConfigurationError(f"turn {index} has role {quoted(role)}; roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ConfigurationError(f"turn {index} ({role}) has content of type {type(content).__name__}, not a string")
+    if content.isascii():
+        return
     try:
         content.encode()
     except UnicodeEncodeError as error:
         reason = f"content that is not valid Unicode (unpaired surrogate {content[error.start]!a} at {error.start})"
         raise ConfigurationError(f"turn {index} ({role}) has {reason}") from None
-    return StringTurn(role, content)

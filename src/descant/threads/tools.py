@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from descant.errors import ConfigurationError
+from descant.threads.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Tool:
         try:
             json.dumps(self.parameters)
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"the parameters of tool {self.name!r} are not JSON: {error}") from None
+            raise ConfigurationError(f"the parameters of tool {quoted(self.name)} are not JSON: {error}") from None
 
     def as_schema(self) -> dict[str, Any]:
         """The tool as chat templates and chat-completion endpoints expect it."""
@@ -68,7 +69,7 @@ class ToolCall:
             is_object = False
         if not is_object:
             raise ConfigurationError(
-                f"the arguments of the call of {self.name!r} are {self.arguments!r}, not a JSON object"
+                f"the arguments of the call of {quoted(self.name)} are {quoted(self.arguments)}, not a JSON object"
             )
         object.__setattr__(self, "arguments", text)
 
@@ -89,4 +90,4 @@ class ToolCall:
 
 def _check_name(name: Any, what: str) -> None:
     if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"the name of a {what} is {name!r}; it must be a string that is not empty")
+        raise ConfigurationError(f"the name of a {what} is {quoted(name)}; it must be a string that is not empty")

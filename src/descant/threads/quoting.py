@@ -1,0 +1,14 @@
+"""Quoting: values of unknown size and origin, as messages show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def quoted(value: Any, max_length: int = 60) -> str:
+    """``repr(value)``, which escapes what a terminal would obey, cut to about ``max_length`` characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= max_length else f"{value[: max_length - 1]!r}…"
+    text = repr(value)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
