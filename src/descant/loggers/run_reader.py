@@ -147,13 +147,13 @@ class RunReader:
     def ended_at(self) -> float | None:
         """When the run ended, in seconds since 1970; None for a run that goes on or was killed."""
         end = self._end()
-        return end and end.time
+        return None if end is None else end.time
 
     @property
     def outcome(self) -> str | None:
         """``completed``, ``failed`` or ``cancelled``; None for a run that goes on or was killed."""
         end = self._end()
-        return end and end.kind.removeprefix("run_")
+        return None if end is None else end.kind.removeprefix("run_")
 
     @property
     def last_written_at(self) -> float:
@@ -194,15 +194,17 @@ class RunReader:
         given = {column: value for column, value in wanted.items() if value is not None}
         where = f"WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
         columns = "callback, step, key, example_id, position, cells"
-        rows = self._query(f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values())
-        return [SampleRow(*row[:-1], cells=self._from_json(row[-1])) for row in rows]
+        rows = self._query(
+            f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
+        )
+        return [SampleRow(*row[:5], self._from_json(row[5])) for row in rows]
 
     def example_ids(self, callback: str) -> list[str]:
         """The ids of a callback's examples, in the order in which they first appeared."""
         return [example_id for name, example_id in self._examples("callback = ?", callback) if name == callback]
 
     def find_examples(self, text: str) -> list[tuple[str, str]]:
-        """(callback, example id) of what ``text`` names: an id, else a part of a prompt, else the beginning of an id."""
+        """(callback, example id) of what ``text`` is: an id, else a part of a prompt, else the beginning of an id."""
         return (
             self._examples("example_id = ?", text)
             or self._examples("instr(json_extract(cells, '$.prompt'), ?)", text)
