@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from descant.cli.figures import figure
-from descant.cli.grid import grid_lines
+from descant.cli.grid import cut, grid_lines
 from descant.cli.sparkline import sparkline
 from descant.errors import ConfigurationError
 from descant.loggers.run_reader import MetricSummary
@@ -41,11 +41,11 @@ def curve_lines(
         for group, members in groups.items()
         for metric in members
     }
-    curve_width = _curve_width(list(metric_rows.values()), width)
+    name_width, curve_width = _share(list(metric_rows.values()), width)
     rows: list[Sequence[str] | str] = []
     for group in sorted(groups, key=lambda group: _rank(group, callbacks)):
         rows.append(_title(group, callbacks))
-        rows += [metric_rows[metric.key].cells(curve_width) for metric in groups[group]]
+        rows += [metric_rows[metric.key].cells(name_width, curve_width) for metric in groups[group]]
     if rows:
         yield from grid_lines(["", "", *_NUMBERS, ""], rows, width, right=_NUMBERS)
 
@@ -54,16 +54,17 @@ class _Row:
     """The cells of one metric; the curve gets the width that the others leave."""
 
     def __init__(self, metric: MetricSummary, group: str, latest_step: int) -> None:
-        self.name = metric.key.removeprefix(f"{group}/" if group else "")
+        self.name = printable(metric.key.removeprefix(f"{group}/" if group else ""))
         self.numbers = _numbers(metric)
         self.note = _note(metric, latest_step)
         self._metric = metric
 
-    def cells(self, curve_width: int) -> list[str]:
-        """Name, curve (or the latest text), numbers, note."""
+    def cells(self, name_width: int, curve_width: int) -> list[str]:
+        """Name (its end, which tells it from others, if it is too long), curve or the latest text, numbers, note."""
+        name = self.name if len(self.name) <= name_width else f"…{self.name[1 - name_width :]}"
         last = self._metric.last[1]
         curve = sparkline(self._metric.curve, curve_width) if self._metric.num_points > 1 else ""
-        return [self.name, last if isinstance(last, str) else curve, *self.numbers, self.note]
+        return [name, cut(last, curve_width) if isinstance(last, str) else curve, *self.numbers, self.note]
 
 
 def _choose(metrics: Mapping[str, MetricSummary], pattern: str | None) -> list[MetricSummary]:
@@ -100,14 +101,17 @@ def _note(metric: MetricSummary, latest_step: int) -> str:
     return ", ".join(notes)
 
 
-def _curve_width(rows: Sequence[_Row], width: int) -> int:
+def _share(rows: Sequence[_Row], width: int) -> tuple[int, int]:
+    """The widths of names and of curves: what numbers and notes leave."""
     columns = [
         *([row.numbers[index] for row in rows] + [header] for index, header in enumerate(_NUMBERS)),
         [row.note for row in rows],
     ]
     taken = 2 + sum(2 + max(map(cell_len, column), default=0) for column in columns)
-    longest_name = max((cell_len(printable(row.name)) for row in rows), default=0)
-    return max(_NARROWEST, min(_WIDEST, width - taken - 2 - min(longest_name, width // 3)))
+    available = width - taken - 2
+    longest_name = max((len(row.name) for row in rows), default=0)
+    curve_width = max(_NARROWEST, min(_WIDEST, available - longest_name))
+    return max(_NARROWEST, available - curve_width), curve_width
 
 
 def _group(key: str, callbacks: Mapping[str, Any]) -> str:

@@ -33,9 +33,8 @@ def grid_lines(
             continue
         line = Text(" " * _INDENT, style="dim" if row is table[0] else "")
         for text, header, cells in zip(row, headers, widths, strict=True):
-            cell = Text(text)
-            cell.truncate(cells, overflow="ellipsis")
-            padding = " " * (cells - cell.cell_len)
+            cell = cut(text, cells)
+            padding = " " * (cells - cell_len(cell))
             line.append(padding if header in right else cell)
             line.append(cell if header in right else padding)
             line.append(" " * _GAP)
@@ -45,9 +44,14 @@ def grid_lines(
 
 def heading(text: str, width: int) -> Text:
     """One line in bold, cut to the width."""
-    line = Text(printable(text, width), style="bold")
+    return Text(cut(text, width), style="bold")
+
+
+def cut(text: str, width: int) -> str:
+    """The text, printable, and cut to a number of terminal cells (of which some characters take two)."""
+    line = Text(printable(text, width))
     line.truncate(width, overflow="ellipsis")
-    return line
+    return line.plain
 
 
 def fit(natural: Sequence[int], available: int) -> list[int]:

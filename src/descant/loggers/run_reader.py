@@ -197,7 +197,10 @@ class RunReader:
         rows = self._query(
             f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
         )
-        return [SampleRow(*row[:5], self._from_json(row[5])) for row in rows]
+        return [
+            SampleRow(name, at, table, example, position, self._from_json(cells))
+            for name, at, table, example, position, cells in rows
+        ]
 
     def example_ids(self, callback: str) -> list[str]:
         """The ids of a callback's examples, in the order in which they first appeared."""
