@@ -228,14 +228,9 @@ class RunReader:
         (it is, once the run has removed them) or that they are to be taken as they are. Where that cannot work (a run
         that was killed, copied without its ``-shm`` file; a transaction to roll back), a temporary copy is read.
         """
-        wal = Path(f"{self.path}-wal")
         try:
-            with self.path.open("rb") as file:
-                uses_wal = file.read(20)[18:19] == b"\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3
-            if not uses_wal:
-                return self._connect(self.path, "mode=ro")
-            if not wal.exists():
-                return self._connect(self.path, "mode=ro&immutable=1")
+            if not Path(f"{self.path}-wal").exists():
+                return self._connect(self.path, "mode=ro&immutable=1" if self._is_in_wal_mode() else "mode=ro")
             if Path(f"{self.path}-shm").exists():
                 return self._connect(self.path, "mode=ro&readonly_shm=1")
         except OSError as error:
@@ -245,6 +240,12 @@ class RunReader:
         except sqlite3.DatabaseError as error:
             raise RunLogError(f"{self.path} is not a run log, or is damaged: {error}") from error
         return self._open_copy()
+
+    def _is_in_wal_mode(self) -> bool:
+        """Not to be asked while the run goes on in this very process: closing the file would drop SQLite's locks on it
+        (https://www.sqlite.org/howtocorrupt.html, 2.2)."""
+        with self.path.open("rb") as file:
+            return file.read(20)[18:19] == b"\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3
 
     def _open_copy(self) -> sqlite3.Connection:
         self._copy = TemporaryDirectory(prefix="descant-run-log-")
