@@ -134,6 +134,22 @@ async def test_a_run_that_goes_on_is_read_as_it_is_now(tmp_path):
         assert reader.latest_step == 2
 
 
+async def test_a_reader_in_the_process_of_the_run_does_not_give_up_its_locks(tmp_path):
+    """Otherwise the next program that closes the file, thinking itself alone, deletes the log that is written to."""
+    log = RunLog(tmp_path)
+    await log.log_metrics(1, {"loss": 1.0})
+    await log.flush()
+    with RunReader(tmp_path) as reader:
+        assert reader.latest_step == 1
+    visit = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM metrics'); c.close()"
+    subprocess.run([sys.executable, "-c", visit, tmp_path / "run.sqlite"], check=True)
+    assert (tmp_path / "run.sqlite-wal").exists()
+    await log.log_metrics(2, {"loss": 1.0})
+    await log.close()
+    with RunReader(tmp_path) as reader:
+        assert reader.latest_step == 2
+
+
 async def test_nothing_is_created_in_a_directory_that_cannot_be_written(tmp_path):
     run_dir = await write(tmp_path / "run")
     run_dir.chmod(0o555)
