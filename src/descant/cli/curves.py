@@ -36,16 +36,15 @@ def curve_lines(
     groups: dict[str, list[MetricSummary]] = {}
     for metric in _choose(metrics, pattern):
         groups.setdefault(_group(metric.key, callbacks), []).append(metric)
-    metric_rows = {
-        metric.key: _Row(metric, group, max(other.last[0] for other in members))
-        for group, members in groups.items()
-        for metric in members
-    }
-    name_width, curve_width = _share(list(metric_rows.values()), width)
-    rows: list[Sequence[str] | str] = []
+    members: dict[str, list[_Row]] = {}
     for group in sorted(groups, key=lambda group: _rank(group, callbacks)):
+        latest_step = max(metric.last[0] for metric in groups[group])
+        members[group] = [_Row(metric, group, latest_step) for metric in groups[group]]
+    name_width, curve_width = _share([row for of_group in members.values() for row in of_group], width)
+    rows: list[Sequence[str] | str] = []
+    for group, of_group in members.items():
         rows.append(_title(group, callbacks))
-        rows += [metric_rows[metric.key].cells(name_width, curve_width) for metric in groups[group]]
+        rows += [row.cells(name_width, curve_width) for row in of_group]
     if rows:
         yield from grid_lines(["", "", *_NUMBERS, ""], rows, width, right=_NUMBERS)
 

@@ -56,10 +56,10 @@ def cut(text: str, width: int) -> str:
 
 def fit(natural: Sequence[int], available: int) -> list[int]:
     """Widths of columns that share ``available`` cells: each gets what it needs, or an equal part of what is left by
-    those that need less; at least 1."""
+    those that need less; at least 1 if it needs any."""
     widths = list(natural)
     order = sorted(range(len(natural)), key=natural.__getitem__)
     for position, index in enumerate(order):
-        widths[index] = max(1, min(natural[index], available // (len(order) - position)))
+        widths[index] = min(natural[index], max(1, available // (len(order) - position)))
         available -= widths[index]
     return widths

@@ -126,17 +126,17 @@ def _head_lines(reader: RunReader, width: int) -> list[Text]:
     return [
         heading(first, width),
         *map(Text, others),
-        *map(Text, _packed([steps, _describe_outcome(reader), *started], width)),
+        *map(Text, _packed([steps, *_describe_outcome(reader), *started], width)),
         Text(printable(str(reader.run_dir)), style="dim"),
     ]
 
 
-def _describe_outcome(reader: RunReader) -> str:
+def _describe_outcome(reader: RunReader) -> list[str]:
     seconds = duration(_run_seconds(reader))
     if reader.outcome is None:
         silent = duration(max(0.0, time.time() - reader.last_written_at))
-        return f"goes on or was killed: no end after {seconds}, last written {silent} ago"
-    return f"{reader.outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"
+        return [f"goes on or was killed, after {seconds}", f"last written {silent} ago"]
+    return [f"{reader.outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
 
 
 def _run_seconds(reader: RunReader) -> float:

@@ -28,6 +28,7 @@ _SUMMARIZE = """
 SELECT key, count(*), count(number), count(text), min(number), max(number), sum(number)
 FROM metrics WHERE step >= ? AND step < ? GROUP BY key
 """
+_FIND_EDGES = "SELECT key, min(step), max(step) FROM metrics WHERE step >= ? AND step < ? GROUP BY key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,15 @@ class RunReader:
         parts: dict[str, list[_Part]] = {}
         for start, end in self._borders():
             for key, *columns in self._query(_SUMMARIZE, start, end):
-                parts.setdefault(key, []).append(_Part(start, end, *columns))
-        return {key: self._summarize(key, parts[key]) for key in sorted(parts)}
+                parts.setdefault(key, []).append(_Part((start, end), *columns))
+        outermost = {part.steps for of_key in parts.values() for part in (of_key[0], of_key[-1])}
+        edges = {
+            (steps, key): (first, last) for steps in outermost for key, first, last in self._query(_FIND_EDGES, *steps)
+        }
+        return {
+            key: self._summarize(key, of_key, edges[of_key[0].steps, key][0], edges[of_key[-1].steps, key][1])
+            for key, of_key in sorted(parts.items())
+        }
 
     def keys(self) -> dict[str, int]:
         """The keys of the metrics and at how many steps each was recorded."""
@@ -306,7 +314,7 @@ class RunReader:
         borders = [first + part * (last - first + 1) // num_parts for part in range(num_parts + 1)]
         return list(pairwise(borders))
 
-    def _summarize(self, key: str, parts: Sequence[_Part]) -> MetricSummary:
+    def _summarize(self, key: str, parts: Sequence[_Part], first_step: int, last_step: int) -> MetricSummary:
         return MetricSummary(
             key=key,
             num_points=sum(part.num_points for part in parts),
@@ -314,24 +322,20 @@ class RunReader:
             minimum=min((part.minimum for part in parts if part.minimum is not None), default=None),
             maximum=max((part.maximum for part in parts if part.maximum is not None), default=None),
             total=sum(part.sum for part in parts),
-            first=self._point(key, parts[0], "min"),
-            last=self._point(key, parts[-1], "max"),
+            first=self._point(key, first_step),
+            last=self._point(key, last_step),
             curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
         )
 
-    def _point(self, key: str, part: _Part, which: str) -> tuple[int, float | str]:
-        """The first ("min") or last ("max") step of a part, with its value."""
-        sql = f"SELECT {which}(step), number, text FROM metrics WHERE step >= ? AND step < ? AND key = ?"
-        step, number, text = self._query(sql, part.start, part.end, key)[0]  # SQLite: the row that has the extreme
-        return step, _value(number, text)
+    def _point(self, key: str, step: int) -> tuple[int, float | str]:
+        return step, _value(*self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One key within one part of the run, as SQLite gives it."""
 
-    start: int
-    end: int
+    steps: tuple[int, int]
     num_points: int
     num_numbers: int
     num_texts: int
