@@ -245,16 +245,17 @@ async def test_what_is_not_a_run_log_or_damaged_says_so(tmp_path):
     content = bytearray((run_dir / "run.sqlite").read_bytes())
     content[3 * 4096 : -4096] = b"\x5a" * (len(content) - 4 * 4096)
     (run_dir / "run.sqlite").write_bytes(content)
-    with pytest.raises(RunLogError, match=r"damaged \(.*\); `sqlite3 .* \.recover` may save the rest"):
-        RunReader(run_dir).series("loss")
+    message = r"damaged \(.*\); `sqlite3 .* \.recover` may save the rest"
+    with RunReader(run_dir) as reader, pytest.raises(RunLogError, match=message):
+        reader.series("loss")
 
 
 async def test_cells_that_are_not_json_are_damage(tmp_path):
     run_dir = await write(tmp_path)
     with contextlib.closing(sqlite3.connect(run_dir / "run.sqlite")) as other, other:
         other.execute("INSERT INTO samples VALUES ('c', 0, 'k', 'e', 0, '{')")
-    with pytest.raises(RunLogError, match="is damaged: '{' is not JSON"):
-        RunReader(run_dir).samples()
+    with RunReader(run_dir) as reader, pytest.raises(RunLogError, match=r"is damaged: '\{' is not JSON"):
+        reader.samples()
 
 
 async def test_a_closed_reader_says_so(tmp_path):
