@@ -1,0 +1,65 @@
+"""grid_lines: rows and columns of untrusted text that fit the width."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from descant.loggers.text import printable
+
+_INDENT = 2
+_GAP = 2
+
+
+def grid_lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str] | str], width: int, *, right: Collection[str] = ()
+) -> Iterator[Text]:
+    """The header and one line per row, at most ``width`` cells wide, without spaces at the end.
+
+    Texts are made printable, and cut where the columns do not fit, the widest first. Columns named in ``right`` are
+    aligned on the right. A row that is a string is a heading.
+    """
+    table = [
+        list(headers),
+        *(row if isinstance(row, str) else [printable(cell, width) for cell in row] for row in rows),
+    ]
+    natural = [max(cell_len(row[index]) for row in table if not isinstance(row, str)) for index in range(len(headers))]
+    widths = fit(natural, width - _INDENT - _GAP * (len(headers) - 1))
+    for row in table if any(headers) else table[1:]:
+        if isinstance(row, str):
+            yield heading(row, width)
+            continue
+        line = Text(" " * _INDENT, style="dim" if row is table[0] else "")
+        for text, header, cells in zip(row, headers, widths, strict=True):
+            cell = cut(text, cells)
+            padding = " " * (cells - cell_len(cell))
+            line.append(padding if header in right else cell)
+            line.append(cell if header in right else padding)
+            line.append(" " * _GAP)
+        line.rstrip()
+        yield line
+
+
+def heading(text: str, width: int) -> Text:
+    """One line in bold, cut to the width."""
+    return Text(cut(text, width), style="bold")
+
+
+def cut(text: str, width: int) -> str:
+    """The text, printable, and cut to a number of terminal cells (of which some characters take two)."""
+    line = Text(printable(text, width))
+    line.truncate(width, overflow="ellipsis")
+    return line.plain
+
+
+def fit(natural: Sequence[int], available: int) -> list[int]:
+    """Widths of columns that share ``available`` cells: each gets what it needs, or an equal part of what is left by
+    those that need less; at least 1 if it needs any."""
+    widths = list(natural)
+    order = sorted(range(len(natural)), key=natural.__getitem__)
+    for position, index in enumerate(order):
+        widths[index] = min(natural[index], max(1, available // (len(order) - position)))
+        available -= widths[index]
+    return widths

@@ -1,0 +1,156 @@
+"""show_run: a run on one page of text."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from descant.cli.answers import latest_sample_lines, prompt_lines
+from descant.cli.costs import cost_lines
+from descant.cli.curves import curve_lines
+from descant.cli.figures import duration
+from descant.cli.grid import heading
+from descant.cli.happenings import failure_lines, warning_lines
+from descant.errors import ConfigurationError
+from descant.loggers.run_reader import RunReader
+from descant.loggers.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class ShowOptions:
+    """What to show: see the options of the command."""
+
+    num_samples: int
+    callback: str | None
+    prompt: str | None
+    failures: bool
+    keys: str | None
+
+
+class _Page(Console):
+    """Standard output; the command ends in peace when nobody reads it any more (``| head``)."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no blocks shows their codes
+        super().__init__(highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Throw away what is left, and exit."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+    def section(self, title: str, lines: Iterable[Text]) -> None:
+        """A title with lines below it, if there are any."""
+        for number, line in enumerate(lines):
+            if number == 0 and title:
+                self.print(Text(f"\n{title}", style="bold underline"))
+            self.print(line)
+
+
+def show_run(reader: RunReader, options: ShowOptions) -> None:
+    """Print the run to standard output: head, curves, costs, samples, a prompt across the run, what happened.
+
+    Raises:
+        ConfigurationError: a callback, prompt or key that is not in the run.
+        RunLogError: the run log is damaged.
+    """
+    page = _Page()
+    prefixes = _callback_prefixes(reader)
+    callbacks = _chosen_callbacks(reader, list(prefixes), options.callback)
+    width = page.width
+    # What cannot be shown is an error before anything is printed.
+    curves = list(curve_lines(reader.metrics, prefixes, options.keys, width))
+    prompts = list(prompt_lines(reader, callbacks, options.prompt, width))
+    page.section("", _head_lines(reader, width))
+    page.section("metrics", curves)
+    page.section("callbacks", cost_lines(reader.metrics, list(prefixes), _run_seconds(reader), width))
+    if options.num_samples:
+        page.section("latest samples", latest_sample_lines(reader, callbacks, options.num_samples, width))
+    page.section("the same prompt across the run", prompts)
+    page.section("warnings", warning_lines(reader.events))
+    page.section("failures", failure_lines(reader.events, tracebacks=options.failures))
+
+
+def _callback_prefixes(reader: RunReader) -> dict[str, Any]:
+    """The callbacks of the run and the prefix of their keys, in their order."""
+    return {callback["name"]: callback.get("prefix") for callback in reader.config.get("callbacks", [])}
+
+
+def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str | None) -> list[str]:
+    """The callbacks whose samples are shown: all of them, or the one that is wanted."""
+    with_samples = [callback for callback, _ in reader.sample_steps]
+    known = list(dict.fromkeys([*configured, *with_samples]))
+    if wanted is None:
+        return known
+    if wanted not in known:
+        close = get_close_matches(wanted, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
+        raise ConfigurationError(f"the run has no callback {wanted!r}; {hint}")
+    if wanted not in with_samples:
+        others = ", ".join(dict.fromkeys(with_samples)) or "no callback"
+        raise ConfigurationError(f"callback {wanted!r} has no samples; those that have some: {others}")
+    return [wanted]
+
+
+def _head_lines(reader: RunReader, width: int) -> list[Text]:
+    config, parts = reader.config, []
+    model, dataset = config.get("model"), config.get("dataset")
+    if "trainer" in config:
+        parts.append(str(config["trainer"]))
+    if model:
+        described = isinstance(model, dict) and "name" in model
+        parts.append(f"{model['name']} ({model.get('description', '')})" if described else str(model))
+    if isinstance(dataset, dict) and isinstance(dataset.get("num_samples"), int):
+        parts.append(f"{dataset['num_samples']:,} samples")
+    if "seed" in config:
+        parts.append(f"seed {config['seed']}")
+    if not parts:
+        parts.append("a run whose settings were not recorded")
+    planned = config.get("num_steps")
+    steps = (
+        f"{reader.latest_step:,} of {planned:,} steps" if isinstance(planned, int) else f"{reader.latest_step:,} steps"
+    )
+    started = [f"started {datetime.fromtimestamp(reader.started_at):%Y-%m-%d %H:%M}"] if reader.started_at else []
+    first, *others = _packed(parts, width)
+    return [
+        heading(first, width),
+        *map(Text, others),
+        *map(Text, _packed([steps, *_describe_outcome(reader), *started], width)),
+        Text(printable(str(reader.run_dir)), style="dim"),
+    ]
+
+
+def _describe_outcome(reader: RunReader) -> list[str]:
+    seconds = duration(_run_seconds(reader))
+    if reader.outcome is None:
+        silent = duration(max(0.0, time.time() - reader.last_written_at))
+        return [f"goes on or was killed, after {seconds}", f"last written {silent} ago"]
+    return [f"{reader.outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
+
+
+def _run_seconds(reader: RunReader) -> float:
+    if reader.started_at is None:
+        return 0.0
+    return max(0.0, (reader.ended_at or reader.last_written_at) - reader.started_at)
+
+
+def _packed(parts: Sequence[str], width: int) -> list[str]:
+    """The parts with dots between them, on as many lines as they need."""
+    lines: list[str] = []
+    for part in map(printable, parts):
+        if lines and len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines

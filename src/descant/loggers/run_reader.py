@@ -1,0 +1,391 @@
+"""RunReader: what a run has measured so far, read from its run log without touching it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import pairwise
+from math import isfinite, nan
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+from descant.errors import RunLogError
+
+_NUM_CURVE_POINTS = 320
+_TABLES = {"config", "metrics", "samples", "events"}
+_ENDS = ("completed", "failed", "cancelled")
+_MAX_NAMES = 8
+# Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap: 2 million
+# rows take 0.7 s. One GROUP BY for the whole table takes 1.1 s, and more when Python adds up.
+_SUMMARIZE = """
+SELECT key, count(*), count(number), count(text), min(number), max(number), sum(number)
+FROM metrics WHERE step >= ? AND step < ? GROUP BY key
+"""
+_FIND_EDGES = "SELECT key, min(step), max(step) FROM metrics WHERE step >= ? AND step < ? GROUP BY key"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSummary:
+    """A metric over the whole run.
+
+    Attributes:
+        key: the full key.
+        num_points: steps at which it was recorded; ``num_nan`` of them are NaN.
+        minimum, maximum: of its numbers, None without any (NaN is not one, infinity is).
+        total: the sum of its numbers.
+        first, last: (step, value) of the first and the last point; a value may be a string.
+        curve: its numbers in the order of steps; in runs of more than 320 steps the mean of each 320th of the
+            steps. A part with a NaN or an infinity is NaN.
+    """
+
+    key: str
+    num_points: int
+    num_nan: int
+    minimum: float | None
+    maximum: float | None
+    total: float
+    first: tuple[int, float | str]
+    last: tuple[int, float | str]
+    curve: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One row of a table that a callback returned at a step, with its cells by column."""
+
+    callback: str
+    step: int
+    key: str
+    example_id: str
+    position: int
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """Something that happened; ``time`` is in seconds since 1970, ``details`` a traceback or a listing."""
+
+    time: float
+    step: int
+    kind: str
+    source: str
+    message: str
+    details: str | None
+
+
+class RunReader:
+    """Reads a run log, also while the run goes on: the run as it was when the reader was opened.
+
+    Nothing in the run directory is created or changed, and the run is not held up. It is a context manager.
+
+    Args:
+        path: the run directory, or the ``run.sqlite`` in it.
+
+    Raises:
+        RunLogError: there is no such run (the message has the names that are close), it is not a run, or the file is
+            damaged; the last also from every property and method.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.path = path / "run.sqlite" if path.is_dir() else path
+        """The file of the run log."""
+        self.run_dir = self.path.parent
+        """The run directory."""
+        if not self.path.is_file():
+            raise RunLogError(_describe_missing(path))
+        self._copy: TemporaryDirectory[str] | None = None
+        self._connection: sqlite3.Connection | None = None
+        try:
+            self._connection = self._open()
+            self._check_tables()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run; empty if it was killed before they were recorded."""
+        return {key: self._from_json(value) for key, value in self._query("SELECT key, value FROM config")}
+
+    @cached_property
+    def latest_step(self) -> int:
+        """The latest step with metrics; 0 without any."""
+        return int(self._query("SELECT coalesce(max(step), 0) FROM metrics")[0][0])
+
+    @cached_property
+    def events(self) -> list[RunEvent]:
+        """Everything that happened, in order."""
+        rows = self._query("SELECT time, step, kind, source, message, details FROM events ORDER BY id")
+        return [RunEvent(*row) for row in rows]
+
+    @property
+    def started_at(self) -> float | None:
+        """When the run started, in seconds since 1970, or None if that was not recorded."""
+        return self.events[0].time if self.events else None
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the run ended, in seconds since 1970; None for a run that goes on or was killed."""
+        end = self._end()
+        return None if end is None else end.time
+
+    @property
+    def outcome(self) -> str | None:
+        """``completed``, ``failed`` or ``cancelled``; None for a run that goes on or was killed."""
+        end = self._end()
+        return None if end is None else end.kind.removeprefix("run_")
+
+    @property
+    def last_written_at(self) -> float:
+        """When the run log was last written, in seconds since 1970."""
+        return _last_written_at(self.path)
+
+    @cached_property
+    def metrics(self) -> dict[str, MetricSummary]:
+        """Every metric over the whole run, by key in alphabetical order."""
+        parts: dict[str, list[_Part]] = {}
+        for start, end in self._borders():
+            for key, *columns in self._query(_SUMMARIZE, start, end):
+                parts.setdefault(key, []).append(_Part((start, end), *columns))
+        outermost = {part.steps for of_key in parts.values() for part in (of_key[0], of_key[-1])}
+        edges = {
+            (steps, key): (first, last) for steps in outermost for key, first, last in self._query(_FIND_EDGES, *steps)
+        }
+        return {
+            key: self._summarize(key, of_key, edges[of_key[0].steps, key][0], edges[of_key[-1].steps, key][1])
+            for key, of_key in sorted(parts.items())
+        }
+
+    def keys(self) -> dict[str, int]:
+        """The keys of the metrics and at how many steps each was recorded."""
+        return {key: summary.num_points for key, summary in self.metrics.items()}
+
+    def series(self, key: str) -> dict[int, float | str]:
+        """A metric by step; empty if there is none of that key."""
+        rows = self._query("SELECT step, number, text FROM metrics WHERE key = ? ORDER BY step", key)
+        return {step: _value(number, text) for step, number, text in rows}
+
+    @cached_property
+    def sample_steps(self) -> dict[tuple[str, str], list[int]]:
+        """The tables that callbacks returned, as (callback, key), each with its steps."""
+        steps: dict[tuple[str, str], list[int]] = {}
+        for callback, key, step in self._query("SELECT DISTINCT callback, key, step FROM samples ORDER BY 1, 2, 3"):
+            steps.setdefault((callback, key), []).append(step)
+        return steps
+
+    def samples(
+        self, callback: str | None = None, step: int | None = None, example_id: str | None = None
+    ) -> list[SampleRow]:
+        """The rows of tables that callbacks returned, in the order of steps: all, or of one callback, step, example."""
+        wanted = {"callback": callback, "step": step, "example_id": example_id}
+        given = {column: value for column, value in wanted.items() if value is not None}
+        where = f"WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
+        columns = "callback, step, key, example_id, position, cells"
+        rows = self._query(
+            f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
+        )
+        return [
+            SampleRow(name, at, table, example, position, self._from_json(cells))
+            for name, at, table, example, position, cells in rows
+        ]
+
+    def example_ids(self, callback: str) -> list[str]:
+        """The ids of a callback's examples, in the order in which they first appeared."""
+        return [example_id for name, example_id in self._examples("callback = ?", callback) if name == callback]
+
+    def find_examples(self, text: str) -> list[tuple[str, str]]:
+        """(callback, example id) of what ``text`` is: an id, else a part of a prompt, else the beginning of an id."""
+        return (
+            self._examples("example_id = ?", text)
+            or self._examples("instr(json_extract(cells, '$.prompt'), ?)", text)
+            or self._examples("instr(example_id, ?) = 1", text)
+        )
+
+    def _examples(self, condition: str, argument: str) -> list[tuple[str, str]]:
+        return self._query(
+            f"SELECT callback, example_id FROM samples WHERE {condition} GROUP BY callback, example_id "
+            "ORDER BY callback, min(step), min(position)",
+            argument,
+        )
+
+    def _open(self) -> sqlite3.Connection:
+        """A read-only connection that creates no file beside the log, in a transaction.
+
+        SQLite creates the files of its write-ahead log even for a reader, unless it is told that the file is immutable
+        (it is, once the run has removed them) or that they are to be taken as they are. Where that cannot work (a run
+        that was killed, copied without its ``-shm`` file; a transaction to roll back), a temporary copy is read.
+        """
+        try:
+            if not Path(f"{self.path}-wal").exists():
+                return self._connect(self.path, "mode=ro&immutable=1" if self._is_in_wal_mode() else "mode=ro")
+            if Path(f"{self.path}-shm").exists():
+                return self._connect(self.path, "mode=ro&readonly_shm=1")
+        except OSError as error:
+            raise RunLogError(f"the run log {self.path} cannot be read: {error}") from error
+        except sqlite3.OperationalError:
+            pass  # the run has just ended, or there is something to roll back
+        except sqlite3.DatabaseError as error:
+            raise RunLogError(f"{self.path} is not a run log, or is damaged: {error}") from error
+        return self._open_copy()
+
+    def _is_in_wal_mode(self) -> bool:
+        """Not to be asked while the run goes on in this very process: closing the file would drop SQLite's locks on it
+        (https://www.sqlite.org/howtocorrupt.html, 2.2)."""
+        with self.path.open("rb") as file:
+            return file.read(20)[18:19] == b"\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3
+
+    def _open_copy(self) -> sqlite3.Connection:
+        self._copy = TemporaryDirectory(prefix="descant-run-log-")
+        try:
+            for suffix in ("", "-wal", "-journal"):
+                if (part := Path(f"{self.path}{suffix}")).exists():
+                    shutil.copy(part, Path(self._copy.name) / f"run.sqlite{suffix}")
+            return self._connect(Path(self._copy.name) / "run.sqlite", "mode=rw")
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise RunLogError(f"the run log {self.path} cannot be read: {error}") from error
+
+    @staticmethod
+    def _connect(path: Path, parameters: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{parameters}", uri=True, isolation_level=None)
+        try:
+            connection.execute("BEGIN")  # so that all answers are about the same moment
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_tables(self) -> None:
+        found = {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not found:
+            raise RunLogError(f"{self.path} is empty: its run was killed as it began, or begins just now")
+        if missing := _TABLES - found:
+            raise RunLogError(f"{self.path} is an SQLite file but not a run log: it has no table {min(missing)!r}")
+
+    def _query(self, sql: str, *arguments: Any) -> list[Any]:
+        assert self._connection is not None
+        try:
+            return self._connection.execute(sql, arguments).fetchall()
+        except sqlite3.ProgrammingError as error:
+            raise RunLogError(f"the reader of {self.path} is closed") from error
+        except sqlite3.DatabaseError as error:
+            raise RunLogError(
+                f"the run log {self.path} is damaged ({error}); `sqlite3 {self.path} .recover` may save the rest"
+            ) from error
+
+    def _from_json(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RunLogError(f"the run log {self.path} is damaged: {text[:60]!r} is not JSON ({error})") from error
+
+    def _end(self) -> RunEvent | None:
+        """The event that ended the run, if nothing was started after it."""
+        marks = [event for event in self.events if event.kind.startswith("run_")]
+        return marks[-1] if marks and marks[-1].kind.removeprefix("run_") in _ENDS else None
+
+    def _borders(self) -> list[tuple[int, int]]:
+        """The parts of the run that curves are made of, from a step to before another."""
+        first, last = self._query("SELECT min(step), max(step) FROM metrics")[0]
+        if first is None:
+            return []
+        num_parts = min(_NUM_CURVE_POINTS, last - first + 1)
+        borders = [first + part * (last - first + 1) // num_parts for part in range(num_parts + 1)]
+        return list(pairwise(borders))
+
+    def _summarize(self, key: str, parts: Sequence[_Part], first_step: int, last_step: int) -> MetricSummary:
+        return MetricSummary(
+            key=key,
+            num_points=sum(part.num_points for part in parts),
+            num_nan=sum(part.num_nan for part in parts),
+            minimum=min((part.minimum for part in parts if part.minimum is not None), default=None),
+            maximum=max((part.maximum for part in parts if part.maximum is not None), default=None),
+            total=sum(part.sum for part in parts),
+            first=self._point(key, first_step),
+            last=self._point(key, last_step),
+            curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
+        )
+
+    def _point(self, key: str, step: int) -> tuple[int, float | str]:
+        return step, _value(*self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One key within one part of the run, as SQLite gives it."""
+
+    steps: tuple[int, int]
+    num_points: int
+    num_numbers: int
+    num_texts: int
+    minimum: float | None
+    maximum: float | None
+    total: float | None  # also None for the sum of an infinity and its opposite
+
+    @property
+    def num_nan(self) -> int:
+        return self.num_points - self.num_numbers - self.num_texts
+
+    @property
+    def sum(self) -> float:
+        return self.total if self.total is not None else nan if self.num_numbers else 0.0
+
+    @property
+    def mean(self) -> float:
+        """Not beyond its minimum and maximum: rounding must not make a constant look as if it moved."""
+        if self.num_nan or self.minimum is None or self.maximum is None or not isfinite(self.sum):
+            return nan
+        return min(max(self.sum / self.num_numbers, self.minimum), self.maximum)
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """The runs in a directory, the one that was last written first; none if there is no such directory."""
+    runs = [path.parent for path in directory.glob("*/run.sqlite")]
+    return sorted(runs, key=lambda run: _last_written_at(run / "run.sqlite"), reverse=True)
+
+
+def _last_written_at(path: Path) -> float:
+    files = (path, Path(f"{path}-wal"))
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+def _describe_missing(path: Path) -> str:
+    if path.is_dir():
+        runs = [run.name for run in find_runs(path)]
+        what = f"{path} is not a run: there is no run.sqlite in it"
+        return f"{what}; it has the runs {_listed(runs)}" if runs else what
+    runs = [run.name for run in find_runs(path.parent)]
+    what = f"there is no run {path}"
+    if close := get_close_matches(path.name, runs, n=3, cutoff=0.5):
+        return f"{what}; did you mean {' or '.join(str(path.parent / name) for name in close)}?"
+    return f"{what}; the runs in {path.parent} are {_listed(runs)}" if runs else f"{what}, nor any other beside it"
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + rest
+
+
+def _value(number: float | None, text: str | None) -> float | str:
+    return text if text is not None else nan if number is None else number
