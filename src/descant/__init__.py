@@ -19,15 +19,24 @@ if TYPE_CHECKING:
     from descant.callbacks.model_callback import ModelCallback
     from descant.callbacks.runner import CallbackRunner
     from descant.callbacks.validation_loss import ValidationLossCallback
+    from descant.errors import IgnoreGradeException
     from descant.graders.base import BaseGrader, Grade
+    from descant.graders.combined_grader import CombinedGrader
+    from descant.graders.contains import ContainsGrader
     from descant.graders.exact_match import ExactMatchGrader
+    from descant.graders.json_schema import JSONSchemaGrader
+    from descant.graders.numeric import NumericGrader
+    from descant.graders.regex_grader import RegexGrader
+    from descant.graders.remote_calls import RemoteCalls
     from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
     from descant.models.training import TrainingModel
     from descant.schedule import at, every, every_minutes, every_steps
     from descant.table import Table
-    from descant.threads.datasets import load_threads
+    from descant.threads.contamination import find_contamination
+    from descant.threads.datasets import load_pairs, load_threads
+    from descant.threads.split import train_validation_split
     from descant.threads.thread import StringThread, StringTurn
     from descant.threads.tokenized import TokenizedThread
     from descant.threads.tools import Tool, ToolCall
@@ -42,7 +51,9 @@ _HOME_OF = {
     "BestModelCallback": "callbacks.best_model",
     "CallbackRunner": "callbacks.runner",
     "CheckpointCallback": "callbacks.checkpoint",
+    "CombinedGrader": "graders.combined_grader",
     "CombinedSchedule": "trainers.lr_schedulers",
+    "ContainsGrader": "graders.contains",
     "CosineScheduler": "trainers.lr_schedulers",
     "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
     "EarlyStoppingCallback": "callbacks.early_stopping",
@@ -50,10 +61,15 @@ _HOME_OF = {
     "GenerateSamplesCallback": "callbacks.generate_samples",
     "Grade": "graders.base",
     "GraderEvalCallback": "callbacks.grader_eval",
+    "IgnoreGradeException": "errors",
     "InferenceModel": "models.inference",
+    "JSONSchemaGrader": "graders.json_schema",
     "ModelBuilder": "models.builder",
     "ModelCallback": "callbacks.model_callback",
+    "NumericGrader": "graders.numeric",
     "RecipeCallback": "callbacks.base",
+    "RegexGrader": "graders.regex_grader",
+    "RemoteCalls": "graders.remote_calls",
     "RunView": "callbacks.base",
     "SFT": "trainers.sft",
     "StringThread": "threads.thread",
@@ -70,8 +86,11 @@ _HOME_OF = {
     "every": "schedule",
     "every_minutes": "schedule",
     "every_steps": "schedule",
+    "find_contamination": "threads.contamination",
     "live_model": "models.live_model",
+    "load_pairs": "threads.datasets",
     "load_threads": "threads.datasets",
+    "train_validation_split": "threads.split",
 }
 
 __all__ = [
@@ -80,7 +99,9 @@ __all__ = [
     "BestModelCallback",
     "CallbackRunner",
     "CheckpointCallback",
+    "CombinedGrader",
     "CombinedSchedule",
+    "ContainsGrader",
     "CosineScheduler",
     "CosineSchedulerWithoutWarmup",
     "EarlyStoppingCallback",
@@ -88,10 +109,15 @@ __all__ = [
     "GenerateSamplesCallback",
     "Grade",
     "GraderEvalCallback",
+    "IgnoreGradeException",
     "InferenceModel",
+    "JSONSchemaGrader",
     "ModelBuilder",
     "ModelCallback",
+    "NumericGrader",
     "RecipeCallback",
+    "RegexGrader",
+    "RemoteCalls",
     "RunView",
     "StringThread",
     "StringTurn",
@@ -107,8 +133,11 @@ __all__ = [
     "every",
     "every_minutes",
     "every_steps",
+    "find_contamination",
     "live_model",
+    "load_pairs",
     "load_threads",
+    "train_validation_split",
 ]
 
 

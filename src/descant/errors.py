@@ -15,7 +15,7 @@
     ├── IgnoreGradeException                     a grader does not apply to a thread, which is no failure
     ├── ObserverError                            a callback tried to train the model
     ├── CallbackError                            a callback failed under ``strict=True`` or ``on_error="raise"``
-    └── RunLogError                              the run log cannot be written
+    └── RunLogError                              the run log cannot be written or read
 
 A grader that raises is never wrapped: its own exception is recorded.
 """
@@ -108,4 +108,4 @@ class CallbackError(DescantError):
 
 
 class RunLogError(DescantError):
-    """The run log cannot be written: disk full, directory not writable, or already in use."""
+    """The run log cannot be written or read: disk full, directory not writable, not a run, damaged."""

@@ -246,7 +246,7 @@ def every(frequency: float | Fraction | str) -> Every:
     if 1 < fraction <= 100:
         hint = f"; did you mean {float(fraction / 100):g} (every {float(fraction):g} % of the run)?"
         if isinstance(frequency, int):
-            hint = f"{hint[:-1]}, or every_steps({frequency})?"
+            hint += f" or every_steps({frequency})?"
         raise ConfigurationError(f"frequency={frequency!r} is above 1; it must be {allowed}{hint}")
     if not 0 < fraction <= 1:
         raise ConfigurationError(f"frequency={frequency!r} is out of range; it must be {allowed}")

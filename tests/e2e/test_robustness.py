@@ -344,6 +344,7 @@ def start(qwen3_dir, run_dir, **options):
 
 
 def test_ctrl_c_ends_a_run_in_order(qwen3_dir, tmp_path):
+    """After the step, with the final calls; tests/e2e/test_runner.py has more on signals."""
     process = start(qwen3_dir, tmp_path, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
@@ -351,6 +352,6 @@ def test_ctrl_c_ends_a_run_in_order(qwen3_dir, tmp_path):
     assert output == "ended\n"
     assert "KeyboardInterrupt" in errors
     kind, step = query(tmp_path, "SELECT kind, step FROM events ORDER BY id")[-1]
-    assert kind == "run_cancelled"
-    assert max(series(tmp_path, "training/loss")) == step >= 3
+    assert kind == "run_interrupted"
+    assert max(series(tmp_path, "training/loss")) == max(series(tmp_path, "counting/calls")) == step >= 3
     assert not list(tmp_path.glob("*-wal"))

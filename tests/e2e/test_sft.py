@@ -112,7 +112,14 @@ async def test_the_run_log_has_config_plan_samples_and_costs(qwen3_dir, tmp_path
     assert row["grade"] in (0.0, 1.0)
     assert row["finish_reason"] in ("stop", "length")
     events = query(tmp_path, "SELECT kind, source FROM events ORDER BY id")
-    assert events == [("run_started", "trainer"), ("callback_warning", "validation"), ("run_completed", "trainer")]
+    assert events == [
+        ("run_started", "trainer"),
+        ("contamination", "validation"),
+        ("callback_warning", "validation"),
+        ("forecast", "callbacks"),
+        ("run_completed", "trainer"),
+    ]
+    assert result.tables["validation/samples"]["example_id"] == [thread.uuid() for thread in THREADS[:3]]
     assert result.callback_seconds["validation"] > 0
 
 

@@ -36,6 +36,7 @@ async def test_logs_are_statistics_of_what_was_graded():
     for _ in range(3):
         await grader.grade(THREAD)
     expected = {"score/mean": 1.0, "score/std": 1.0, "score/min": 0.0, "score/max": 2.0, "score/count": 3}
+    expected["score/stderr"] = pytest.approx(3**-0.5)
     assert grader.get_logs() == expected
     assert grader.get_logs(clear=True) == expected
     assert grader.get_logs() == {}

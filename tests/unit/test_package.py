@@ -22,10 +22,14 @@ def modules_after(code):
 
 def test_public_names():
     assert sorted(descant.__all__) == sorted(descant._HOME_OF) == [
-        "BaseGrader", "CombinedSchedule", "CosineScheduler", "CosineSchedulerWithoutWarmup", "ExactMatchGrader",
-        "GenerateSamplesCallback", "Grade", "GraderEvalCallback", "InferenceModel", "ModelBuilder", "ModelCallback",
-        "RecipeCallback", "RunView", "SFT", "StringThread", "StringTurn", "Table", "TokenizedThread", "Tool",
-        "ToolCall", "TrainingModel", "TrainingResult", "ValidationLossCallback", "load_threads",
+        "BaseGrader", "BestModelCallback", "CallbackRunner", "CheckpointCallback", "CombinedGrader",
+        "CombinedSchedule", "ContainsGrader", "CosineScheduler", "CosineSchedulerWithoutWarmup",
+        "EarlyStoppingCallback", "ExactMatchGrader", "GenerateSamplesCallback", "Grade", "GraderEvalCallback",
+        "IgnoreGradeException", "InferenceModel", "JSONSchemaGrader", "ModelBuilder", "ModelCallback",
+        "NumericGrader", "RecipeCallback", "RegexGrader", "RemoteCalls", "RunView", "SFT", "StringThread",
+        "StringTurn", "Table", "TokenizedThread", "Tool", "ToolCall", "TrainingModel", "TrainingResult",
+        "ValidationLossCallback", "at", "callback", "every", "every_minutes", "every_steps", "find_contamination",
+        "live_model", "load_pairs", "load_threads", "train_validation_split",
     ]  # fmt: skip
     for name in descant.__all__:
         value = getattr(descant, name)

@@ -79,8 +79,13 @@ def test_graders_report_the_sample_deviation_and_lengths_the_population_one():
         "score/min": 1.0,
         "score/max": 6.0,
         "score/count": 3,
+        "score/stderr": pytest.approx(math.sqrt(7 / 3)),
     }
-    assert summarize_lengths([1, 2, 6]) == {"generation_length_mean": 3.0, "generation_length_std": math.sqrt(14 / 3)}
+    assert summarize_lengths([1, 2, 6]) == {
+        "generation_length_mean": 3.0,
+        "generation_length_std": math.sqrt(14 / 3),
+        "generation_length_stderr": pytest.approx(math.sqrt(7 / 3)),
+    }
 
 
 def test_one_score_has_no_spread_and_none_have_no_mean():

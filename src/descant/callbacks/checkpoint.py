@@ -133,7 +133,7 @@ def check_checkpoint_name(name: str) -> str:
     Raises:
         ConfigurationError: it is a path, or nothing.
     """
-    if not isinstance(name, str) or not name.strip() or Path(name).name != name:
+    if not isinstance(name, str) or not name.strip() or Path(name).name != name or name == "..":
         raise ConfigurationError(
             f"checkpoint_name={name!r} must be a name without directories; checkpoints are in the run directory"
         )

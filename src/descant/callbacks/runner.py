@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.callbacks.call_guard import CallGuard
+from descant.callbacks.contamination_check import ContaminationCheck, Policy
 from descant.callbacks.interrupts import Interrupts
 from descant.callbacks.metric_keys import RESERVED_PREFIXES, MetricKeys
 from descant.callbacks.synchronous import SynchronousRunner
@@ -27,6 +28,7 @@ from descant.owner import Owner
 from descant.progress import Progress
 from descant.schedule import Plan
 from descant.seeds import derive_seed
+from descant.threads.thread import StringThread
 
 _FAILED = object()
 _FORECAST_STEP = 3  # the first steps are slow, and a forecast is wanted early
@@ -78,6 +80,9 @@ class CallbackRunner:
         title: what is trained on what, in one line, for people.
         config: settings of the run, for the run log.
         save_checkpoint: writes a checkpoint to the directory that it is given, when a callback requests one.
+        training_set: the threads that are trained on, if the loop trains on threads: prompts that callbacks evaluate
+            on and that stand in it, too, are reported at the start.
+        contamination: "warn" about such prompts, refuse to start with an "error", or "ignore" them.
 
     Raises:
         ConfigurationError: an argument that cannot work, something that is not a callback, or names or keys that
@@ -97,6 +102,8 @@ class CallbackRunner:
         title: str = "a training loop",
         config: Mapping[str, Any] | None = None,
         save_checkpoint: SaveCheckpoint | None = None,
+        training_set: Sequence[StringThread] | None = None,
+        contamination: Policy = "warn",
     ) -> None:
         self._keys = MetricKeys(callbacks)
         if not isinstance(num_steps, int) or num_steps < 1:
@@ -119,6 +126,7 @@ class CallbackRunner:
         self.recorder = RunRecorder(self.run_dir, num_steps, logger, strict=strict)
         self._seed, self._strict, self._title, self._config = seed, strict, title, dict(config or {})
         self._save_checkpoint = save_checkpoint
+        self._contamination = ContaminationCheck(training_set, contamination)
         self._progress = Progress(first_step, num_steps)
         self._training_metrics: Mapping[str, Metric] = {}
         self.evaluations: dict[str, Metric] = {}
@@ -163,9 +171,12 @@ class CallbackRunner:
     async def open(self) -> None:
         """What entering does, but for the signals."""
         self._started_at = time.monotonic()
+        contaminations = await self._contamination.run(self.callbacks)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
             await self.recorder.announce(self._title, {**self._config, "callbacks": self._settings()}, self.plan())
+            for found in contaminations:
+                await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             stack.push_async_exit(self._end)
             for callback in self.callbacks:
                 callback.last_call = -1.0

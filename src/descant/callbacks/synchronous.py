@@ -97,9 +97,9 @@ class _LoopThread:
             except BaseException as error:
                 outcome.set_exception(error)
 
-        self._work.put(work)
         try:
-            with preserved_process_state():  # whatever stands still between calls has had a turn
+            with preserved_process_state():  # whatever stands still between calls has a turn
+                self._work.put(work)
                 return outcome.result()
         except BaseException:
             if not outcome.done() and self._event_loop is not None and self._task is not None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from descant.callbacks.base import RecipeCallback
+from descant.callbacks.contamination_check import Policy
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.errors import ConfigurationError
@@ -18,6 +19,7 @@ from descant.metrics import Metric
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
 from descant.table import Table
+from descant.threads.thread import StringThread
 
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
@@ -28,6 +30,8 @@ def add_callbacks(
     *,
     run_dir: str | Path | None = None,
     strict: bool = False,
+    training_set: Sequence[StringThread] | None = None,
+    contamination: Policy = "warn",
 ) -> AddedCallbacks:
     """Run descant's callbacks inside a trainer of Transformers or TRL, on the model that is being trained there.
 
@@ -45,6 +49,9 @@ def add_callbacks(
         callbacks: a list, or a function that makes it for a model with the live weights of ``trainer.model``.
         run_dir: the directory of the run log; by default ``runs/<trainer>-<date>-<time>``.
         strict: raise the first failure of a callback as a ``CallbackError``.
+        training_set: what the trainer trains on, as threads; prompts that callbacks evaluate on and that stand in it,
+            too, are reported at the start. (The trainer's own dataset may be tokens by now.)
+        contamination: "warn" about such prompts, refuse to start with an "error", or "ignore" them.
 
     Returns:
         what there is to see of the run.
@@ -59,7 +66,8 @@ def add_callbacks(
         if trainer.processing_class is None:
             raise ConfigurationError("the trainer has no tokenizer; give it one as processing_class=")
         callbacks = callbacks(live_model(trainer.model, trainer.processing_class))
-    added = AddedCallbacks(trainer, callbacks, run_dir, strict=strict)
+    options = {"strict": strict, "training_set": training_set, "contamination": contamination}
+    added = AddedCallbacks(trainer, callbacks, run_dir, options)
     trainer.add_callback(added)
     return added
 
@@ -72,16 +80,20 @@ class AddedCallbacks(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, callbacks: Sequence[RecipeCallback], run_dir: str | Path | None, *, strict: bool
+        self,
+        trainer: Trainer,
+        callbacks: Sequence[RecipeCallback],
+        run_dir: str | Path | None,
+        options: Mapping[str, Any],
     ) -> None:
         self.runner: CallbackRunner | None = None
         self._trainer = trainer
         self._callbacks = callbacks
         self._run_dir = run_dir
-        self._strict = strict
+        self._options = options
         self._waiting: SynchronousRunner | None = None
         self._is_logging = False
-        CallbackRunner(callbacks, num_steps=1, run_dir=Path())  # names and keys that collide are refused now
+        CallbackRunner(callbacks, num_steps=1, run_dir=Path(), **options)  # what cannot work is refused now
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
     @property
@@ -100,7 +112,7 @@ class AddedCallbacks(TrainerCallback):
             first_step=state.global_step,
             run_dir=self._run_dir or new_run_dir(name.lower()),
             seed=args.seed,
-            strict=self._strict,
+            **self._options,
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
             config={"trainer": name, "seed": args.seed, "arguments": args.to_sanitized_dict()},
             save_checkpoint=lambda _: self._request_save(args, state, control),
@@ -179,7 +191,7 @@ class AddedCallbacks(TrainerCallback):
 
 
 def _training_key(key: str) -> str:
-    return key if key.startswith("eval_") else f"training/{key.removeprefix('train_')}"
+    return key if key.startswith("eval_") else f"training/{key}"
 
 
 def _is_number(value: Metric) -> bool:

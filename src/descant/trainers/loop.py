@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback
+from descant.callbacks.contamination_check import ContaminationCheck, Policy
 from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
 from descant.errors import ConfigurationError
@@ -33,6 +34,7 @@ from descant.metrics import Metric
 from descant.models.training import TrainingModel
 from descant.owner import Owner, owner_scope
 from descant.table import Table
+from descant.threads.thread import StringThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Trainer(ABC):
         seed: everything random in training, the order of the data aside, is made from it.
         strict: stop at the first callback (or logger) that fails instead of recording it.
         run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
+        contamination: what follows when prompts that callbacks evaluate on are trained on: "warn", "error", "ignore".
 
     Raises:
         ConfigurationError: an argument that cannot work, or callbacks whose names or keys collide.
@@ -83,10 +86,13 @@ class Trainer(ABC):
         seed: int,
         strict: bool,
         run_dir: str | Path | None,
+        contamination: Policy,
     ) -> None:
         if logger is not None and not callable(logger):
             raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
-        MetricKeys(callbacks)  # names or keys that collide are refused before anything is opened
+        MetricKeys(callbacks)  # what cannot work is refused before anything is opened
+        ContaminationCheck(None, contamination)
+        self.contamination: Policy = contamination
         self.logger = logger
         self.callbacks = list(callbacks)
         self.seed = seed
@@ -102,6 +108,11 @@ class Trainer(ABC):
     @abstractmethod
     def trained_models(self) -> Sequence[TrainingModel]:
         """The models whose weights change; while the trainer runs, nobody else may train them."""
+
+    @property
+    @abstractmethod
+    def training_set(self) -> Sequence[StringThread]:
+        """What is trained on: prompts of validation sets that stand in it are reported."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -129,6 +140,7 @@ class Trainer(ABC):
             ObserverError: another trainer is training the same model.
             NonFiniteError: the gradient of a step is not finite; the weights are those before it.
             RunLogError: the run log cannot be written.
+            DatasetError: prompts that callbacks evaluate on are trained on, and ``contamination="error"``.
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             and whatever else stops training, once callbacks and run log are closed.
         """
@@ -143,6 +155,8 @@ class Trainer(ABC):
             title=f"{type(self).__name__}: {self.describe()}",
             config={"trainer": type(self).__name__, "seed": self.seed, **self.config()},
             save_checkpoint=self.save_checkpoint,
+            training_set=self.training_set,
+            contamination=self.contamination,
         )
         async with self._training_alone(), runner:
             for step in range(1, self.num_steps + 1):

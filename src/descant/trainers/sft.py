@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from descant.callbacks.base import RecipeCallback
+from descant.callbacks.contamination_check import Policy
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
@@ -24,7 +25,7 @@ from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
 _NOT_YET = ("stage_notifier", "checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (
     "dataset", "model", "logger", "callbacks", "lr", "lr_scheduler", "samples_per_batch", "max_grad_norm", "epochs",
-    "weight_decay", "skip_nan_gradients", "data_seed", "seed", "strict", "run_dir",
+    "weight_decay", "skip_nan_gradients", "data_seed", "seed", "strict", "run_dir", "contamination",
 )  # fmt: skip
 
 
@@ -57,6 +58,8 @@ class SFT(Trainer):
         seed: everything else that is random in training (dropout).
         strict: stop at the first callback or logger that fails instead of recording it.
         run_dir: the directory of the run; by default ``runs/sft-<date>-<time>``.
+        contamination: what follows when prompts that callbacks evaluate on stand in the dataset, too: "warn" says so at
+            the start, with examples; "error" refuses to start; "ignore" does not look.
 
     Raises:
         ConfigurationError: an argument that cannot work, an argument that does not exist, or callbacks that collide.
@@ -81,6 +84,7 @@ class SFT(Trainer):
         seed: int = 0,
         strict: bool = False,
         run_dir: str | Path | None = None,
+        contamination: Policy = "warn",
         **unsupported: Never,
     ) -> None:
         for name in unsupported:
@@ -99,7 +103,9 @@ class SFT(Trainer):
             if not isinstance(value, int) or value < 0:
                 raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 0")
         _check_dataset(dataset)
-        super().__init__(logger=logger, callbacks=callbacks, seed=seed, strict=strict, run_dir=run_dir)
+        super().__init__(
+            logger=logger, callbacks=callbacks, seed=seed, strict=strict, run_dir=run_dir, contamination=contamination
+        )
         self.dataset = dataset
         self.model = model
         self.lr_scheduler = lr_scheduler or CosineScheduler(lr)
@@ -120,6 +126,11 @@ class SFT(Trainer):
         """The model."""
         return [self.model]
 
+    @property
+    def training_set(self) -> Sequence[StringThread]:
+        """The dataset."""
+        return self.dataset
+
     def describe(self) -> str:
         """What will be trained on what, in one line."""
         return (
@@ -138,6 +149,7 @@ class SFT(Trainer):
             "epochs": str(self.epochs),
             "weight_decay": self.weight_decay,
             "skip_nan_gradients": self.skip_nan_gradients,
+            "contamination": self.contamination,
             "data_seed": self.data_seed,
             "num_steps": self.num_steps,
         }
