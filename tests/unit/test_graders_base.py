@@ -226,9 +226,11 @@ async def test_abandoned_calls_keep_their_thread_but_not_their_place():
 
 async def test_threads_are_used_again():
     pool = DaemonPool()
-    first = await pool.run(threading.get_ident)
-    await pool.run(lambda: None)  # when this has come back, the thread of the first call is free for certain
-    assert first in {await pool.run(threading.get_ident) for _ in range(2)}
+    threads = {await pool.run(threading.current_thread)}
+    while not pool._num_free:  # the thread is on its way back
+        await asyncio.sleep(0)
+    threads.add(await pool.run(threading.current_thread))
+    assert len(threads) == 1
 
 
 def test_places_serve_one_event_loop_after_another():
