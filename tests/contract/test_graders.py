@@ -107,7 +107,11 @@ BAD_BEHAVIOUR = {
     "text": (lambda _: "good", GradingError, "'judge' returned 'good'; a number or a Grade is needed"),
     "list": (lambda _: [1.0], GradingError, r"'judge' returned \[1.0\]; a number or a Grade is needed"),
     "complex": (lambda _: 1j, GradingError, "'judge' returned 1j; a number or a Grade is needed"),
-    "grade_of_text": (lambda _: Grade("1", "judge"), GradingError, "'judge' returned .*; a number or a Grade is needed"),
+    "grade_of_text": (
+        lambda _: Grade("1", "judge"),
+        GradingError,
+        "'judge' returned .*; a number or a Grade is needed",
+    ),
     "ignores": (ignores, IgnoreGradeException, "nothing to judge"),
 }
 
@@ -188,7 +192,8 @@ READY = {
 NEEDS_REFERENCE = ["exact_match", "contains", "numeric"]
 HOSTILE = [
     "", " \n", "NaN", "Infinity", "-inf", "1e999999999", "1/0", "1e" + "9" * 50, "9" * 5000, "\0", "[" * 100_000,
-    "```", "`" * 20_000, "```\n" + " " * 20_000, "1," * 20_000, "1,111" * 5_000, "\N{COLLISION SYMBOL}", "٣", "a" * 20_000,
+    "```", "`" * 20_000, "```\n" + " " * 20_000, "1," * 20_000, "1,111" * 5_000, "\N{COLLISION SYMBOL}", "٣",
+    "a" * 20_000,
 ]  # fmt: skip
 
 
@@ -226,7 +231,7 @@ async def test_no_completion_breaks_a_ready_grader(ready):
 async def test_a_thread_without_a_completion_is_an_error_that_names_it(ready):
     prompt = StringThread([("user", "q")], {"reference": "42"}, source="validation.jsonl:3")
     grader = ready[0]()
-    with pytest.raises(GradingError, match="ends in an assistant turn.*validation.jsonl:3 does not") as error:
+    with pytest.raises(GradingError, match=r"ends in an assistant turn.*validation.jsonl:3 does not") as error:
         await grader.grade(prompt)
     assert repr(grader.grader_key) in str(error.value)
     assert grader.get_logs() == {}
