@@ -28,11 +28,11 @@ async def result(grader, content, reference=None):
 
 
 async def test_regex_searches_or_matches_the_whole():
-    assert await result(RegexGrader(r"\d+"), "It is 42.") == (1.0, r"'\\d+' matches '42'")
+    assert await result(RegexGrader(r"\d+"), "It is 42.") == (1.0, r"'\d+' matches '42'")
     assert await result(RegexGrader(r"\d+", full_match=True), "It is 42.") == (
-        0.0, r"'\\d+' does not match the whole completion",
+        0.0, r"'\d+' does not match the whole completion",
     )  # fmt: skip
-    assert await result(RegexGrader(r"\d+", full_match=True), " 42\n") == (1.0, r"'\\d+' matches '42'")
+    assert await result(RegexGrader(r"\d+", full_match=True), " 42\n") == (1.0, r"'\d+' matches '42'")
     assert (await result(RegexGrader("(?i)yes"), "YES"))[0] == 1.0
     assert await result(RegexGrader("x*"), "y") == (1.0, "'x*' matches ''")
 
