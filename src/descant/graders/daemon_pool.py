@@ -7,6 +7,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from descant.graders.places import Places
@@ -63,7 +64,7 @@ class DaemonPool:
                 result = context.run(function, *arguments)
             except BaseException as raised:
                 error = raised
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(settle, result, error)
 
         with self._lock:

@@ -18,8 +18,8 @@ _NUMBER = re.compile(
     (?: (?<![A-Za-z_\d.)\]}}]) (?P<sign>[-+\u2212]) )?  # after a letter, digit or bracket it is a hyphen or an operator
     [$€£¥]?
     (?<![A-Za-z_\d]) (?<!\d\.)                          # not the 2 of H2O, nor the 7 of 3.11.7
-    (?: (?: (?P<whole>\d++)[ ] )? (?<!\d/)
-        (?P<numerator>{_PLAIN}) [ ]?/[ ]? (?P<denominator>{_PLAIN}) (?![ ]?/[ ]?\d)  # 01/02/2024 has no fractions
+    (?: (?: (?P<whole>\d++)[ ] )? (?<!\d/)              # 01/02/2024 does not end in a fraction
+        (?P<numerator>{_PLAIN}) [ ]?/[ ]? (?P<denominator>{_PLAIN})
       | (?P<decimal>{_PLAIN})
         (?: [eE](?P<exponent>{_POWER})
           | [ ]?(?:×|x|\*|\\times)[ ]?10[ ]?(?:\^|\*\*)[ ]?\{{?(?P<power>{_POWER})\}}? )?

@@ -1,12 +1,14 @@
 import asyncio
+import functools
 import threading
 
 import pytest
 import torch
 
 from descant import BaseGrader, ExactMatchGrader, Grade, StringThread
-from descant.errors import ConfigurationError, GradingError
+from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import grade_many
+from descant.graders.daemon_pool import DaemonPool
 from descant.graders.log_scope import log_scope
 
 THREAD = StringThread([("user", "q"), ("assistant", "four")], {"reference": "four"})
@@ -73,6 +75,7 @@ async def test_concurrent_scopes_do_not_mix():
         (None, "a number or a Grade is needed"),
         ("good", "a number or a Grade is needed"),
         ([1.0], "a number or a Grade is needed"),
+        (torch.zeros(2), "a number or a Grade is needed"),
     ],
 )
 async def test_what_is_not_a_grade_is_an_error_and_no_score(returned, message):
@@ -119,3 +122,123 @@ def test_a_grader_needs_a_key_and_a_function():
         BaseGrader.from_function("", len)
     with pytest.raises(ConfigurationError, match="needs a function"):
         BaseGrader.from_function("x", 3)
+
+
+class Two:
+    def __call__(self, thread, model):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("function", "shown"),
+    [
+        (lambda: 1.0, r"<lambda>\(\)"),
+        (lambda thread, model: 1.0, r"<lambda>\(thread, model\)"),
+        (lambda thread, *, model: 1.0, r"<lambda>\(thread, \*, model\)"),
+        (Two(), r"Two object at .*\(thread, model\)"),
+    ],
+)
+def test_a_function_that_cannot_be_called_with_a_thread_is_refused(function, shown):
+    with pytest.raises(ConfigurationError, match=f"grader 'x' needs a function of one argument, the thread; .*{shown}"):
+        BaseGrader.from_function("x", function)
+
+
+async def test_what_can_be_called_with_a_thread_is_taken():
+    def judge(thread, model="m", *more, level=1):
+        return len(model)
+
+    for function in (judge, functools.partial(judge, model="m"), lambda *threads: 1.0, len):
+        assert (await BaseGrader.from_function("x", function).grade(THREAD)).value in (1.0, 2.0)
+
+
+def test_a_class_whose_grade_is_not_async_is_refused_where_it_is_defined():
+    with pytest.raises(ConfigurationError, match="class Mine must be async: write 'async def grade"):
+
+        class Mine(BaseGrader):
+            def grade(self, sample):
+                return 1.0
+
+
+async def test_a_decorated_async_grade_is_taken():
+    def logged(method):
+        @functools.wraps(method)
+        def wrapper(self, sample):
+            return method(self, sample)
+
+        return wrapper
+
+    class Mine(BaseGrader):
+        @logged
+        async def grade(self, sample):
+            return Grade(1.0, self.grader_key)
+
+    assert (await Mine("mine").grade(THREAD)).value == 1.0
+
+
+async def test_grade_many_keeps_to_its_limit_and_its_order():
+    running = most = 0
+
+    async def judge(thread):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(len(thread.last_content())):  # the first are the slowest
+            await asyncio.sleep(0)
+        running -= 1
+        return len(thread.last_content())
+
+    grader = BaseGrader.from_function("judge", judge)
+    threads = [StringThread().user("x" * length) for length in (9, 7, 5, 3, 1)]
+    for limit, expected in ((1, 1), (2, 2), (None, 5)):
+        most = 0
+        grades = await grade_many(grader, threads, max_concurrent=limit)
+        assert [grade.value for grade in grades] == [9, 7, 5, 3, 1]
+        assert most == expected
+    for limit in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ConfigurationError, match=r"max_concurrent=.* whole number of at least 1, or None"):
+            await grade_many(grader, threads, max_concurrent=limit)
+
+
+def test_ignoring_says_why():
+    assert str(IgnoreGradeException()) == "not applicable"
+    assert str(IgnoreGradeException("no tools in this thread")) == "no tools in this thread"
+
+
+async def test_abandoned_calls_keep_their_thread_but_not_their_place():
+    pool, release = DaemonPool(max_concurrent=2), threading.Event()
+    started = [asyncio.Event() for _ in range(2)]
+    loop = asyncio.get_running_loop()
+
+    def hang(event):
+        loop.call_soon_threadsafe(event.set)
+        release.wait()
+
+    hanging = [asyncio.ensure_future(pool.run(hang, event)) for event in started]
+    waiting = asyncio.ensure_future(pool.run(threading.get_ident))
+    for event in started:
+        await event.wait()
+    await asyncio.sleep(0)
+    assert not waiting.done()  # both places are taken
+    for task in hanging:
+        task.cancel()
+    assert await waiting != threading.get_ident()
+    release.set()
+
+
+async def test_threads_are_used_again():
+    pool = DaemonPool()
+    threads = {await pool.run(threading.current_thread)}
+    while not pool._num_free:  # the thread is on its way back
+        await asyncio.sleep(0)
+    threads.add(await pool.run(threading.current_thread))
+    assert len(threads) == 1
+
+
+def test_places_serve_one_event_loop_after_another():
+    pool = DaemonPool(max_concurrent=1)
+
+    async def use():
+        return await asyncio.gather(*(pool.run(lambda: 1) for _ in range(3)))
+
+    assert asyncio.run(use()) == asyncio.run(use()) == [1, 1, 1]
+    assert len(pool._places._semaphores) == 1  # that of the closed loop is gone

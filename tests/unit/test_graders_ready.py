@@ -1,0 +1,289 @@
+"""Regex, contains, numeric and JSON schema, beyond what tests/contract/test_graders.py holds of every grader."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from descant import StringThread
+from descant.errors import ConfigurationError, GradingError
+from descant.graders.bounded_pattern import BoundedPattern
+from descant.graders.contains import ContainsGrader
+from descant.graders.json_schema import JSONSchemaGrader
+from descant.graders.numeric import NumericGrader, last_number
+from descant.graders.regex_grader import RegexGrader
+
+
+def answer(content, reference=None):
+    return StringThread([("user", "q"), ("assistant", content)], {"reference": reference})
+
+
+async def result(grader, content, reference=None):
+    grade = await grader.grade(answer(content, reference))
+    return grade.value, grade.reasoning
+
+
+# Regex
+
+
+async def test_regex_searches_or_matches_the_whole():
+    assert await result(RegexGrader(r"\d+"), "It is 42.") == (1.0, r"'\d+' matches '42'")
+    assert await result(RegexGrader(r"\d+", full_match=True), "It is 42.") == (
+        0.0, r"'\d+' does not match the whole completion",
+    )  # fmt: skip
+    assert await result(RegexGrader(r"\d+", full_match=True), " 42\n") == (1.0, r"'\d+' matches '42'")
+    assert (await result(RegexGrader("(?i)yes"), "YES"))[0] == 1.0
+    assert await result(RegexGrader("x*"), "y") == (1.0, "'x*' matches ''")
+
+
+async def test_regex_shows_a_long_match_in_short():
+    value, reasoning = await result(RegexGrader("a+"), "a" * 5000)
+    assert value == 1.0
+    assert len(reasoning) < 300
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("ab(c", r"pattern='ab\(c' is not a regular expression: missing \) at position 4, where it ends"),
+        ("ab)c", r"unbalanced parenthesis at position 2, between 'ab' and '\)c'"),
+        (3, "pattern=3 must be a string"),
+    ],
+)
+def test_a_bad_pattern_is_refused_with_its_position(pattern, message):
+    with pytest.raises(ConfigurationError, match=message):
+        RegexGrader(pattern)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), None, "1", True])
+def test_a_timeout_of_a_pattern_is_a_positive_number(timeout_s):
+    with pytest.raises(ConfigurationError, match="timeout_s="):
+        RegexGrader("a", timeout_s=timeout_s)
+
+
+def test_the_limit_of_a_pattern_is_time_and_not_processor_time():
+    pattern, limits = BoundedPattern("a", timeout_s=60), []
+
+    def find(text, timeout, concurrent):
+        """regex while other threads compute: its clock, the processor time of the process, runs ahead."""
+        assert concurrent  # else it would stop all of Python
+        limits.append(timeout)
+        if len(limits) < 3:
+            raise TimeoutError
+        return "found"
+
+    assert pattern._bounded(find, "text") == "found"
+    assert limits == [60, 120, 240]
+
+
+# Contains
+
+
+async def test_contains_needs_all_texts():
+    grader = ContainsGrader(["red", "green"])
+    assert await result(grader, "green and red") == (1.0, "contains 'red', 'green'")
+    assert await result(grader, "Green and red") == (0.0, "does not contain 'green'")
+    assert (await result(ContainsGrader("STRASSE", ignore_case=True), "Hauptstraße"))[0] == 1.0
+
+
+async def test_contains_takes_the_reference_without_its_margins():
+    assert await result(ContainsGrader(), "It is four.", " four\n") == (1.0, "contains 'four'")
+    with pytest.raises(GradingError, match="needs a string that is not empty in metadata"):
+        await result(ContainsGrader(), "It is four.", " \n")
+
+
+@pytest.mark.parametrize("text", ["", [], ["a", ""], 3, ["a", 3], b"a", {"a": 1}])
+def test_a_text_that_cannot_be_contained_is_refused(text):
+    with pytest.raises(ConfigurationError, match="must be a string that is not empty, or a list of such strings"):
+        ContainsGrader(text)
+
+
+# Numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("It is 42.", 42),
+        ("1, 2, 3", 3),
+        ("#### 72", 72),
+        ("$1,234.50", 1234.5),
+        ("1,234,567 people", 1234567),
+        ("-7", -7),
+        ("\N{MINUS SIGN}7", -7),
+        ("-$7", -7),
+        ("10-7", 7),  # a difference
+        ("GPT-4", 4),  # a hyphen
+        ("x = -7", -7),
+        ("答案是-7", -7),
+        (".5", 0.5),
+        ("5e-3", 0.005),
+        ("6.02×10^23", 6.02e23),
+        (r"6.02 \times 10^{-3}", 0.00602),
+        ("3/4", 0.75),
+        ("-1 3/4", -1.75),
+        ("1.5 / 2", 0.75),
+        ("01/02/2024", 2024),  # a date
+        ("1 / 2 / 4", 4),
+        ("50%", 50),
+        ("7 m2 of H2O", 7),
+        ("3.11.7", 3.11),
+        (r"\boxed{42}", 42),
+        ("**42**", 42),
+        ("٤٢", 42),
+    ],
+)
+def test_the_last_number(text, value):
+    assert float(last_number(text).value) == value
+
+
+@pytest.mark.parametrize("text", ["", "none", "H2O", "v1.2", "½", "-", "."])
+def test_no_number(text):
+    assert last_number(text) is None
+
+
+SENTENCES = st.sampled_from(["{}", "It is {}.", "**{}**", "= {}", "1 or 2 or {} apples", r"\boxed{{{}}}", "${}$"])
+DECIMALS = st.decimals(-(10**12), 10**12, places=4)
+
+
+@given(DECIMALS, st.sampled_from(["{:f}", "{:,f}", "{:e}", "{:E}", "{:+f}"]), SENTENCES)
+def test_a_decimal_number_is_read_as_what_it_is(value, form, sentence):
+    assert last_number(sentence.format(form.format(value))).value == value
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(1, 10**6), SENTENCES)
+def test_a_fraction_is_read_as_what_it_is(numerator, denominator, sentence):
+    value = last_number(sentence.format(f"{numerator}/{denominator}")).value
+    assert abs(Fraction(value) - Fraction(numerator, denominator)) < Fraction(1, 10**40)
+
+
+@given(st.text())
+def test_any_text_has_a_last_number_or_none(text):
+    number = last_number(text)
+    assert number is None or number.text in text
+
+
+async def test_numeric_compares_last_numbers():
+    assert await result(NumericGrader(), "6 times 7 is 42", "so 6*7 = 42.0") == (
+        1.0, "the last number is 42, expected 42.0",
+    )  # fmt: skip
+    assert await result(NumericGrader(), "42 or 43", "42") == (0.0, "the last number is 43, expected 42")
+    assert await result(NumericGrader(), "no idea", "42") == (0.0, "no number in 'no idea', expected 42")
+    assert (await result(NumericGrader(), "1/3", "0.3333333"))[0] == 1.0
+    assert (await result(NumericGrader(), "1/0", "0"))[0] == 0.0
+
+
+async def test_numeric_takes_references_that_are_numbers():
+    for reference in (42, 42.0, Fraction(42)):
+        assert (await result(NumericGrader(), "42", reference))[0] == 1.0
+
+
+async def test_tolerances_are_exact_at_their_limit():
+    # as floats 0.4 - 0.1 is more than 0.3, and 0.3 is less than 3/10
+    for found, reference, expected in (("0.4", "0.1", 1.0), ("0.41", "0.1", 0.0), ("-0.4", "-0.1", 1.0)):
+        assert (await result(NumericGrader(absolute_tolerance=0.3), found, reference))[0] == expected
+    relative = NumericGrader(absolute_tolerance=0, relative_tolerance=0.01)
+    for found, reference, expected in (
+        ("101", "100", 1.0),
+        ("101.01", "100", 0.0),
+        ("0", "0", 1.0),
+        ("1e-9", "0", 0.0),
+    ):
+        assert (await result(relative, found, reference))[0] == expected
+
+
+@given(DECIMALS, DECIMALS)
+def test_the_difference_decides(found, reference):
+    with_tolerance = abs(found - reference) <= Decimal("0.5")
+    check = NumericGrader(absolute_tolerance=0.5).check(f"{found:f}", answer("", f"{reference:f}"))
+    with pytest.raises(StopIteration) as done:
+        check.send(None)
+    assert done.value.value[0] is with_tolerance
+
+
+@pytest.mark.parametrize("reference", ["n/a", "", "1e999999999999999999999", "1/0"])
+async def test_a_reference_without_a_number_is_an_error(reference):
+    with pytest.raises(GradingError, match="needs a finite number, or a text with one, in metadata"):
+        await result(NumericGrader(), "42", reference)
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf"), "1", True, None, 10**400])
+@pytest.mark.parametrize("name", ["absolute_tolerance", "relative_tolerance"])
+def test_a_tolerance_is_a_number(name, tolerance):
+    with pytest.raises(ConfigurationError, match=f"{name}=.* must be a finite number of at least 0"):
+        NumericGrader(**{name: tolerance})
+
+
+# JSON schema
+
+PERSON = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "pets": {"type": "array", "items": {"$ref": "#/$defs/pet"}},
+        "code": {"pattern": "^(a|aa)+$"},
+    },
+    "$defs": {"pet": {"type": "object", "properties": {"age": {"minimum": 0}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("completion", "value", "reasoning"),
+    [
+        ('{"name": "Ada"}', 1.0, "valid"),
+        ('\n```json\n{"name": "Ada"}\n```\n', 1.0, "valid"),
+        ('```\n{"name": "`"}```', 1.0, "valid"),
+        ('Here: {"name": "Ada"}', 0.0, "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ('```json\n{"name": "Ada"}\n```\nDone.', 0.0, "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("NaN", 0.0, "not JSON: NaN is not a JSON number"),
+        ("{}", 0.0, "$: 'name' is a required property"),
+        ('{"name": 3}', 0.0, "$.name: 3 is not of type 'string'"),
+        ('{"name": "A", "pets": [{"age": 1}, {"age": -1}]}', 0.0, "$.pets[1].age: -1 is less than the minimum of 0"),
+        ('{"name": "A", "code": "ab"}', 0.0, "$.code: 'ab' does not match '^(a|aa)+$'"),
+        ("[" * 100_000, 0.0, "not JSON that can be read: nested too deeply"),
+    ],
+)
+async def test_json_schema(completion, value, reasoning):
+    assert await result(JSONSchemaGrader(PERSON), completion) == (value, reasoning)
+
+
+async def test_a_long_violation_is_shown_in_short_with_its_reason():
+    value, reasoning = await result(JSONSchemaGrader(PERSON), f'{{"name": ["{"x" * 5000}"]}}')
+    assert value == 0.0
+    assert reasoning.endswith("is not of type 'string'")
+    assert len(reasoning) < 300
+
+
+async def test_a_pattern_of_a_schema_cannot_run_for_ever(monkeypatch):
+    monkeypatch.setattr("descant.graders.json_schema.PATTERN_TIMEOUT_S", 0.05)
+    with pytest.raises(GradingError, match="had no result on a text of 101 characters"):
+        await result(JSONSchemaGrader(PERSON), f'{{"name": "A", "code": "{"a" * 100}c"}}')
+
+
+async def test_the_draft_is_that_of_the_schema():
+    schema = {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "definitions": {"positive": {"minimum": 0, "exclusiveMinimum": True}},
+        "items": {"$ref": "#/definitions/positive"},
+    }
+    assert (await result(JSONSchemaGrader(schema), "[1]"))[0] == 1.0
+    assert (await result(JSONSchemaGrader(schema), "[0]"))[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("{}", "schema='{}' must be a dict"),
+        ({"type": "objekt"}, r"not a JSON schema: at \$.type: 'objekt'"),
+        ({"properties": {"a": {"minimum": "3"}}}, r"at \$.properties.a.minimum: '3' is not of type 'number'"),
+        ({"pattern": "(a"}, r"at \$.pattern: '\(a' is not a 'regex'"),
+        ({"$ref": "#/$defs/x"}, r"\$ref '#/\$defs/x' that leads nowhere"),
+        ({"items": {"$ref": "https://example.org/x"}}, "that leads nowhere in it; .*nothing is fetched"),
+    ],
+)
+def test_a_schema_that_cannot_work_is_refused(schema, message):
+    with pytest.raises(ConfigurationError, match=message):
+        JSONSchemaGrader(schema)
