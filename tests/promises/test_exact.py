@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support import CountingCallback, addition_threads, query, series, training_model
+from support import BareLoop, CountingCallback, addition_threads, query, series, training_model
 
 from descant import SFT
 from descant.progress import Progress
@@ -118,6 +118,27 @@ async def test_counted_calls_in_real_runs(qwen3_dir, tmp_path, num_samples, epoc
     assert [m["progress/step"] for m in seen if "counting/calls" in m] == expected
     assert len(seen) == num_steps + 1
     assert query(tmp_path / "run", "SELECT count(*) FROM events WHERE kind = 'callback_failed'") == [(0,)]
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "synchronous"])
+@pytest.mark.parametrize(("num_steps", "frequency"), [(11, 1 / 11), (11, 0.1), (5, 0.3), (2, 1.0), (7, 0.25)])
+async def test_counted_calls_in_a_bare_loop(qwen3_dir, tmp_path, num_steps, frequency, is_async):
+    watching = CountingCallback(frequency)
+    silent_at_the_ends = CountingCallback(frequency, "inner", at_start=False, at_end=False)
+    loop = BareLoop(qwen3_dir)
+    callbacks = [watching, silent_at_the_ends]
+    if is_async:
+        await loop.run(num_steps, callbacks, tmp_path)
+    else:
+        loop.run_synchronously(num_steps, callbacks, tmp_path)
+    await loop.model.dealloc()
+    exact = Fraction(frequency).limit_denominator(10**6)
+    expected = due_by_definition(exact, num_steps)
+    assert watching.steps == expected
+    assert watching.percentages == [step / num_steps for step in expected]
+    assert watching.hooks == [("start", 0), ("end", num_steps)]
+    assert silent_at_the_ends.steps == due_by_definition(exact, num_steps, False, False)
+    assert list(series(tmp_path, "counting/calls")) == expected
 
 
 async def test_a_callback_starts_anew_in_the_next_trainer(qwen3_dir, tmp_path):

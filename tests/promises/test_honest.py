@@ -2,7 +2,7 @@
 n. Validation loss does not depend on batch size (tests/numerics/test_loss.py). Rewards come from the grades."""
 
 import pytest
-from support import LengthGrader, addition_threads, query, samples, series, training_model
+from support import BareLoop, LengthGrader, addition_threads, query, samples, series, training_model
 
 from descant import SFT, BaseGrader, ExactMatchGrader, Grade, GraderEvalCallback, StringThread, ValidationLossCallback
 
@@ -39,15 +39,31 @@ def numbered(count):
     return threads
 
 
-async def test_a_grader_that_fails_on_a_quarter_leaves_the_mean_of_the_rest_and_a_count(qwen3_dir, tmp_path):
-    async with training_model(qwen3_dir) as model:
-        result = await SFT(
+async def fails_in_a_trainer(path, run_dir, make_callbacks):
+    async with training_model(path) as model:
+        trainer = SFT(
             dataset=addition_threads(4),
             model=model,
             samples_per_batch=2,
-            run_dir=tmp_path,
-            callbacks=[GraderEvalCallback(numbered(16), model, FailsOnAQuarter(), frequency=1, max_gen_len=3)],
-        ).run()
+            run_dir=run_dir,
+            callbacks=make_callbacks(model),
+        )
+        return (await trainer.run()).callback_failures
+
+
+async def fails_in_a_bare_loop(path, run_dir, make_callbacks):
+    loop = BareLoop(path)
+    runner = await loop.run(2, make_callbacks(loop.model), run_dir)
+    await loop.model.dealloc()
+    return runner.failures
+
+
+@pytest.mark.parametrize("run", [fails_in_a_trainer, fails_in_a_bare_loop])
+async def test_a_grader_that_fails_on_a_quarter_leaves_the_mean_of_the_rest_and_a_count(qwen3_dir, tmp_path, run):
+    def make_callbacks(model):
+        return [GraderEvalCallback(numbered(16), model, FailsOnAQuarter(), frequency=1, max_gen_len=3)]
+
+    failures = await run(qwen3_dir, tmp_path, make_callbacks)
     for step in (0, 2):
         values = {
             key: series(tmp_path, f"validation/{key}")[step]
@@ -59,7 +75,7 @@ async def test_a_grader_that_fails_on_a_quarter_leaves_the_mean_of_the_rest_and_
             "rewards/num_failed": 4,
             "num_samples": 12,
         }
-    assert not result.callback_failures  # the callback itself did its work
+    assert not failures  # the callback itself did its work
     warnings = query(tmp_path, "SELECT message, details FROM events WHERE kind = 'callback_warning' AND step = 2")
     assert "failed on 4 of 16 samples" in warnings[0][0]
     assert "the judge did not answer" in warnings[0][1]

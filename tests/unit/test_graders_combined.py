@@ -130,8 +130,10 @@ async def test_logs_of_children_come_from_what_they_returned():
     statistics = {"std": 0.5**0.5, "min": 0.0, "max": 1.0, "count": 2}
     assert combined.get_logs(clear=True) == {
         **{f"score/{name}": pytest.approx(value) for name, value in
-           {"mean": 1.5, "std": 0.5**0.5, "min": 1.0, "max": 2.0, "count": 2}.items()},
-        "exact/score/mean": 0.5, **{f"exact/score/{name}": value for name, value in statistics.items()},
+           {"mean": 1.5, "std": 0.5**0.5, "min": 1.0, "max": 2.0, "count": 2, "stderr": 0.5}.items()},
+        "exact/score/mean": 0.5, "exact/score/stderr": pytest.approx(0.5),
+        "length/score/stderr": pytest.approx(1.0),
+        **{f"exact/score/{name}": value for name, value in statistics.items()},
         "length/score/mean": 3.0, "length/score/std": 2**0.5, "length/score/min": 2.0, "length/score/max": 4.0,
         "length/score/count": 2, "length/vocabulary": 7,
         "picky/score/mean": 1.0, "picky/score/std": 0.0, "picky/score/min": 1.0, "picky/score/max": 1.0,

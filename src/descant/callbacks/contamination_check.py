@@ -40,10 +40,15 @@ class ContaminationCheck:
         Raises:
             DatasetError: something is found, and the policy is "error".
         """
-        validation_sets = {c.name: threads for c in callbacks if (threads := c.validation_threads())}
-        if self.training_set is None or self.policy == "ignore" or not validation_sets:
+        if self.training_set is None or self.policy == "ignore":
             return []
-        found = _joined(await asyncio.to_thread(find_contamination, self.training_set, validation_sets))
+        names, validation_sets = _grouped(callbacks)
+        if not validation_sets:
+            return []
+        found = [
+            replace(contamination, name=", ".join(names[contamination.name]))
+            for contamination in await asyncio.to_thread(find_contamination, self.training_set, validation_sets)
+        ]
         if found and self.policy == "error":
             problems = [(f"callback {contamination.name}", contamination.describe()) for contamination in found]
             raise DatasetError(
@@ -54,9 +59,15 @@ class ContaminationCheck:
         return found
 
 
-def _joined(found: Sequence[Contamination]) -> list[Contamination]:
-    """One finding for callbacks that evaluate on the same threads."""
-    names: dict[Contamination, list[str]] = {}
-    for contamination in found:
-        names.setdefault(replace(contamination, name=""), []).append(contamination.name)
-    return [replace(contamination, name=", ".join(of)) for contamination, of in names.items()]
+def _grouped(callbacks: Sequence[RecipeCallback]) -> tuple[dict[str, list[str]], dict[str, Sequence[StringThread]]]:
+    """The validation sets under the name of the first callback with it, and the names of all that have it."""
+    names: dict[str, list[str]] = {}
+    sets: dict[str, Sequence[StringThread]] = {}
+    first_with: dict[tuple[str, ...], str] = {}
+    for callback in callbacks:
+        if threads := callback.validation_threads():
+            prompts = tuple(thread.without_completion().uuid() for thread in threads)
+            first = first_with.setdefault(prompts, callback.name)
+            names.setdefault(first, []).append(callback.name)
+            sets.setdefault(first, threads)
+    return names, sets

@@ -136,7 +136,7 @@ class GraderEvalCallback(GenerationCallback):
         if failures:
             self.warn(
                 f"grader {self.grader.grader_key!r} failed on {len(failures)} of {len(graded)} samples, which are left "
-                f"out of the mean; first: {type(failures[0]).__name__}: {failures[0]}",
+                f"out of the mean; first: {_describe(failures[0])}",
                 details="".join(traceback.format_exception(failures[0])),
             )
         counts = {"num_failed": len(failures), "num_ignored": num_ignored}
@@ -171,8 +171,14 @@ def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Ex
         cells = completion.cells()
         grade = next(remaining) if isinstance(completion.result, TokenizedThread) else None
         if isinstance(grade, Exception):
-            kind = "not applicable" if isinstance(grade, IgnoreGradeException) else type(grade).__name__
-            cells["error"] = f"{kind}: {grade}"
+            cells["error"] = _describe(grade)
         cells |= {"grade": getattr(grade, "value", None), "reasoning": getattr(grade, "reasoning", None)}
         table.add_row([cells[header] for header in table.headers])
     return table
+
+
+def _describe(error: Exception) -> str:
+    """Its type and words, with the notes that say where it arose."""
+    if isinstance(error, IgnoreGradeException):
+        return f"not applicable: {error}"
+    return "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])

@@ -158,11 +158,11 @@ class AddedCallbacks(TrainerCallback):
         if numbers := {f"eval_{key}": value for key, value in self.runner.evaluations.items() if _is_number(value)}:
             # As Trainer.log does, which subclasses override with what belongs to their training metrics.
             state.log_history.append(cast("Any", {**numbers, "epoch": state.epoch, "step": state.global_step}))
-            self._is_logging = True
+            self._is_logging, should_log = True, control.should_log
             try:
                 self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
             finally:
-                self._is_logging = False
+                self._is_logging, control.should_log = False, should_log  # the trainer's own log is still to come
 
     def _request_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> Path:
         control.should_save = True

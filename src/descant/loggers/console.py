@@ -29,7 +29,18 @@ from descant.table import Table
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
 _BAR_WIDTH = 76
-_SECONDARY = ("stderr", "/std", "_std", "/min", "/max", "/count", "num_samples", "num_generated", "num_tokens", "loss_per_sample")
+_SECONDARY = (
+    "stderr",
+    "/std",
+    "_std",
+    "/min",
+    "/max",
+    "/count",
+    "num_samples",
+    "num_generated",
+    "num_tokens",
+    "loss_per_sample",
+)
 
 
 class _Terminal(RichConsole):

@@ -1,0 +1,361 @@
+"""Callbacks inside the trainers of Transformers and TRL: real ones, on tiny models."""
+
+import asyncio
+import signal
+
+import pytest
+import torch
+from datasets import Dataset
+from support import CountingCallback, LengthGrader, addition_threads, query, samples, series
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from descant import (
+    GenerateSamplesCallback,
+    GraderEvalCallback,
+    InferenceModel,
+    RecipeCallback,
+    ValidationLossCallback,
+    live_model,
+)
+from descant.errors import CallbackError, ConfigurationError, DatasetError
+from descant.integrations.transformers import add_callbacks
+
+VALIDATION = addition_threads(4, offset=50)
+THREADS = addition_threads(24)
+OPTIONS = {
+    "per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-2, "use_cpu": True, "report_to": [],
+    "disable_tqdm": True, "save_strategy": "no", "logging_steps": 2, "seed": 3,
+}  # fmt: skip
+
+
+def plain_trainer(path, output_dir, **options):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = [tokenizer(f"{t.messages()[0].content}{t.completion()}") for t in THREADS]
+    return Trainer(
+        AutoModelForCausalLM.from_pretrained(path),
+        TrainingArguments(output_dir, **{**OPTIONS, **options}),
+        train_dataset=Dataset.from_list([dict(text) for text in texts]),
+        eval_dataset=Dataset.from_list([dict(text) for text in texts[:4]]),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        processing_class=tokenizer,
+    )
+
+
+def sft_trainer(path, output_dir, **options):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": thread.messages()[0].content}],
+            "completion": [{"role": "assistant", "content": thread.completion()}],
+        }
+        for thread in THREADS
+    ]
+    return SFTTrainer(
+        str(path),
+        SFTConfig(str(output_dir), bf16=False, **{**OPTIONS, **options}),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+def grpo_trainer(path, output_dir, **options):
+    """Samples its rollouts from the global generator."""
+    rows = [{"prompt": [{"role": "user", "content": thread.messages()[0].content}]} for thread in THREADS]
+
+    def length(completions, **_):
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    arguments = {**OPTIONS, "max_steps": 3, "num_generations": 2, "max_completion_length": 6, "beta": 0.0, **options}
+    return GRPOTrainer(
+        str(path), length, args=GRPOConfig(str(output_dir), bf16=False, **arguments),
+        train_dataset=Dataset.from_list(rows),
+    )  # fmt: skip
+
+
+TRAINERS = {"Trainer": plain_trainer, "SFTTrainer": sft_trainer, "GRPOTrainer": grpo_trainer}
+
+
+@pytest.fixture(params=TRAINERS)
+def make_trainer(request):
+    return TRAINERS[request.param]
+
+
+class Vandal(RecipeCallback):
+    """Takes the global generator, reseeds it, and leaves a task behind that goes on with it."""
+
+    def __init__(self, frequency=0.2):
+        super().__init__(frequency, "vandal")
+
+    async def callback(self, current_percentage):
+        torch.manual_seed(self.run.step)
+        torch.set_grad_enabled(False)
+        torch.rand(100)
+        self.lingering = asyncio.create_task(self.go_on())
+        raise RuntimeError("on purpose")
+
+    async def go_on(self):
+        while True:
+            torch.rand(10)
+            await asyncio.sleep(0)
+
+
+def callbacks(model, frequency=0.5):
+    return [
+        GraderEvalCallback(VALIDATION, model, LengthGrader(), frequency, max_gen_len=4),
+        ValidationLossCallback(VALIDATION, model, frequency),
+        GenerateSamplesCallback(VALIDATION, model, frequency, max_gen_len=4),
+        CountingCallback(frequency),
+        Vandal(frequency),
+    ]
+
+
+def weights_of(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def without_evaluations(log_history):
+    """What the trainer itself has logged, but for the times."""
+    times = ("runtime", "per_second", "step_time")
+    return [
+        {key: value for key, value in row.items() if not any(time in key for time in times)}
+        for row in log_history
+        if "eval_counting/calls" not in row
+    ]
+
+
+def test_exact_neutral_and_logged(gpt2_dir, tmp_path, make_trainer):
+    alone = make_trainer(gpt2_dir, tmp_path / "alone")
+    alone.train()
+    watched = make_trainer(gpt2_dir, tmp_path / "watched")
+    added = add_callbacks(watched, callbacks, run_dir=tmp_path / "run")
+    watched.train()
+    num_steps = watched.state.max_steps
+    due = [0, -(-num_steps // 2), num_steps]
+
+    expected, found = weights_of(alone), weights_of(watched)
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different, f"{len(different)} of {len(expected)} parameters differ, first {different[0]}"
+    assert without_evaluations(alone.state.log_history) == without_evaluations(watched.state.log_history)
+
+    assert list(series(tmp_path / "run", "validation/loss")) == due
+    assert {step for step, _ in samples(tmp_path / "run", "samples")} == set(due)
+    assert [failure.callback for failure in added.failures] == ["vandal"] * 3
+    logged = [row for row in watched.state.log_history if "eval_validation/loss" in row]
+    assert {row["step"]: row["eval_validation/loss"] for row in logged} == series(tmp_path / "run", "validation/loss")
+    losses = {row["step"]: row["loss"] for row in watched.state.log_history if "loss" in row}
+    assert series(tmp_path / "run", "training/loss") == losses
+    assert query(tmp_path / "run", "SELECT count(*) FROM events WHERE kind = 'run_completed'") == [(1,)]
+
+
+def test_callbacks_see_the_weights_after_exactly_that_many_updates(gpt2_dir, tmp_path):
+    """The validation loss is what Transformers' own forward pass gives on the weights of that step."""
+    expected = {}
+
+    class Compute(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            expected[state.global_step] = loss_of(trainer)
+
+    def loss_of(trainer):
+        model, tokenizer, sums, count = trainer.model.eval(), trainer.processing_class, 0.0, 0
+        with torch.no_grad():
+            for thread in VALIDATION:
+                messages = [{"role": role, "content": text} for role, text in thread.get_turns()]
+                text = tokenizer.apply_chat_template(messages, tokenize=False)
+                start = len(tokenizer(text[: text.rindex(thread.completion())]).input_ids)
+                ids = torch.tensor([tokenizer(text).input_ids[:-1]])  # up to the end of the turn
+                logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+                chosen = logprobs.gather(-1, ids[0, 1:, None])[start - 1 :]
+                sums, count = sums - chosen.sum().item(), count + len(chosen)
+        model.train()
+        return sums / count
+
+    trainer = sft_trainer(gpt2_dir, tmp_path / "out", dataloader_drop_last=True)
+    trainer.add_callback(Compute())
+    expected[0] = loss_of(trainer)
+    add_callbacks(trainer, lambda model: [ValidationLossCallback(VALIDATION, model, 0.5)], run_dir=tmp_path / "run")
+    trainer.train()
+    for step, loss in series(tmp_path / "run", "validation/loss").items():
+        assert loss == pytest.approx(expected[step], rel=1e-4)
+
+
+def test_gradient_accumulation_counts_updates(gpt2_dir, tmp_path):
+    counting = CountingCallback(0.5)
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", gradient_accumulation_steps=3, max_steps=4)
+    add_callbacks(trainer, [counting], run_dir=tmp_path / "run")
+    trainer.train()
+    assert counting.steps == [0, 2, 4]
+
+
+def test_a_run_that_is_resumed_repeats_nothing(gpt2_dir, tmp_path):
+    first, second = CountingCallback(0.5), CountingCallback(0.5)
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", save_strategy="steps", save_steps=3)
+    add_callbacks(trainer, [first], run_dir=tmp_path / "one")
+    trainer.train()
+    resumed = plain_trainer(gpt2_dir, tmp_path / "out", save_strategy="steps", save_steps=3)
+    add_callbacks(resumed, [second], run_dir=tmp_path / "two")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert first.steps == [0, 3, 6]
+    assert second.steps == [6]
+
+
+class Requesting(CountingCallback):
+    async def callback(self, current_percentage):
+        if self.run.step == 3:
+            self.run.request_checkpoint()
+            self.run.request_stop("enough")
+        return await super().callback(current_percentage)
+
+
+def test_requests_reach_the_trainer(gpt2_dir, tmp_path):
+    requesting, last = Requesting(0.5), CountingCallback(1, "last")
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    added = add_callbacks(trainer, [requesting, last], run_dir=tmp_path / "run")
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert requesting.steps == last.steps == [0, 3]
+    assert (tmp_path / "out" / "checkpoint-3" / "model.safetensors").exists()
+    message = query(tmp_path / "run", "SELECT message FROM events WHERE kind = 'checkpoint_saved'")[0][0]
+    assert message.endswith("checkpoint-3")
+    assert added.runner.stop_reason == "counting: enough"
+
+
+def test_final_calls_see_the_last_weights_and_not_the_best_ones(gpt2_dir, tmp_path):
+    """The trainer stops early and loads its best checkpoint; the final call has been before that."""
+    seen = {}
+
+    class Norm(CountingCallback):
+        async def callback(self, current_percentage):
+            seen[self.run.step] = sum(p.detach().norm().item() for p in trainer.model.parameters())
+            return {}
+
+    trainer = plain_trainer(
+        gpt2_dir, tmp_path / "out", eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, save_total_limit=2,
+    )  # fmt: skip
+    trainer.add_callback(EarlyStoppingCallback(1))
+    norms = {}
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            norms[state.global_step] = sum(p.detach().norm().item() for p in trainer.model.parameters())
+
+    trainer.add_callback(Remember())
+    add_callbacks(trainer, [Norm(1)], run_dir=tmp_path / "run")
+    trainer.train()
+    last = trainer.state.global_step
+    assert last < 6
+    assert seen[last] == norms[last]
+    assert seen[last] != sum(p.detach().norm().item() for p in trainer.model.parameters())
+
+
+def test_a_training_that_fails_closes_the_run(gpt2_dir, tmp_path):
+    counting = CountingCallback(0.5)
+
+    class Fail(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise RuntimeError("out of luck")
+
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    trainer.add_callback(Fail())
+    add_callbacks(trainer, [counting], run_dir=tmp_path / "run")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer.train()
+    assert counting.steps == [0, 2]
+    assert counting.hooks == [("start", 0), ("end", 2)]
+    assert "out of luck" in query(tmp_path / "run", "SELECT details FROM events WHERE kind = 'run_failed'")[0][0]
+    assert not list((tmp_path / "run").glob("*-wal"))
+
+
+def test_ctrl_c_ends_the_training_after_the_step(gpt2_dir, tmp_path):
+    counting = CountingCallback(0.5)
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    trainer.add_callback(Interrupt())
+    add_callbacks(trainer, [counting], run_dir=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert counting.steps == [0, 3, 4]
+    assert query(tmp_path / "run", "SELECT step FROM events WHERE kind = 'run_interrupted'") == [(4,)]
+
+
+def test_two_trainings_are_two_runs(gpt2_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counting = CountingCallback(0.5)
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", max_steps=2)
+    add_callbacks(trainer, [counting])
+    trainer.train()
+    trainer.train()
+    assert counting.steps == [0, 1, 2] * 2
+    assert len(list((tmp_path / "runs").glob("trainer-*"))) == 2
+
+
+async def test_in_a_notebook_there_is_an_event_loop_already(gpt2_dir, tmp_path):
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", max_steps=2)
+    add_callbacks(trainer, callbacks, run_dir=tmp_path / "run")
+    trainer.train()
+    assert list(series(tmp_path / "run", "validation/loss")) == [0, 1, 2]
+
+
+def test_what_cannot_work_is_said_before_training(gpt2_dir, tmp_path):
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="two callbacks are called 'counting'"):
+        add_callbacks(trainer, [CountingCallback(), CountingCallback()])
+    with pytest.raises(ConfigurationError, match="contamination='off' must be one of"):
+        add_callbacks(trainer, [], contamination="off")
+    trainer.processing_class = None
+    with pytest.raises(ConfigurationError, match="no tokenizer; give it one as processing_class="):
+        add_callbacks(trainer, callbacks)
+    with pytest.raises(ConfigurationError, match="module is a Linear; a causal language model of"):
+        live_model(torch.nn.Linear(2, 2), AutoTokenizer.from_pretrained(gpt2_dir))
+
+
+def test_strict_and_contamination(gpt2_dir, tmp_path):
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    add_callbacks(trainer, [Vandal(0.5)], run_dir=tmp_path / "strict", strict=True)
+    with pytest.raises(CallbackError, match="callback 'vandal' failed at step 0 of 6"):
+        trainer.train()
+    other = plain_trainer(gpt2_dir, tmp_path / "out")
+    add_callbacks(
+        other, lambda model: [ValidationLossCallback(THREADS[:2], model)], training_set=THREADS, contamination="error",
+        run_dir=tmp_path / "dirty",
+    )  # fmt: skip
+    with pytest.raises(DatasetError, match="callbacks evaluate on prompts that are trained on"):
+        other.train()
+    assert not (tmp_path / "dirty").exists()
+
+
+def test_a_live_model_sees_the_weights_as_they_are(gpt2_dir):
+    module = AutoModelForCausalLM.from_pretrained(gpt2_dir)
+    model = live_model(module, AutoTokenizer.from_pretrained(gpt2_dir))
+    assert type(model) is InferenceModel
+    thread = VALIDATION[0]
+
+    async def look():
+        before = await model.logprobs(thread)
+        snapshot = await model.snapshot()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+        after = await model.logprobs(thread)
+        another = await model.snapshot()  # nobody has told the engine that the weights have changed
+        assert await snapshot.logprobs(thread) == before != after
+        assert await another.logprobs(thread) == after
+        assert await model.logprobs(thread) == after
+        await model.dealloc()
+
+    asyncio.run(look())
+    assert not any(not parameter.requires_grad for parameter in module.parameters())
