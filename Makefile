@@ -33,6 +33,7 @@ bench: .venv/dev-installed
 	$(BIN)/python benchmarks/validation_loss.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/profile_engine.py
 
 format: .venv/dev-installed

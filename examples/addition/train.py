@@ -29,6 +29,7 @@ from descant import (
     ValidationLossCallback,
     load_threads,
 )
+from descant.cli.app import app as descant_command
 
 HERE = Path(__file__).parent
 
@@ -133,6 +134,9 @@ def report(result: TrainingResult, saved: Path) -> None:
     else:
         console.print(f"\nNothing could be graded in {result.num_steps} steps ({seconds}); the run log says why.")
     console.print(f"model    {saved}\nrun log  {result.run_dir / 'run.sqlite'}", markup=False)
+    console.print(f"\n$ descant show {result.run_dir} --samples 2\n", style="bold", markup=False)
+    sys.stdout.flush()
+    descant_command(["show", str(result.run_dir), "--samples", "2"], standalone_mode=False)
 
 
 if __name__ == "__main__":

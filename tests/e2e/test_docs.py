@@ -12,7 +12,21 @@ from tiny_model import save_tiny_qwen3
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TESTED = {"README.md": 1}  # Python snippets by page: a new one needs a test here
+PROGRAMS = {"README.md"}  # a whole program; the snippets of the others are cells of a notebook
+NOTEBOOKS = [page for page in PAGES if page.name not in PROGRAMS and "```python" in page.read_text(encoding="utf-8")]
+NOTEBOOK = """
+import ast, asyncio, sys
+
+async def main(cells):
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells, start=1):
+        code = compile(cell, f"{sys.argv[1]}, snippet {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, names)
+        if result is not None:
+            await result
+
+asyncio.run(main(open("cells").read().split("\\0")))
+"""
 
 
 def blocks(page, language):
@@ -32,7 +46,18 @@ def run(arguments, cwd):
 
 
 def test_every_page_is_tested():
-    assert {page.name: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == TESTED
+    assert [page.name for page in NOTEBOOKS] == [
+        "callbacks.md", "data.md", "graders.md", "integrations.md", "writing-a-callback.md",
+    ]  # fmt: skip
+    assert {page.name: len(blocks(page, "python")) for page in PAGES if page.name in PROGRAMS} == {"README.md": 1}
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_the_snippets_of_a_page_run_from_top_to_bottom(small_data, page):
+    save_tiny_qwen3(small_data / "tiny-qwen3")
+    (small_data / "cells").write_text("\0".join(blocks(page, "python")), encoding="utf-8")
+    done = run([sys.executable, "-c", NOTEBOOK, page.name], small_data)
+    assert "Task exception was never retrieved" not in done.stderr
 
 
 def test_the_program_of_the_readme(tmp_path):
@@ -41,10 +66,11 @@ def test_the_program_of_the_readme(tmp_path):
     (tmp_path / "program.py").write_text(blocks(ROOT / "README.md", "python")[0])
     done = run([sys.executable, "program.py"], tmp_path)
     printed = masked(done.stderr + done.stdout)
-    shown = masked(blocks(ROOT / "README.md", "text")[1])
+    shown = masked(next(text for text in blocks(ROOT / "README.md", "text") if text.startswith("SFT: policy")))
     quoted = re.compile(r"'[^']*' → '[^']*'$")  # a sample differs in the last digits of a machine
     lines = {quoted.sub("SAMPLE", line) for line in printed}
-    missing = [line for line in shown if quoted.sub("SAMPLE", line) not in lines]
+    missing = [line for line in shown if quoted.sub("SAMPLE", line) not in lines and "forecast" not in line]
+    assert any(line.startswith("forecast: # s in all, of which callbacks # %: ") for line in printed)
     assert not missing, f"the README shows {missing}, but the program printed\n" + "\n".join(printed)
 
 
@@ -54,7 +80,7 @@ def test_commands_and_files_that_the_pages_name_exist():
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"`make (\w+)", text):
             assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
-        for path in re.findall(r"\b(?:tests|docs|examples)/[\w/.]+\w", text):
+        for path in re.findall(r"\b(?:tests|docs|examples)/[\w/.-]+\w", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
         for test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text.replace("\n", " ")):
             assert f"def {test[1]}" in (ROOT / test[0]).read_text()

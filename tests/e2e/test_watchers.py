@@ -81,7 +81,7 @@ async def test_a_metric_that_nobody_measures_is_an_error_that_lists_the_keys_the
     runner = await drive([stopping, Scripted([1] * 11), Scripted([1] * 11, 0.5, "late", at_start=False)], tmp_path)
     assert [failure.step for failure in runner.failures] == [5]  # when all others have run, and once
     assert runner.failures[0].message == (
-        "callback 'early_stopping' failed at step 5 of 10: descant.errors.ConfigurationError: callback "
+        "callback 'early_stopping' failed at step 5 of 10: ConfigurationError: callback "
         "'early_stopping' watches 'scripted/scores', which was not measured by any callback; the keys that callbacks "
         "have returned are: late/score, scripted/score"
     )

@@ -174,7 +174,8 @@ class CallbackRunner:
         contaminations = await self._contamination.run(self.callbacks)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
-            await self.recorder.announce(self._title, {**self._config, "callbacks": self._settings()}, self.plan())
+            settings = {"title": self._title, "num_steps": self.num_steps, "seed": self._seed, **self._config}
+            await self.recorder.announce(self._title, {**settings, "callbacks": self._settings()}, self.plan())
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             stack.push_async_exit(self._end)
@@ -373,7 +374,7 @@ class CallbackRunner:
     async def _record_failure(self, callback: RecipeCallback, error: Exception, place: str = "") -> None:
         name = callback.name
         says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
-        reason = place + (str(error) if says_it_all else traceback.format_exception_only(error)[0].strip())
+        reason = place + (str(error) if says_it_all else _describe(error))
         message = f"callback {name!r} failed at step {self.step} of {self.num_steps}: {reason}"
         failure = CallbackFailure(name, self.step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
@@ -442,8 +443,9 @@ class CallbackRunner:
             if inspect.isawaitable(written):
                 written = await written
         except Exception as error:
-            reason = traceback.format_exception_only(error)[0].strip()
-            message = f"the checkpoint that {source} requested at step {self.step} could not be written: {reason}"
+            message = (
+                f"the checkpoint that {source} requested at step {self.step} could not be written: {_describe(error)}"
+            )
             await self.recorder.record_event(self.step, "checkpoint_failed", source, message, error)
             if self._strict:
                 raise
@@ -473,3 +475,8 @@ class CallbackRunner:
             {"name": c.name, "class": type(c).__name__, "frequency": str(c.frequency), "prefix": c.log_key_prefix}
             for c in self.callbacks
         ]
+
+
+def _describe(error: Exception) -> str:
+    """Type and words, also of an exception that has none."""
+    return traceback.format_exception_only(error)[0].strip().removeprefix(f"{type(error).__module__}.")

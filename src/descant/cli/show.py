@@ -115,8 +115,8 @@ def _head_lines(reader: RunReader, width: int) -> list[Text]:
         parts.append(f"{dataset['num_samples']:,} samples")
     if "seed" in config:
         parts.append(f"seed {config['seed']}")
-    if not parts:
-        parts.append("a run whose settings were not recorded")
+    if not model:  # a loop that is not one of descant's trainers
+        parts.insert(0, str(config.get("title", "a run whose settings were not recorded")))
     planned = config.get("num_steps")
     steps = (
         f"{reader.latest_step:,} of {planned:,} steps" if isinstance(planned, int) else f"{reader.latest_step:,} steps"
@@ -136,7 +136,8 @@ def _describe_outcome(reader: RunReader) -> list[str]:
     if reader.outcome is None:
         silent = duration(max(0.0, time.time() - reader.last_written_at))
         return [f"goes on or was killed, after {seconds}", f"last written {silent} ago"]
-    return [f"{reader.outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
+    outcome = printable(reader.outcome if reader.reason is None else f"{reader.outcome} ({reader.reason})")
+    return [f"{outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
 
 
 def _run_seconds(reader: RunReader) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from descant.errors import RunLogError
 
 _NUM_CURVE_POINTS = 320
 _TABLES = {"config", "metrics", "samples", "events"}
-_ENDS = ("completed", "failed", "cancelled")
+_REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
+_ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
 # Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap: 2 million
 # rows take 0.7 s. One GROUP BY for the whole table takes 1.1 s, and more when Python adds up.
@@ -152,9 +154,16 @@ class RunReader:
 
     @property
     def outcome(self) -> str | None:
-        """``completed``, ``failed`` or ``cancelled``; None for a run that goes on or was killed."""
+        """``completed``, ``stopped``, ``interrupted``, ``failed`` or ``cancelled``; None for a run that goes on or was
+        killed."""
         end = self._end()
         return None if end is None else end.kind.removeprefix("run_")
+
+    @property
+    def reason(self) -> str | None:
+        """Why a run was stopped or interrupted, if it was."""
+        match = _REASON.match("" if (end := self._end()) is None else end.message)
+        return match and match[1]
 
     @property
     def last_written_at(self) -> float:
