@@ -108,6 +108,16 @@ def test_the_demo_with_a_model_and_data_of_ones_own(small_data):
     assert not (small_data / "runs").exists()
 
 
+def test_the_bare_loop(tmp_path):
+    script = ROOT / "examples" / "addition" / "bare_loop.py"
+    done = run([sys.executable, script, "--num-steps", "10"], tmp_path)
+    assert re.search(r"Look at it again: descant show runs/run-\d+-\d+", done.stdout)
+    shown = masked(done.stderr)
+    assert "early_stopping with validation/loss #+ not known before" in shown
+    assert sum(line.startswith("validation rewards/score/mean") for line in shown) == 11
+    assert "failed" not in done.stderr
+
+
 def test_the_data_of_the_demo_is_what_its_script_generates(tmp_path):
     folder = shutil.copytree(ROOT / "examples" / "addition", tmp_path / "addition")
     names = ["train.jsonl", "validation.jsonl"]

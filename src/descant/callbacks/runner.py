@@ -210,9 +210,9 @@ class CallbackRunner:
         """
         training_s = time.perf_counter() - self._resumed_at
         before, self._progress = self._progress, self._progress_at(step)
-        self.costs.add_steps(step - self.step, training_s)
-        self.step = step
-        self._training_metrics = {"training/step_s": training_s / (step - before.step), **self._checked(metrics or {})}
+        num_new_steps, self.step = step - self.step, step
+        self.costs.add_steps(num_new_steps, training_s)
+        self._training_metrics = {"training/step_s": training_s / num_new_steps, **self._checked(metrics or {})}
         self.evaluations = {}
         await self.recorder.record(step, self._training_metrics)
         is_due = any(callback.is_due(before, self._progress) for callback in self.callbacks)
@@ -297,9 +297,9 @@ class CallbackRunner:
             return key is not None
         others = [other.name for other in self.callbacks if not other.runs_last]
         all_others_ran = bool(self.evaluations) and all(name in self._last_call for name in others)
-        if key in self._known_keys or key in self._told_missing or not (all_others_ran or is_final):
+        if key in self._known_keys or callback.name in self._told_missing or not (all_others_ran or is_final):
             return False
-        self._told_missing.add(key)
+        self._told_missing.add(callback.name)
         return True
 
     def _progress_at(self, step: int) -> Progress:
