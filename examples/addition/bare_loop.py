@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tiny_model import save_tiny_qwen3
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
 from descant import (
     CallbackRunner,
@@ -30,7 +30,9 @@ def main(num_steps: int) -> None:
     module, tokenizer = AutoModelForCausalLM.from_pretrained(path).train(), AutoTokenizer.from_pretrained(path)
     train, validation = load_threads(HERE / "train.jsonl"), load_threads(HERE / "validation.jsonl")
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=num_steps, pct_start=0.1)
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, num_warmup_steps=num_steps // 10, num_training_steps=num_steps
+    )
 
     model = live_model(module, tokenizer)  # what callbacks see: the weights as they are
     runner = CallbackRunner(
