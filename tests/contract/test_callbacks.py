@@ -198,10 +198,12 @@ async def test_keys_of_the_built_in_callbacks_are_the_contract(qwen3_dir):
     assert set(grader_eval) == {f"validation/{key}" for key in {*scores, *lengths, "num_generated", "samples"}}
     assert set(other) == {f"ood/{key}" for key in {*scores, *lengths, "num_generated", "samples"}}
     more = ("perplexity", "num_tokens", "loss_per_sample", "loss_per_sample_stderr")
-    assert set(loss) == {f"validation/{key}" for key in ("loss", "loss_num_samples", "loss_stderr", *more)}
+    assert set(loss) == {
+        f"validation/{key}" for key in ("loss", "loss_num_samples", "loss_stderr", "loss_samples", *more)
+    }
     assert set(other_loss) == {
         "validation/ood",
-        *(f"validation/ood/{key}" for key in ("num_samples", "stderr", *more)),
+        *(f"validation/ood/{key}" for key in ("num_samples", "stderr", "samples", *more)),
     }
     assert set(generated) == {f"generation/{key}" for key in {*lengths, "samples"}}
     assert generated["generation/samples"].headers[:3] == ["system", "prompt", "response"]

@@ -3,14 +3,16 @@
 import asyncio
 
 import pytest
-from support import LengthGrader, addition_threads, query, training_model
+from support import LengthGrader, addition_threads, query, series, training_model
 
 from descant import (
     SFT,
     BaseGrader,
+    CallbackRunner,
     GenerateSamplesCallback,
     GraderEvalCallback,
     IgnoreGradeException,
+    StringThread,
     ValidationLossCallback,
 )
 from descant.errors import ConfigurationError, DatasetError
@@ -145,11 +147,14 @@ async def test_the_standard_error_of_a_validation_loss(qwen3_dir):
 ARGUMENTS = {
     "num_completions": ({"num_completions": 0}, r"num_completions=0 must be a whole number of at least 1"),
     "greedy": ({"num_completions": 2}, r"num_completions=2 at temperature=0 would be that many equal completions"),
-    "limit": ({"limit": 0}, r"limit=0 must be a whole number of threads, at least 1, or None for all"),
-    "limit text": ({"limit": "all"}, r"limit='all' must be a whole number of threads"),
+    "limit": ({"limit": 0}, r"limit=0 must be a whole number of at least 1, or None"),
+    "limit text": ({"limit": "all"}, r"limit='all' must be a whole number of at least 1"),
     "concurrency": ({"max_concurrent_samples": 0}, r"max_concurrent_samples=0 must be a whole number of at least 1"),
+    "bool": ({"max_concurrent_samples": True}, r"max_concurrent_samples=True must be a whole number"),
+    "threshold": ({"pass_threshold": float("nan")}, r"pass_threshold=nan must be a finite number"),
+    "threshold text": ({"pass_threshold": "x"}, r"pass_threshold='x' must be a finite number"),
     "max_gen_len": ({"max_gen_len": 0}, r"max_gen_len=0 must be a whole number of at least 1"),
-    "temperature": ({"temperature": -1}, r"temperature=-1 must be finite and at least 0"),
+    "temperature": ({"temperature": -1}, r"temperature=-1 must be a finite number of at least 0"),
 }
 
 
@@ -159,6 +164,99 @@ async def test_arguments_that_cannot_work(qwen3_dir, case):
     async with training_model(qwen3_dir) as model:
         with pytest.raises(ConfigurationError, match=message):
             GraderEvalCallback(VALIDATION, model, LengthGrader(), 1, **options)
+
+
+async def test_several_completions_of_one_prompt_have_no_known_error(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        callback = GraderEvalCallback(
+            VALIDATION, model, shortness(3), 1, limit=1, temperature=1.0, max_gen_len=4, num_completions=6
+        )
+        metrics = await callback.maybe_call(0)
+    assert metrics["validation/rewards/score/count"] == 6
+    assert not [key for key in metrics if key.endswith("stderr")]
+
+
+async def test_the_same_prompt_twice_is_not_two_observations(qwen3_dir):
+    twice = [thread for thread in VALIDATION for _ in range(2)]
+    with_other_answers = [*VALIDATION, *(thread.without_completion().assistant("?") for thread in VALIDATION)]
+    async with training_model(qwen3_dir) as model:
+        for threads in (twice, with_other_answers):
+            graded = await GraderEvalCallback(threads, model, LengthGrader(), 1, max_gen_len=3).maybe_call(0)
+            once = await GraderEvalCallback(VALIDATION, model, LengthGrader(), 1, max_gen_len=3).maybe_call(0)
+            for key in ("validation/rewards/score/stderr", "validation/generation_length_stderr"):
+                assert graded[key] == pytest.approx(once[key])
+        loss = await ValidationLossCallback(twice, model).maybe_call(0)
+        once = await ValidationLossCallback(VALIDATION, model).maybe_call(0)
+    assert loss["validation/loss_stderr"] == pytest.approx(once["validation/loss_stderr"])
+
+
+async def test_grades_that_failed_leave_no_statistics_behind(qwen3_dir):
+    class LogsAndFails(BaseGrader):
+        async def grade(self, sample):
+            self.add_log({"score": 0.9, "other": 1})
+            raise ValueError("after all")
+
+        def get_logs(self, clear=False):
+            return {**super().get_logs(clear), "calls": 5}
+
+    async with training_model(qwen3_dir) as model:
+        metrics = await GraderEvalCallback(VALIDATION, model, LogsAndFails("x"), 1, max_gen_len=2).maybe_call(0)
+    assert {key: value for key, value in metrics.items() if "rewards" in key} == {
+        "validation/rewards/score/count": 0,
+        "validation/rewards/num_failed": 5,
+        "validation/rewards/calls": 5,
+    }
+
+
+async def test_kept_logs_of_a_grader_are_of_one_run(qwen3_dir, tmp_path):
+    class Counting(LengthGrader):
+        async def grade(self, sample):
+            self.add_log({"graded": 1})
+            return await super().grade(sample)
+
+        def get_logs(self, clear=False):
+            logs = {"num_graded": len(self._scoped_logs())}
+            return {**super().get_logs(clear), **logs}
+
+    async with training_model(qwen3_dir) as model:
+        callback = GraderEvalCallback(VALIDATION, model, Counting(), 0.5, clear_grader_logs=False, max_gen_len=2)
+        for name in ("one", "two"):
+            await SFT(
+                dataset=addition_threads(4), model=model, samples_per_batch=2, callbacks=[callback],
+                run_dir=tmp_path / name,
+            ).run()  # fmt: skip
+            assert series(tmp_path / name, "validation/rewards/num_graded") == {0: 5, 1: 10, 2: 15}
+
+
+async def test_the_reference_shown_is_the_one_that_is_graded(qwen3_dir):
+    prompt = StringThread().user("1+1=")
+    threads = [prompt.assistant("2") for _ in range(4)]
+    threads[1].metadata, threads[2].metadata = {"reference": "two"}, {"reference": None}
+    threads.append(StringThread([("user", "2+2=")], {"reference": "four"}))
+    threads.append(StringThread([("user", "3+3=")]))
+    seen = []
+    async with training_model(qwen3_dir) as model:
+        grader = BaseGrader.from_function(
+            "see", lambda thread: seen.append((thread.metadata or {}).get("reference")) or 1
+        )
+        callback = GraderEvalCallback(threads, model, grader, 1, max_gen_len=2, max_concurrent_samples=1)
+        metrics = await callback.maybe_call(0)
+    assert metrics["validation/samples"]["reference"] == seen == ["2", "two", "2", "2", "four", None]
+    assert callback.num_stripped == 4
+
+
+async def test_a_validation_loss_says_which_threads_are_hard(qwen3_dir, tmp_path):
+    threads = [*VALIDATION, StringThread().user("x").assistant("y" * 400)]
+    async with training_model(qwen3_dir) as model:
+        callback = ValidationLossCallback(threads, model, 1)
+        result = await SFT(dataset=addition_threads(4), model=model, callbacks=[callback], run_dir=tmp_path).run()
+    table = result.tables["validation/loss_samples"]
+    assert table["example_id"] == [thread.uuid() for thread in threads]
+    assert sum(table["loss"][:5]) / 5 == pytest.approx(result.metrics["validation/loss_per_sample"])
+    assert sum(table["num_tokens"][:5]) == result.metrics["validation/num_tokens"]
+    assert table["loss"][5] is None
+    assert "SequenceTooLongError" in table["error"][5]
+    assert query(tmp_path, "SELECT count(*) FROM samples WHERE key = 'validation/loss_samples'") == [(12,)]
 
 
 # Contamination
@@ -196,3 +294,5 @@ async def test_prompts_that_are_trained_on_are_reported_at_the_start(qwen3_dir, 
     assert ignored == []
     assert finding in str(error.value)
     assert not (tmp_path / "error").exists()
+    with pytest.raises(ConfigurationError, match=r'contamination="error" needs training_set='):
+        CallbackRunner([], num_steps=1, contamination="error")

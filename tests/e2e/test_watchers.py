@@ -96,7 +96,8 @@ async def test_a_metric_that_is_no_number_is_an_error(tmp_path):
 ARGUMENTS = {
     "mode": ({"mode": "maximum"}, r"mode='maximum' must be 'max' if a higher x/y is better, 'min' if a lower one is"),
     "metric": ({"metric": ""}, r"metric='' must be the key of a metric that a callback returns"),
-    "patience": ({"patience": 0}, r"patience=0 must be a whole number of measurements, at least 1"),
+    "patience": ({"patience": 0}, r"patience=0 must be a whole number of at least 1"),
+    "of the trainer": ({"metric": "training/loss"}, r"'training/loss' is the trainer's own; the metric of a callback"),
     "min_delta": ({"min_delta": NAN}, r"min_delta=nan must be a finite number of at least 0"),
 }
 
@@ -201,6 +202,25 @@ async def test_what_has_no_value_is_not_ranked_and_not_lost(qwen3_dir, tmp_path)
     assert "returned are: scripted/score" in runner.failures[0].message
     left = sorted(path.name for path in (tmp_path / "missing" / "checkpoints").iterdir())
     assert left == ["policy-1", "policy-2", "policy-3"]
+
+
+async def test_two_callbacks_do_not_write_the_same_directory(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        pairs = [
+            [
+                BestModelCallback(model, "a/b", "max"),
+                BestModelCallback(model, "a/c", "min", log_key_prefix="other"),
+            ],
+            [
+                CheckpointCallback(model, "policy"),
+                CheckpointCallback(model, "policy", keep_last=1, log_key_prefix="other"),
+            ],
+            [CheckpointCallback(model, "step", log_key_prefix="other")],
+        ]
+        for callbacks, path in zip(pairs, ("best", "policy-<step>", "step-<step>"), strict=True):
+            message = f"callback 'other' writes checkpoints/{path}, and so does .*; give it its own checkpoint_name="
+            with pytest.raises(ConfigurationError, match=message):
+                CallbackRunner(callbacks, num_steps=1)
 
 
 async def test_a_checkpoint_that_cannot_be_written_is_recorded(qwen3_dir, tmp_path):

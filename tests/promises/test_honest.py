@@ -119,6 +119,7 @@ async def test_a_thread_that_cannot_be_scored_is_counted_and_in_no_mean(qwen3_di
         bad = StringThread().user("x").assistant("y" * 400)
         metrics = await ValidationLossCallback([*good, bad], model).maybe_call(0.0)
     assert metrics.pop("validation/loss_num_failed") == 1
+    assert metrics.pop("validation/loss_samples")["loss"][:3] == alone.pop("validation/loss_samples")["loss"]
     assert metrics == pytest.approx(alone)
 
 

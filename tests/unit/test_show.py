@@ -382,3 +382,17 @@ def test_columns_share_the_width(natural, available):
     assert sum(widths) <= max(available, len(widths))
     if sum(natural) <= available:
         assert widths == natural
+
+
+async def test_a_run_log_with_foreign_content_is_one_line(tmp_path):
+    run_dir = await write_run(tmp_path / "run")
+    with contextlib.closing(sqlite3.connect(run_dir / "run.sqlite")) as connection, connection:
+        connection.execute("UPDATE events SET time = 'noon'")
+    done = CliRunner().invoke(app, ["show", str(run_dir)])
+    assert done.exit_code == 1
+    assert "run.sqlite holds what a run of this version does not (" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+async def test_the_narrowest_page_is_still_a_page(tmp_path):
+    assert "metrics" in show(await write_run(tmp_path / "run"), COLUMNS="0")

@@ -21,6 +21,8 @@ from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
 
 logger = logging.getLogger("descant")
+RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
+"""Metrics that belong to the trainer and its runner."""
 
 
 class WarningSink(Protocol):
@@ -224,6 +226,10 @@ class RecipeCallback(ABC):
 
     def declared_keys(self) -> frozenset[str]:
         """The full keys that the callback is known to return; two callbacks of one run must not share any."""
+        return frozenset()
+
+    def declared_checkpoints(self) -> frozenset[str]:
+        """The names of directories that it writes under the run's ``checkpoints``; no two callbacks may share one."""
         return frozenset()
 
     def validation_threads(self) -> Sequence[StringThread]:

@@ -56,6 +56,10 @@ class BestModelCallback(RecipeCallback):
         """The keys above."""
         return frozenset(self.with_prefix(dict.fromkeys(("value", "step"))))
 
+    def declared_checkpoints(self) -> frozenset[str]:
+        """Its directory."""
+        return frozenset({self.checkpoint_name})
+
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run."""
         self.best, self.best_step = self.watch.worst, -1

@@ -9,6 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Unpack
 
+from descant.arguments import check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
 from descant.errors import ConfigurationError
@@ -76,9 +77,8 @@ class CheckpointCallback(RecipeCallback):
         super().__init__(frequency, log_key_prefix, **options)
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
-        for name, count in (("keep_last", keep_last), ("keep_best", keep_best)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ConfigurationError(f"{name}={count!r} must be a whole number of at least 1, or None")
+        check_whole_number("keep_last", keep_last, or_none=True)
+        check_whole_number("keep_best", keep_best, or_none=True)
         if (keep_best is None) != (metric is None) or (keep_best is None) != (mode is None):
             raise ConfigurationError(
                 f"keep_best={keep_best!r}, metric={metric!r} and mode={mode!r} go together: how many to keep, by which "
@@ -92,6 +92,10 @@ class CheckpointCallback(RecipeCallback):
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
         return frozenset(self.with_prefix(dict.fromkeys(("step", "path", "num_kept"))))
+
+    def declared_checkpoints(self) -> frozenset[str]:
+        """What its directories are called."""
+        return frozenset({f"{self.checkpoint_name}-<step>"})
 
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run; its checkpoints stay."""

@@ -24,14 +24,13 @@ class ContaminationCheck:
         policy: "warn" reports what is found, "error" raises, "ignore" does not look.
 
     Raises:
-        ConfigurationError: another policy.
+        ConfigurationError: another policy, or "error" without a training set.
     """
 
     def __init__(self, training_set: Sequence[StringThread] | None, policy: Policy) -> None:
-        if policy not in get_args(Policy):
-            raise ConfigurationError(
-                f"contamination={policy!r} must be one of {', '.join(map(repr, get_args(Policy)))}"
-            )
+        check_policy(policy)
+        if policy == "error" and training_set is None:
+            raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
         self.training_set, self.policy = training_set, policy
 
     async def run(self, callbacks: Sequence[RecipeCallback]) -> list[Contamination]:
@@ -71,3 +70,10 @@ def _grouped(callbacks: Sequence[RecipeCallback]) -> tuple[dict[str, list[str]],
             names.setdefault(first, []).append(callback.name)
             sets.setdefault(first, threads)
     return names, sets
+
+
+def check_policy(policy: Policy) -> None:
+    """Raises ConfigurationError for what is not a policy."""
+    if policy not in get_args(Policy):
+        allowed = ", ".join(map(repr, get_args(Policy)))
+        raise ConfigurationError(f"contamination={policy!r} must be one of {allowed}")

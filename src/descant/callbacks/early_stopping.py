@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
+from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
-from descant.errors import ConfigurationError
 from descant.schedule import NEVER
 
 
@@ -47,10 +47,8 @@ class EarlyStoppingCallback(RecipeCallback):
         super().__init__(NEVER, log_key_prefix, **options)
         self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
         self.watched_key = metric
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
-            raise ConfigurationError(f"patience={patience!r} must be a whole number of measurements, at least 1")
-        if not isinstance(min_delta, int | float) or not 0 <= min_delta < float("inf"):
-            raise ConfigurationError(f"min_delta={min_delta!r} must be a finite number of at least 0")
+        check_whole_number("patience", patience)
+        check_finite_number("min_delta", min_delta, least=0)
         self.patience, self.min_delta = patience, min_delta
 
     def declared_keys(self) -> frozenset[str]:

@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from descant.arguments import check_whole_number
 from descant.errors import ConfigurationError, DatasetError
 from descant.threads.thread import StringThread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """A validation thread.
 
     Attributes:
         example_id: made from the content of the thread as it was given; the nth copy has ``#n`` behind it.
+        prompt_id: made from its prompt alone; examples with the same prompt are not independent of each other.
         thread: the thread, or what is left of it as a prompt.
-        reference: the completion that it ended in, if it has been taken off.
+        reference: what an answer is compared with: ``metadata["reference"]``, else the completion that was taken off.
     """
 
     example_id: str
+    prompt_id: str
     thread: StringThread
-    reference: str | None = None
+    reference: Any = None
 
     def as_prompt(self) -> Example:
         """The example without the completion at its end, which the model must not see when it is asked for its own.
 
-        The completion is kept as ``reference``, and for graders in ``metadata["reference"]``, unless the dataset has a
-        column of that name.
+        The completion becomes the reference, for graders in ``metadata["reference"]``, unless the dataset has a column
+        of that name with a value in it.
         """
-        completion = self.thread.completion()
-        if completion is None:
-            return self
-        prompt = self.thread.without_completion()
-        if prompt.metadata is None or isinstance(prompt.metadata, dict):
-            prompt.metadata = {"reference": completion, **(prompt.metadata or {})}
-        return replace(self, thread=prompt, reference=completion)
+        completion, prompt = self.thread.completion(), self.thread.without_completion()
+        metadata = prompt.metadata if isinstance(prompt.metadata, dict) else {}
+        given = metadata.get("reference")
+        reference = completion if given is None else given
+        if completion is not None and (prompt.metadata is None or isinstance(prompt.metadata, dict)):
+            prompt.metadata = {**metadata, "reference": reference}
+        return replace(self, thread=prompt, reference=reference)
 
 
 def make_examples(threads: Sequence[StringThread], argument: str, limit: int | None = None) -> list[Example]:
@@ -47,8 +51,7 @@ def make_examples(threads: Sequence[StringThread], argument: str, limit: int | N
         DatasetError: there are no threads, or one has no turns.
         ConfigurationError: something in the list is not a ``StringThread``, or a limit that is not a whole number.
     """
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise ConfigurationError(f"limit={limit!r} must be a whole number of threads, at least 1, or None for all")
+    check_whole_number("limit", limit, or_none=True)
     if not threads:
         raise DatasetError(f"{argument} is empty: give at least one thread")
     copies: Counter[str] = Counter()
@@ -58,7 +61,8 @@ def make_examples(threads: Sequence[StringThread], argument: str, limit: int | N
             raise ConfigurationError(f"{argument}[{position}] is a {type(thread).__name__}, not a StringThread")
         if not thread.messages():
             raise DatasetError(f"{thread.source or f'{argument}[{position}]'} has no turns that could be a prompt")
-        thread_id = thread.uuid()
+        thread_id, prompt_id = thread.uuid(), thread.without_completion().uuid()
         copies[thread_id] += 1
-        examples.append(Example(thread_id if copies[thread_id] == 1 else f"{thread_id}#{copies[thread_id]}", thread))
+        example_id = thread_id if copies[thread_id] == 1 else f"{thread_id}#{copies[thread_id]}"
+        examples.append(Example(example_id, prompt_id, thread))
     return examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from descant.arguments import check_text
 from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
@@ -51,6 +52,7 @@ class GenerateSamplesCallback(GenerationCallback):
         log_key_prefix: str = "generation",
         **options: Unpack[GenerationOptions],
     ) -> None:
+        check_text("log_key", log_key)
         options.setdefault("name", log_key)
         super().__init__(
             thread_set,

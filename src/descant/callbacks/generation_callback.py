@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from descant.arguments import check_whole_number
 from descant.callbacks.base import CallbackOptions, RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback
@@ -87,9 +88,8 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         super().__init__(model, frequency, log_key_prefix, **options)
         given = make_examples(threads, argument, limit)
         self.examples = [example.as_prompt() for example in given]
-        self.num_stripped = sum(example.reference is not None for example in self.examples)
-        if not isinstance(num_completions, int) or isinstance(num_completions, bool) or num_completions < 1:
-            raise ConfigurationError(f"num_completions={num_completions!r} must be a whole number of at least 1")
+        self.num_stripped = sum(example.thread.completion() is not None for example in given)
+        check_whole_number("num_completions", num_completions)
         view = model.temperature(temperature)
         if num_completions > 1 and temperature == 0:
             raise ConfigurationError(
@@ -120,9 +120,9 @@ class GenerationCallback(ModelCallback[list[Completion]]):
 
     def length_metrics(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Mean, deviation and standard error of the lengths, in tokens, and the number of failures if any."""
-        generated = [(c.result, c.example.example_id) for c in completions if isinstance(c.result, TokenizedThread)]
+        generated = [(c.result, c.example.prompt_id) for c in completions if isinstance(c.result, TokenizedThread)]
         lengths = [thread.len_last_turn() for thread, _ in generated]
-        metrics: dict[str, Any] = {**summarize_lengths(lengths, [example_id for _, example_id in generated])}
+        metrics: dict[str, Any] = {**summarize_lengths(lengths, [prompt_id for _, prompt_id in generated])}
         if num_failed := len(completions) - len(generated):
             metrics["num_failed"] = num_failed
             first = next(c.result for c in completions if isinstance(c.result, Exception))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Unpack
 
+from descant.arguments import check_finite_number, check_whole_number
+from descant.callbacks.base import RunView
+from descant.callbacks.examples import Example
 from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
 from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
@@ -47,7 +50,7 @@ class GraderEvalCallback(GenerationCallback):
         frequency: the share of the run between two calls.
         log_key: the prefix of all metrics, and the callback's name.
         clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives beside
-            ``score/*`` covers all evaluations so far. (Training's logs are separate either way.)
+            ``score/*`` covers all evaluations of the run so far. (Training's logs are separate either way.)
         temperature: 0 is greedy and gives the most comparable numbers.
         max_concurrent_samples: how many samples are graded at a time; by default all.
         pass_threshold: the grade from which on a completion passes, for ``pass@<k>``.
@@ -89,14 +92,15 @@ class GraderEvalCallback(GenerationCallback):
         )
         self.grader = grader
         self.clear_grader_logs = clear_grader_logs
-        if max_concurrent_samples is not None and (
-            not isinstance(max_concurrent_samples, int) or max_concurrent_samples < 1
-        ):
-            raise ConfigurationError(
-                f"max_concurrent_samples={max_concurrent_samples!r} must be a whole number of at least 1, or None"
-            )
+        check_whole_number("max_concurrent_samples", max_concurrent_samples, or_none=True)
+        check_finite_number("pass_threshold", pass_threshold)
         self.max_concurrent_samples = max_concurrent_samples
         self.pass_threshold = pass_threshold
+        self._kept_logs = LogScope()
+
+    async def on_start(self, run: RunView) -> None:
+        """Forget what the grader has logged in an earlier run."""
+        await super().on_start(run)
         self._kept_logs = LogScope()
 
     def declared_keys(self) -> frozenset[str]:
@@ -113,16 +117,18 @@ class GraderEvalCallback(GenerationCallback):
         with log_scope(LogScope() if self.clear_grader_logs else self._kept_logs):
             graded = await grade_many(self.grader, threads, self.max_concurrent_samples)
             logs = self.grader.get_logs(clear=self.clear_grader_logs)
-        by_prompt: dict[str, list[float]] = {completion.example.example_id: [] for completion in generated}
+        of_example: dict[Example, list[float]] = {completion.example: [] for completion in generated}
         for completion, grade in zip(generated, graded, strict=True):
             if isinstance(grade, Grade):
-                by_prompt[completion.example.example_id].append(grade.value)
-        grades = [(example_id, grade) for example_id, values in by_prompt.items() for grade in values]
-        scores = summarize_scores([grade for _, grade in grades], [example_id for example_id, _ in grades])
-        rewards = {**logs, **scores, **self._count_ungraded(graded)}
+                of_example[completion.example].append(grade.value)
+        grades = [(example.prompt_id, grade) for example, values in of_example.items() for grade in values]
+        scores = summarize_scores([grade for _, grade in grades], [prompt_id for prompt_id, _ in grades])
+        # The grader's own statistics may be of what it has logged and not of what it has returned.
+        others = {key: value for key, value in logs.items() if not key.startswith("score/")}
+        rewards = {**others, **scores, **self._count_ungraded(graded)}
         return {
             **{f"rewards/{key}": value for key, value in rewards.items()},
-            **self._pass_metrics(by_prompt.values()),
+            **self._pass_metrics(of_example),
             **self.length_metrics(measurement),
             "num_samples": len(grades),
             "num_generated": len(generated),
@@ -147,18 +153,18 @@ class GraderEvalCallback(GenerationCallback):
         powers = [2**i for i in range(self.num_completions.bit_length()) if 2**i < self.num_completions]
         return [*powers, self.num_completions] if self.num_completions > 1 else []
 
-    def _pass_metrics(self, grades_of_prompts: Collection[Sequence[float]]) -> dict[str, float]:
+    def _pass_metrics(self, grades_of_example: Mapping[Example, Sequence[float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for k in self._ks():
+            usable = {example: grades for example, grades in grades_of_example.items() if len(grades) >= k}
             estimates = [
                 pass_at_k(len(grades), sum(grade >= self.pass_threshold for grade in grades), k)
-                for grades in grades_of_prompts
-                if len(grades) >= k
+                for grades in usable.values()
             ]
             metrics[f"pass@{k}_num_prompts"] = len(estimates)
             if estimates:
                 metrics[f"pass@{k}"] = fmean(estimates)
-            if (error := standard_error(estimates)) is not None:
+            if (error := standard_error(estimates, [example.prompt_id for example in usable])) is not None:
                 metrics[f"pass@{k}_stderr"] = error
         return metrics
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.metrics import clean_text
-
-RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
 
 
 class MetricKeys:
@@ -19,7 +17,7 @@ class MetricKeys:
         callbacks: those of one run.
 
     Raises:
-        ConfigurationError: something that is not a callback, or names or declared keys that collide, with the fix.
+        ConfigurationError: something that is not a callback, or names, declared keys or checkpoints that collide.
     """
 
     def __init__(self, callbacks: Sequence[RecipeCallback]) -> None:
@@ -27,6 +25,7 @@ class MetricKeys:
             raise ConfigurationError(f"callbacks={callbacks!r} is a {type(callbacks).__name__}; a list is needed")
         self._owners: dict[str, str] = {}
         names: set[str] = set()
+        checkpoints = {"step-<step>": "the trainer"}  # those that callbacks request
         for position, callback in enumerate(callbacks):
             _check_is_callback(callback, f"callbacks[{position}]")
             if callback.name in names:
@@ -42,6 +41,13 @@ class MetricKeys:
                         f"{self._owners.get(key, 'the trainer')!r}; give it its own log_key= or log_key_prefix="
                     )
                 self._owners[key] = callback.name
+            for checkpoint in sorted(callback.declared_checkpoints()):
+                if checkpoint in checkpoints:
+                    raise ConfigurationError(
+                        f"callback {callback.name!r} writes checkpoints/{checkpoint}, and so does "
+                        f"{checkpoints[checkpoint]!r}; give it its own checkpoint_name="
+                    )
+                checkpoints[checkpoint] = callback.name
 
     def claim(self, callback: str, key: object) -> str:
         """The key, if it is one and the callback's own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Literal, get_args
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback
 from descant.errors import ConfigurationError
 
 Mode = Literal["min", "max"]
@@ -27,6 +27,11 @@ class MetricWatch:
     def __init__(self, metric: str, mode: Mode, owner: str) -> None:
         if not isinstance(metric, str) or not metric:
             raise ConfigurationError(f"{owner}: metric={metric!r} must be the key of a metric that a callback returns")
+        if metric.startswith(RESERVED_PREFIXES):
+            raise ConfigurationError(
+                f"{owner}: metric={metric!r} is the trainer's own; the metric of a callback is needed, such as "
+                "'validation/loss' of ValidationLossCallback"
+            )
         if mode not in get_args(Mode):
             raise ConfigurationError(
                 f"{owner}: mode={mode!r} must be 'max' if a higher {metric} is better, 'min' if a lower one is"

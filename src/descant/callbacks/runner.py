@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from descant.callbacks.base import RecipeCallback, RunView
+from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback, RunView
 from descant.callbacks.call_guard import CallGuard
 from descant.callbacks.contamination_check import ContaminationCheck, Policy
 from descant.callbacks.interrupts import Interrupts
-from descant.callbacks.metric_keys import RESERVED_PREFIXES, MetricKeys
+from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
 from descant.engine.process_state import preserved_process_state

@@ -8,6 +8,7 @@ from math import exp, fsum
 from statistics import fmean
 from typing import Any, Unpack
 
+from descant.arguments import check_text
 from descant.callbacks.base import CallbackOptions
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback
@@ -15,6 +16,7 @@ from descant.errors import DatasetError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
 from descant.stats import standard_error
+from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -29,6 +31,11 @@ class ThreadLoss:
     weight_sum: float
     num_tokens: int
 
+    @property
+    def mean(self) -> float:
+        """Nats per trained token."""
+        return self.nll_sum / self.weight_sum
+
 
 class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
     """The negative log-likelihood of a validation set under the live weights, without dropout.
@@ -40,10 +47,12 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         ``validation/perplexity``: its exponential.
         ``validation/num_tokens``: how many tokens that is, end-of-turn tokens included.
         ``validation/loss_per_sample``: the mean of every thread's own loss per token.
-        ``validation/loss_stderr``, ``validation/loss_per_sample_stderr``: standard errors of the two, threads being the
-        independent units (``stats.standard_error``); left out for a single thread.
+        ``validation/loss_stderr``, ``validation/loss_per_sample_stderr``: standard errors of the two, prompts being the
+        independent units (``stats.standard_error``); left out where there is one prompt.
+        ``validation/loss_samples``: Table with ``example_id``, ``prompt``, ``loss``, ``num_tokens``, ``error``.
         ``validation/loss_num_samples``: how many threads that is; ``validation/loss_num_failed``: how many could not be
-        scored, if any. They are in no mean. (With another ``log_key``: ``num_samples``, ``num_failed``, ``stderr``.)
+        scored, if any. They are in no mean. (With another ``log_key``: ``num_samples``, ``num_failed``,
+        ``stderr``, ``samples``.)
 
     Args:
         validation_set: threads with their completions; weighted turns are scored.
@@ -68,30 +77,31 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         limit: int | None = None,
         **options: Unpack[CallbackOptions],
     ) -> None:
+        check_text("log_key", log_key)
         options.setdefault("name", log_key)
         super().__init__(model, frequency, "validation", **options)
-        self.threads = [example.thread for example in make_examples(validation_set, "validation_set", limit)]
-        for position, thread in enumerate(self.threads):
-            if not any(thread.get_turn_weights()):
+        self.examples = make_examples(validation_set, "validation_set", limit)
+        for position, example in enumerate(self.examples):
+            if not any(example.thread.get_turn_weights()):
                 raise DatasetError(
-                    f"{thread.source or f'validation_set[{position}]'} has no weighted turn, so it has no loss; end "
-                    "it in an assistant turn"
+                    f"{example.thread.source or f'validation_set[{position}]'} has no weighted turn, so it has no "
+                    "loss; end it in an assistant turn"
                 )
         self.log_key = log_key
 
     def validation_threads(self) -> Sequence[StringThread]:
         """The threads that are scored."""
-        return self.threads
+        return [example.thread for example in self.examples]
 
     def declared_keys(self) -> frozenset[str]:
         """The keys above."""
         keys = [self.log_key, *map(self._key, ("perplexity", "loss_per_sample", "stderr", "loss_per_sample_stderr"))]
-        keys += map(self._key, ("num_tokens", "num_samples", "num_failed"))
+        keys += map(self._key, ("num_tokens", "num_samples", "num_failed", "samples"))
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
         """The loss of each thread, or why it has none."""
-        rendered = await model.tokenize_many(self.threads, return_exceptions=True)
+        rendered = await model.tokenize_many(self.validation_threads(), return_exceptions=True)
         tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
         scored = iter(await model.logprobs_per_token_many(tokenized, return_exceptions=True))
         losses: list[ThreadLoss | Attempt] = []
@@ -105,18 +115,24 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
 
     async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
         """The averages."""
+        of_prompt = [(example.prompt_id, loss) for example, loss in zip(self.examples, measurement, strict=True)]
+        prompts = [prompt_id for prompt_id, loss in of_prompt if isinstance(loss, ThreadLoss)]
         losses = [loss for loss in measurement if isinstance(loss, ThreadLoss)]
         metrics: dict[str, Any] = {
             self._key("num_tokens"): sum(loss.num_tokens for loss in losses),
             self._key("num_samples"): len(losses),
+            self._key("samples"): self._sample_table(measurement),
         }
         if losses:
             loss = fsum(item.nll_sum for item in losses) / fsum(item.weight_sum for item in losses)
             metrics[self.log_key] = loss
             metrics[self._key("perplexity")] = float("inf") if loss > _LARGEST_EXPONENT else exp(loss)
-            means, weights = [item.nll_sum / item.weight_sum for item in losses], [item.weight_sum for item in losses]
+            means, weights = [item.mean for item in losses], [item.weight_sum for item in losses]
             metrics[self._key("loss_per_sample")] = fmean(means)
-            errors = {"stderr": standard_error(means, weights=weights), "loss_per_sample_stderr": standard_error(means)}
+            errors = {
+                "stderr": standard_error(means, prompts, weights),
+                "loss_per_sample_stderr": standard_error(means, prompts),
+            }
             metrics |= {self._key(key): error for key, error in errors.items() if error is not None}
         if num_failed := len(measurement) - len(losses):
             metrics[self._key("num_failed")] = num_failed
@@ -124,11 +140,22 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
             self.warn(f"{num_failed} of {len(measurement)} threads could not be scored, first: {first}")
         return metrics
 
+    def _sample_table(self, measurement: Sequence[ThreadLoss | Attempt]) -> Table:
+        """One row per thread: which are hard, and which could not be scored."""
+        table = Table(["example_id", "prompt", "loss", "num_tokens", "error"])
+        for example, loss in zip(self.examples, measurement, strict=True):
+            prompt = "\n\n".join(turn.content for turn in example.thread.messages() if turn.role != "system")
+            if isinstance(loss, ThreadLoss):
+                table.add_row([example.example_id, prompt, loss.mean, loss.num_tokens, None])
+            else:
+                table.add_row([example.example_id, prompt, None, None, f"{type(loss).__name__}: {loss}"])
+        return table
+
     def _key(self, key: str) -> str:
         """``GraderEvalCallback`` counts under ``validation/`` too, so the loss says whose its counts are."""
         if self.log_key != "loss":
             return f"{self.log_key}/{key}"
-        return f"loss_{key}" if key in ("num_samples", "num_failed", "stderr") else key
+        return f"loss_{key}" if key in ("num_samples", "num_failed", "stderr", "samples") else key
 
 
 def _thread_loss(thread: TokenizedThread, logprobs: Sequence[float]) -> ThreadLoss:

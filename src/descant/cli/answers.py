@@ -38,7 +38,8 @@ def prompt_lines(reader: RunReader, callbacks: Sequence[str], wanted: str | None
     for callback, examples in _wanted_examples(reader, callbacks, wanted).items():
         rows_of_key: dict[str, list[SampleRow]] = {}
         for row in reader.samples(callback, example_id=examples[0]):
-            rows_of_key.setdefault(row.key, []).append(row)
+            if wanted is not None or not row.cells.get("completion_index"):  # the first of several completions
+                rows_of_key.setdefault(row.key, []).append(row)
         for key, rows in rows_of_key.items():
             yield from _heading_lines(rows[-1], _title(reader, callback, key), width, in_full=wanted is not None)
             if wanted is None and len(rows) > _NUM_STEPS_SHOWN:

@@ -21,9 +21,11 @@ from descant.cli.curves import curve_lines
 from descant.cli.figures import duration
 from descant.cli.grid import heading
 from descant.cli.happenings import failure_lines, warning_lines
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.loggers.run_reader import RunReader
 from descant.loggers.text import printable
+
+_LEAST_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class _Page(Console):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no blocks shows their codes
         super().__init__(highlight=False, soft_wrap=True)
+        self.width = max(self.width, _LEAST_WIDTH)
 
     def on_broken_pipe(self) -> None:
         """Throw away what is left, and exit."""
@@ -65,7 +68,16 @@ def show_run(reader: RunReader, options: ShowOptions) -> None:
         ConfigurationError: a callback, prompt or key that is not in the run.
         RunLogError: the run log is damaged.
     """
-    page = _Page()
+    try:
+        _print_run(_Page(), reader, options)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        if isinstance(error, DescantError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
+
+
+def _print_run(page: _Page, reader: RunReader, options: ShowOptions) -> None:
     prefixes = _callback_prefixes(reader)
     callbacks = _chosen_callbacks(reader, list(prefixes), options.callback)
     width = page.width

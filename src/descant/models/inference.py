@@ -7,11 +7,11 @@ import copy
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeVar, overload
 
+from descant.arguments import check_finite_number, check_whole_number
 from descant.engine.checkpoint import as_path
 from descant.engine.jobs import (
     LIVE,
@@ -93,8 +93,7 @@ class InferenceModel:
         Raises:
             ConfigurationError: negative or not finite.
         """
-        if not (isfinite(temperature) and temperature >= 0):
-            raise ConfigurationError(f"temperature={temperature!r} must be finite and at least 0 (0 is greedy)")
+        check_finite_number("temperature", temperature, least=0)
         return self._view(replace(self.sampling, temperature=float(temperature)))
 
     def top_p(self, top_p: float) -> Self:
@@ -113,8 +112,7 @@ class InferenceModel:
         Raises:
             ConfigurationError: not a whole number of at least 1.
         """
-        if not isinstance(max_gen_len, int) or max_gen_len < 1:
-            raise ConfigurationError(f"max_gen_len={max_gen_len!r} must be a whole number of at least 1")
+        check_whole_number("max_gen_len", max_gen_len)
         return self._view(replace(self.sampling, max_gen_len=max_gen_len))
 
     def min_gen_len(self, min_gen_len: int) -> Self:
@@ -123,8 +121,7 @@ class InferenceModel:
         Raises:
             ConfigurationError: not a whole number of at least 0.
         """
-        if not isinstance(min_gen_len, int) or min_gen_len < 0:
-            raise ConfigurationError(f"min_gen_len={min_gen_len!r} must be a whole number of at least 0")
+        check_whole_number("min_gen_len", min_gen_len, least=0)
         return self._view(replace(self.sampling, min_gen_len=min_gen_len))
 
     def stop_strings(self, *stop_strings: str) -> Self:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback
-from descant.callbacks.contamination_check import ContaminationCheck, Policy
+from descant.callbacks.contamination_check import Policy, check_policy
 from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
 from descant.errors import ConfigurationError
@@ -91,7 +91,7 @@ class Trainer(ABC):
         if logger is not None and not callable(logger):
             raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
         MetricKeys(callbacks)  # what cannot work is refused before anything is opened
-        ContaminationCheck(None, contamination)
+        check_policy(contamination)
         self.contamination: Policy = contamination
         self.logger = logger
         self.callbacks = list(callbacks)
