@@ -1,8 +1,10 @@
 """``descant show``: what people read about a run."""
 
+import contextlib
 import math
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import unicodedata
