@@ -1,12 +1,12 @@
 """Record: what was recorded in one call. The journal is all of them, in order, as the run log keeps them.
 
-``metrics`` and ``samples`` in the run log are made for queries: one value per step and key, the latest. They do not tell
-in which order rows came, nor what is new since a certain moment, which a tracker that is fed along the way has to know,
-since a value may come late for a step that is long past. The journal tells, in one row per call, numbered from 1. Its
-metrics are one JSON object: numbers keep their types, and NaN and infinity are read back as they were (in the way of
-Python's ``json``, which JSON itself does not know). Rows of tables are not written twice: ``tables`` says which record a
-table belongs to and which columns it has, its rows are in ``samples``. A table that is recorded once more at the same
-step replaces the earlier one and belongs to the later record.
+``metrics`` and ``samples`` in the run log are made for queries: one value per step and key, the latest. They do not
+tell in which order rows came, nor what is new since a certain moment, which a tracker that is fed along the way has to
+know, since a value may come late for a step that is long past. The journal tells, in one row per call, numbered from 1.
+Its metrics are one JSON object: numbers keep their types, and NaN and infinity are read back as they were (in the way
+of Python's ``json``, which JSON itself does not know). Rows of tables are not written twice: ``tables`` says which
+record a table belongs to and which columns it has, also when it has no rows; its rows are in ``samples``. A table that
+is recorded once more at the same step replaces the earlier one and belongs to the later record.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def records_without_journal(connection: sqlite3.Connection) -> Iterator[Record]:
     steps = connection.execute("SELECT step FROM metrics UNION SELECT step FROM samples ORDER BY step").fetchall()
     for number, (step,) in enumerate(steps, start=1):
         values = connection.execute("SELECT key, number, text FROM metrics WHERE step = ?", (step,)).fetchall()
-        metrics = {key: nan if number is text is None else number if text is None else text for key, number, text in values}
+        metrics = {
+            key: nan if number is text is None else number if text is None else text for key, number, text in values
+        }
         keys = connection.execute("SELECT DISTINCT callback, key FROM samples WHERE step = ?", (step,)).fetchall()
         tables = {key: read_table(connection, callback, step, key) for callback, key in keys}
         yield Record(number, time, step, metrics, tables)
@@ -84,7 +86,9 @@ def read_table(
         "SELECT cells FROM samples WHERE callback = ? AND step = ? AND key = ? ORDER BY position", (callback, step, key)
     ).fetchall()
     rows = [decode_cells(text) for (text,) in cells]
-    return Table.from_dicts(rows) if columns is None else Table(columns, [[row[name] for name in columns] for row in rows])
+    return (
+        Table.from_dicts(rows) if columns is None else Table(columns, [[row[name] for name in columns] for row in rows])
+    )
 
 
 def encode_cells(cells: Mapping[str, Any]) -> str:

@@ -74,8 +74,8 @@ class _Mark(NamedTuple):
 class RunLog:
     """Writes ``run.sqlite`` in the run directory. Readers may open the file while the run goes on.
 
-    The calls return at once; a thread encodes and writes, many rows to a transaction. When it cannot (disk full), the next call
-    raises. Every row carries the step that it describes.
+    The calls return at once; a thread encodes and writes, many rows to a transaction. When it cannot (disk full), the
+    next call raises. Every row carries the step that it describes.
 
     Raises:
         RunLogError: the directory cannot be made or written, or already holds a run.
@@ -101,6 +101,11 @@ class RunLog:
         """Called on the writer's thread whenever records have come on disk; to return at once."""
         self._thread = threading.Thread(target=self._write, args=(connection,), name="descant-run-log", daemon=True)
         self._thread.start()
+
+    @property
+    def num_records(self) -> int:
+        """Records that are on disk."""
+        return self._num_records
 
     async def log_config(self, config: Mapping[str, Any]) -> None:
         """Record settings; a value that JSON cannot hold is recorded as its ``repr``."""
@@ -214,7 +219,9 @@ class RunLog:
 
     def _statements(self, items: Sequence[_Unwritten | _Statement | _Mark]) -> dict[str, list[_Row]]:
         """What is to be executed, with all rows of a statement together; rows of one statement keep their order."""
-        records, metrics, tables = [], [], []
+        records: list[_Row] = []
+        metrics: list[_Row] = []
+        tables: list[tuple[str, int, str, int, Table]] = []
         statements: dict[str, list[_Row]] = {}
         for item in items:
             if isinstance(item, _Unwritten):

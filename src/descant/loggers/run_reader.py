@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -18,12 +18,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from descant.errors import RunLogError
+from descant.loggers.journal import Record, decode_cells, read_records, read_table, records_without_journal
+from descant.table import Table
 
 _NUM_CURVE_POINTS = 320
 _TABLES = {"config", "metrics", "samples", "events"}
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
+_NUM_RECORDS_AT_ONCE = 200
 # Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap: 2 million
 # rows take 0.7 s. One GROUP BY for the whole table takes 1.1 s, and more when Python adds up.
 _SUMMARIZE = """
@@ -80,6 +83,22 @@ class RunEvent:
     source: str
     message: str
     details: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SinkPlace:
+    """How far a tracker has got.
+
+    Attributes:
+        place: number of the last record that it has.
+        run_id, run_name: the tracker's run: this one, or the first of several stages that share a logger.
+        step_offset: what is added to the steps of this run there.
+    """
+
+    place: int
+    run_id: str
+    run_name: str
+    step_offset: int
 
 
 class RunReader:
@@ -215,9 +234,58 @@ class RunReader:
             f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
         )
         return [
-            SampleRow(name, at, table, example, position, self._from_json(cells))
+            SampleRow(name, at, table, example, position, self._from_json(cells, decode_cells))
             for name, at, table, example, position, cells in rows
         ]
+
+    def tables(self, callback: str, key: str) -> dict[int, Table]:
+        """The tables that a callback has returned under a key, by step; cells have the types that they had.
+
+        NaN and infinity are None in run logs of versions without a journal.
+        """
+        if self.has_journal:
+            described = self._query(
+                "SELECT step, columns FROM tables WHERE callback = ? AND key = ? ORDER BY step", callback, key
+            )
+        else:
+            described = [(step, "null") for step in self.sample_steps.get((callback, key), [])]
+        try:
+            assert self._connection is not None
+            return {
+                step: read_table(self._connection, callback, step, key, json.loads(columns))
+                for step, columns in described
+            }
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    @cached_property
+    def has_journal(self) -> bool:
+        """Whether the run log tells in which order its rows came, which the first versions did not."""
+        return "journal" in self._table_names
+
+    def records(self, place: int = 0) -> Iterator[Record]:
+        """Everything that was recorded, call by call, after record number ``place``.
+
+        Of a run log without a journal: one record per step, all with the time at which the run started.
+        """
+        try:
+            assert self._connection is not None
+            if not self.has_journal:
+                yield from (record for record in records_without_journal(self._connection) if record.id > place)
+                return
+            while records := read_records(self._connection, place, _NUM_RECORDS_AT_ONCE):
+                yield from records
+                place = records[-1].id
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    @cached_property
+    def sinks(self) -> dict[str, SinkPlace]:
+        """How far each tracker has got that the run was given."""
+        if "sinks" not in self._table_names:
+            return {}
+        rows = self._query("SELECT name, place, run_id, run_name, step_offset FROM sinks ORDER BY name")
+        return {name: SinkPlace(*rest) for name, *rest in rows}
 
     def example_ids(self, callback: str) -> list[str]:
         """The ids of a callback's examples, in the order in which they first appeared."""
@@ -285,27 +353,33 @@ class RunReader:
             raise
         return connection
 
+    @cached_property
+    def _table_names(self) -> set[str]:
+        return {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
     def _check_tables(self) -> None:
-        found = {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not found:
+        if not self._table_names:
             raise RunLogError(f"{self.path} is empty: its run was killed as it began, or begins just now")
-        if missing := _TABLES - found:
+        if missing := _TABLES - self._table_names:
             raise RunLogError(f"{self.path} is an SQLite file but not a run log: it has no table {min(missing)!r}")
 
     def _query(self, sql: str, *arguments: Any) -> list[Any]:
         assert self._connection is not None
         try:
             return self._connection.execute(sql, arguments).fetchall()
-        except sqlite3.ProgrammingError as error:
-            raise RunLogError(f"the reader of {self.path} is closed") from error
         except sqlite3.DatabaseError as error:
-            raise RunLogError(
-                f"the run log {self.path} is damaged ({error}); `sqlite3 {self.path} .recover` may save the rest"
-            ) from error
+            raise self._damaged(error) from error
 
-    def _from_json(self, text: str) -> Any:
+    def _damaged(self, error: Exception) -> RunLogError:
+        if isinstance(error, sqlite3.ProgrammingError):
+            return RunLogError(f"the reader of {self.path} is closed")
+        return RunLogError(
+            f"the run log {self.path} is damaged ({error}); `sqlite3 {self.path} .recover` may save the rest"
+        )
+
+    def _from_json(self, text: str, decode: Callable[[str], Any] = json.loads) -> Any:
         try:
-            return json.loads(text)
+            return decode(text)
         except ValueError as error:
             raise RunLogError(f"the run log {self.path} is damaged: {text[:60]!r} is not JSON ({error})") from error
 
