@@ -76,6 +76,16 @@ class HangingTracker(MemoryTracker):
         super().write(step, time_s, metrics, tables)
 
 
+class Together:
+    """Several loggers in one, in the way of an object that somebody has."""
+
+    def __init__(self, *loggers):
+        self.loggers = loggers
+
+    def __call__(self, metrics):
+        raise AssertionError("the loggers in it are called, or fed")
+
+
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
     monkeypatch.setattr(feed_module, "_FIRST_RETRY_S", 1e-3)
@@ -231,7 +241,7 @@ async def test_a_second_failure_is_said_again(tmp_path):
 async def test_a_tracker_that_is_down_leaves_a_warning_with_the_command_that_delivers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0.05")
     tracker = MemoryTracker(num_failures=10**9)
-    await run(tmp_path, [tracker, other := MemoryTracker()])
+    await run(tmp_path, Together(tracker, other := MemoryTracker()))
     command = f"`descant sync {tmp_path} --to memory`"
     assert [message for _, message, _ in events(tmp_path, "tracker_incomplete")] == [
         f"memory has not got 3 of 3 records of the run; once it works again: {command}"
@@ -247,7 +257,7 @@ async def test_a_tracker_that_is_down_leaves_a_warning_with_the_command_that_del
 
 
 async def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_its_end(tmp_path, hanging, capsys):
-    await run(tmp_path, [hanging, other := MemoryTracker()])
+    await run(tmp_path, Together(hanging, other := MemoryTracker()))
     assert hanging.hangs.is_set()
     assert hanging.rows == []
     assert len(other.rows) == 3
@@ -257,19 +267,61 @@ async def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_its_end(tmp_pat
     assert not (tmp_path / "run.sqlite-wal").exists()  # nothing keeps the run log open
 
 
-def test_a_tracker_that_hangs_does_not_keep_the_process(tmp_path):
-    code = """
-import asyncio, sys, test_feed
-tracker = test_feed.HangingTracker()
-asyncio.run(test_feed.run(__import__("pathlib").Path(sys.argv[1]), tracker))
-assert tracker.hangs.is_set()
+PROGRAM = """
+import asyncio, os, sys, threading
+from pathlib import Path
+from descant.loggers.logger import TrackerLogger
+from descant.loggers.recorder import RunRecorder
+from descant.loggers.run_reader import RunReader
+
+class Tracker(TrackerLogger):
+    tracker, is_down, hangs = "memory", False, False
+    def start(self, run): pass
+    def write(self, step, time_s, metrics, tables):
+        if self.is_down:
+            raise ConnectionError
+        print(step, flush=True)
+        if self.hangs:
+            threading.Event().wait()
+    def finish(self, outcome): pass
+
+def place(run_dir):
+    with RunReader(run_dir) as reader:
+        return reader.sinks["memory"].place
+
+async def main(run_dir):
+    tracker = Tracker()
+    recorder = RunRecorder(run_dir, 6, tracker, strict=False)
+    async with recorder:
+        await recorder.announce("a run", {}, [])
+        for step in range(1, 4):
+            tracker.hangs = "hang" in sys.argv
+            await recorder.record(step, {"loss": float(step)})
+        await recorder._run_log.flush()
+        if tracker.hangs:
+            return
+        while place(run_dir) < 3:
+            await asyncio.sleep(0)
+        tracker.is_down = True
+        for step in range(4, 7):
+            await recorder.record(step, {"loss": float(step)})
+        await recorder._run_log.flush()
+        os._exit(9)  # as if killed
+
+asyncio.run(main(Path(sys.argv[1])))
 """
+
+
+def execute(*arguments):
     environment = {**os.environ, "DESCANT_TRACKER_TIMEOUT_S": "0.2", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert "descant sync" in done.stderr
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_tracker_that_hangs_does_not_keep_the_process(tmp_path):
+    done = execute(tmp_path, "hang")
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert "memory has not got 3 of 3 records of the run" in done.stderr
 
 
 async def test_a_run_that_is_cancelled_while_it_waits_leaves_at_once(tmp_path, hanging, monkeypatch, capsys):
@@ -291,37 +343,8 @@ async def test_a_run_that_is_cancelled_while_it_waits_leaves_at_once(tmp_path, h
         assert reader.outcome == "completed"
 
 
-KILLED = """
-import asyncio, os, sys, test_feed
-from pathlib import Path
-
-class Stopping(test_feed.MemoryTracker):
-    def write(self, step, time_s, metrics, tables):
-        super().write(step, time_s, metrics, tables)
-        print(step, flush=True)
-
-async def main():
-    tracker = Stopping()
-    async with test_feed.recording(Path(sys.argv[1]), tracker) as recorder:
-        for step in range(1, 4):
-            await recorder.record(step, {"loss": float(step)})
-        while test_feed.place(Path(sys.argv[1])) < 3:
-            await asyncio.sleep(0)
-        tracker.num_failures = 10**9
-        for step in range(4, 7):
-            await recorder.record(step, {"loss": float(step)})
-        await recorder._run_log.flush()
-        os._exit(9)  # as if killed
-
-asyncio.run(main())
-"""
-
-
 def test_after_a_kill_what_is_missing_is_delivered_and_nothing_twice(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = execute(tmp_path)
     assert (done.returncode, done.stdout.split()) == (9, ["1", "2", "3"]), done.stderr
     tracker = MemoryTracker()
     assert replay(tmp_path, tracker, place=place(tmp_path)) == 3
@@ -378,20 +401,13 @@ async def test_a_logger_beside_trackers_is_called_in_the_loop(tmp_path):
         def close(self):
             closed.append(True)
 
-    class Several:
-        loggers = (Mine(), MemoryTracker())
-
-        def __call__(self, metrics):
-            raise AssertionError
-
-    plain = []
-    several = Several()
-    await run(tmp_path, [several, plain.append, [several.loggers[1]]], config={"lr": 0.1})
+    plain, tracker = [], MemoryTracker()
+    await run(tmp_path, Together(Mine(), [plain.append, tracker], tracker), config={"lr": 0.1})
     assert logged == [(threading.main_thread(), step) for step in (1, 2, 3)]
     assert [config["lr"] for config in configs] == [0.1]
     assert closed == []  # it is the user's
     assert len(plain) == 3
-    assert len(several.loggers[1].rows) == 3
+    assert len(tracker.rows) == 3
 
 
 async def test_one_logger_that_fails_does_not_keep_another_from_its_metrics(tmp_path):
@@ -399,7 +415,7 @@ async def test_one_logger_that_fails_does_not_keep_another_from_its_metrics(tmp_
         raise ValueError("full")
 
     logged = []
-    await run(tmp_path, [broken, logged.append], num_steps=2)
+    await run(tmp_path, Together(broken, logged.append), num_steps=2)
     assert len(logged) == 2
     assert "broken" in events(tmp_path, "logger_failed")[0][1]
 

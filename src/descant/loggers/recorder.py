@@ -193,8 +193,8 @@ class RunRecorder:
                 await waiting
         except Exception as error:
             reason = traceback.format_exception_only(error)[0].strip()
-            name = "the logger" if len(self._loggers) == 1 else f"the logger {logger!r:.60}"
-            message = f"{name} failed at step {self.step}: {reason}"
+            name = "" if len(self._loggers) == 1 else f" {getattr(logger, '__name__', type(logger).__name__)}"
+            message = f"the logger{name} failed at step {self.step}: {reason}"
             await self.record_event(self.step, "logger_failed", "logger", message, error)
             if self._strict:
                 raise
@@ -245,7 +245,7 @@ def flat_loggers(logger: Any) -> list[LoggerFunction]:
     if logger is None:
         return []
     several = logger if isinstance(logger, list | tuple) else getattr(logger, "loggers", None)
-    if isinstance(several, list | tuple) and (several is logger or all(map(callable, several))):
+    if isinstance(several, list | tuple) and (several or several is logger):
         found = [each for one in several for each in flat_loggers(one)]
         return list({id(each): each for each in found}.values())
     if not callable(logger):
