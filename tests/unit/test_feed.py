@@ -220,7 +220,9 @@ async def test_a_tracker_that_fails_is_tried_again_and_said_once(tmp_path, fail_
     assert message.startswith("memory failed at step ")
     assert message.endswith("ConnectionError: the server answers 500; it is tried again, and nothing is lost")
     assert "Traceback" in details
-    assert [message for _, message, _ in events(tmp_path, "tracker_recovered")] == ["memory works again and has everything"]
+    assert [message for _, message, _ in events(tmp_path, "tracker_recovered")] == [
+        "memory works again and has everything"
+    ]
     assert capsys.readouterr().err.count("the server answers 500") == 1
 
 
@@ -439,7 +441,7 @@ async def test_a_run_log_without_a_journal_is_delivered_step_by_step(tmp_path):
         await log.log_metrics(step, {"loss": float(step), "note": "text", "nan": math.nan})
     await log.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as old:
-        old.executescript("DROP TABLE journal; DROP TABLE tables; DROP TABLE sinks")
+        old.executescript("DROP TABLE journal; DROP TABLE tables; DROP TABLE sinks; DROP TABLE parts")
     tracker = MemoryTracker()
     assert replay(tmp_path, tracker) == 3
     assert [step for step, *_ in tracker.rows] == [0, 1, 2]

@@ -156,11 +156,8 @@ class RunRecorder:
         self.step = step
         metrics = {**metrics, "progress/step": step, "completion_percentage": step / self.num_steps}
         self._unpublished |= metrics
-        for key, value in metrics.items():
-            if isinstance(value, Table):
-                self.tables[key] = value
-            else:
-                self.latest[key] = value
+        self.latest |= {key: value for key, value in metrics.items() if not isinstance(value, Table)}
+        self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
         await self._run_log.log_metrics(step, metrics, source)
 
     async def record_evaluation(

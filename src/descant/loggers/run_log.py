@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from descant.errors import RunLogError
 from descant.loggers.journal import encode_cells
+from descant.loggers.parts import PARTS_SCHEMA, save_parts
 from descant.metrics import Metric, clean_text
 from descant.table import Table
 
@@ -44,6 +45,7 @@ CREATE TABLE tables (  -- the record of the journal that a table in samples belo
     PRIMARY KEY (callback, step, key)
 ) WITHOUT ROWID;
 CREATE INDEX tables_by_record ON tables (record);
+{PARTS_SCHEMA}
 """
 SAVE_SINK = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?)"
 _INSERT_RECORD = "INSERT INTO journal VALUES (?, ?, ?, ?)"
@@ -121,13 +123,10 @@ class RunLog:
                 ``example_id``, or else by their position.
             source: the callback that has returned them, or "trainer".
         """
-        scalars: dict[str, float | str] = {}
-        tables: dict[str, Table] = {}
-        for key, value in metrics.items():
-            if isinstance(value, Table):
-                tables[key] = Table(value.headers, value.rows)  # others have the original, and may change it
-            else:
-                scalars[key] = value
+        tables = {key: value for key, value in metrics.items() if isinstance(value, Table)}
+        scalars = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
+        for key, table in tables.items():
+            tables[key] = Table(table.headers, table.rows)  # others have the original, and may change it
         self._check()
         await self._enqueue(_Unwritten(time.time(), step, source, scalars, tables))
 
@@ -200,15 +199,17 @@ class RunLog:
         while not closing:
             items = [self._queue.get(), *(self._queue.get() for _ in range(self._queue.qsize()))]
             num_before = self._num_records
+            marks = [item for item in items if isinstance(item, _Mark)]
+            closing = any(mark.closing for mark in marks)
             if self._failure is None:
                 try:
                     with connection:
                         for sql, rows in self._statements(items).items():
                             connection.executemany(sql, rows)
+                        if closing:
+                            save_parts(connection, self._num_records)
                 except Exception as error:
                     self._failure = error
-            marks = [item for item in items if isinstance(item, _Mark)]
-            closing = any(mark.closing for mark in marks)
             if closing:
                 connection.close()
             for mark in marks:

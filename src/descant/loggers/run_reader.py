@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import pairwise
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -19,21 +18,14 @@ from typing import Any, Self
 
 from descant.errors import RunLogError
 from descant.loggers.journal import Record, decode_cells, read_records, read_table, records_without_journal
+from descant.loggers.parts import Part, read_parts
 from descant.table import Table
 
-_NUM_CURVE_POINTS = 320
 _TABLES = {"config", "metrics", "samples", "events"}
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
 _NUM_RECORDS_AT_ONCE = 200
-# Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap: 2 million
-# rows take 0.7 s. One GROUP BY for the whole table takes 1.1 s, and more when Python adds up.
-_SUMMARIZE = """
-SELECT key, count(*), count(number), count(text), min(number), max(number), sum(number)
-FROM metrics WHERE step >= ? AND step < ? GROUP BY key
-"""
-_FIND_EDGES = "SELECT key, min(step), max(step) FROM metrics WHERE step >= ? AND step < ? GROUP BY key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +184,14 @@ class RunReader:
     @cached_property
     def metrics(self) -> dict[str, MetricSummary]:
         """Every metric over the whole run, by key in alphabetical order."""
-        parts: dict[str, list[_Part]] = {}
-        for start, end in self._borders():
-            for key, *columns in self._query(_SUMMARIZE, start, end):
-                parts.setdefault(key, []).append(_Part((start, end), *columns))
-        outermost = {part.steps for of_key in parts.values() for part in (of_key[0], of_key[-1])}
-        edges = {
-            (steps, key): (first, last) for steps in outermost for key, first, last in self._query(_FIND_EDGES, *steps)
-        }
-        return {
-            key: self._summarize(key, of_key, edges[of_key[0].steps, key][0], edges[of_key[-1].steps, key][1])
-            for key, of_key in sorted(parts.items())
-        }
+        parts: dict[str, list[Part]] = {}
+        try:
+            assert self._connection is not None
+            for part in read_parts(self._connection, may_be_saved="parts" in self._table_names):
+                parts.setdefault(part.key, []).append(part)
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+        return {key: self._summarize(key, of_key) for key, of_key in sorted(parts.items())}
 
     def keys(self) -> dict[str, int]:
         """The keys of the metrics and at how many steps each was recorded."""
@@ -388,16 +376,7 @@ class RunReader:
         marks = [event for event in self.events if event.kind.startswith("run_")]
         return marks[-1] if marks and marks[-1].kind.removeprefix("run_") in _ENDS else None
 
-    def _borders(self) -> list[tuple[int, int]]:
-        """The parts of the run that curves are made of, from a step to before another."""
-        first, last = self._query("SELECT min(step), max(step) FROM metrics")[0]
-        if first is None:
-            return []
-        num_parts = min(_NUM_CURVE_POINTS, last - first + 1)
-        borders = [first + part * (last - first + 1) // num_parts for part in range(num_parts + 1)]
-        return list(pairwise(borders))
-
-    def _summarize(self, key: str, parts: Sequence[_Part], first_step: int, last_step: int) -> MetricSummary:
+    def _summarize(self, key: str, parts: Sequence[Part]) -> MetricSummary:
         return MetricSummary(
             key=key,
             num_points=sum(part.num_points for part in parts),
@@ -405,41 +384,13 @@ class RunReader:
             minimum=min((part.minimum for part in parts if part.minimum is not None), default=None),
             maximum=max((part.maximum for part in parts if part.maximum is not None), default=None),
             total=sum(part.sum for part in parts),
-            first=self._point(key, first_step),
-            last=self._point(key, last_step),
+            first=self._point(key, parts[0].first_step),
+            last=self._point(key, parts[-1].last_step),
             curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
         )
 
     def _point(self, key: str, step: int) -> tuple[int, float | str]:
         return step, _value(*self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)[0])
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One key within one part of the run, as SQLite gives it."""
-
-    steps: tuple[int, int]
-    num_points: int
-    num_numbers: int
-    num_texts: int
-    minimum: float | None
-    maximum: float | None
-    total: float | None  # also None for the sum of an infinity and its opposite
-
-    @property
-    def num_nan(self) -> int:
-        return self.num_points - self.num_numbers - self.num_texts
-
-    @property
-    def sum(self) -> float:
-        return self.total if self.total is not None else nan if self.num_numbers else 0.0
-
-    @property
-    def mean(self) -> float:
-        """Not beyond its minimum and maximum: rounding must not make a constant look as if it moved."""
-        if self.num_nan or self.minimum is None or self.maximum is None or not isfinite(self.sum):
-            return nan
-        return min(max(self.sum / self.num_numbers, self.minimum), self.maximum)
 
 
 def find_runs(directory: Path) -> list[Path]:
