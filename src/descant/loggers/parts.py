@@ -1,8 +1,8 @@
 """Part: a metric within one part of a run. Summaries and curves are made of them.
 
 A run is cut into at most 320 parts of about as many steps each. That takes about a second for 2 million rows, so the
-run log does it once when it is closed, and keeps the answer beside the number of the last record that it holds for. Of a
-run that goes on, or was killed, the parts are made when they are asked for.
+run log does it once when it is closed, and keeps the answer beside the number of the last record that it holds for. Of
+a run that goes on, or was killed, the parts are made when they are asked for.
 """
 
 from __future__ import annotations
