@@ -89,6 +89,7 @@ class Together:
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
     monkeypatch.setattr(feed_module, "_FIRST_RETRY_S", 1e-3)
+    monkeypatch.setattr(feed_module, "_REST_S", 0.0)
 
 
 @pytest.fixture
@@ -388,6 +389,33 @@ async def test_a_second_stage_goes_on_in_the_run_of_the_first(tmp_path):
     alone = MemoryTracker()
     await run(tmp_path / "alone", alone)
     assert alone.runs[0].name == "alone"
+
+
+async def test_two_runs_at_once_need_a_logger_each(tmp_path):
+    tracker = MemoryTracker()
+    async with recording(tmp_path / "one", tracker) as recorder:
+        with pytest.raises(ConfigurationError, match="that two is given is in use by another run, which has not ended"):
+            await run(tmp_path / "two", tracker)
+        await recorder.record(1, {"loss": 0.0})
+    assert [told.name for told in tracker.runs] == ["one"]
+    assert tracker.outcomes == ["completed"]
+
+
+async def test_a_stage_that_fails_or_is_not_delivered_is_followed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0.05")
+    tracker = MemoryTracker()
+    with pytest.raises(ZeroDivisionError):
+        await run(tmp_path / "one", tracker, metrics=lambda step: {"loss": 1 / (2 - step)})
+    tracker.num_failures = 10**9
+    await run(tmp_path / "two", tracker)
+    tracker.num_failures = 0
+    monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "60")
+    await run(tmp_path / "three", tracker, num_steps=1)
+    assert tracker.outcomes == ["failed", "completed"]
+    assert [step for step, *_ in tracker.rows] == [1, 5]  # one step, three, one
+    replay(tmp_path / "two", tracker, place=place(tmp_path / "two"))
+    assert [step for step, *_ in tracker.rows] == [1, 5, 2, 3, 4]
+    assert len({told.run_id for told in tracker.runs}) == 1
 
 
 async def test_a_logger_beside_trackers_is_called_in_the_loop(tmp_path):

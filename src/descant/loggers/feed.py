@@ -23,13 +23,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
-from descant.errors import RunLogError
+from descant.errors import ConfigurationError, RunLogError
 from descant.loggers.journal import Record, read_records
 from descant.loggers.logger import RunInfo, TrackerLogger
 from descant.loggers.run_log import SAVE_SINK, SINKS, RunLog
 from descant.loggers.run_reader import RunReader, SinkPlace
 
 _NUM_RECORDS_AT_ONCE = 200
+_REST_S = 0.2  # a turn costs a third of a millisecond of the processor, for one record as for many
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
 _QUIET_S = 0.5  # what is done by then needs no words
@@ -44,12 +45,19 @@ class _Stages:
 
     first: RunInfo | None = None
     last_step: int = 0
+    goes_on: bool = False
 
     def __post_init__(self) -> None:
         self.turn = threading.Lock()
 
     def enter(self, run: RunInfo) -> tuple[RunInfo, int]:
         """What the tracker is told of a run, and what is added to its steps."""
+        if self.goes_on:
+            raise ConfigurationError(
+                f"the logger that {run.name} is given is in use by another run, which has not ended; "
+                "give runs that go on at the same time a logger each"
+            )
+        self.goes_on = True
         if self.first is None:
             self.first = run
             return run, 0
@@ -75,7 +83,7 @@ class Feed:
     """Feeds one tracker with what a run records, until ``end`` was called and everything is delivered.
 
     A logger that was fed from an earlier run continues it: the same run in the tracker, with steps that go on after its
-    last one. Two runs at once that share a logger take turns: the second is delivered when the first has ended.
+    last one, as soon as the calls that the earlier run has made have returned.
 
     Args:
         tracker: the logger; nobody else calls its ``start``, ``write`` and ``finish``.
@@ -84,6 +92,9 @@ class Feed:
         run_log: where records come from and the place is saved.
         report: takes what there is to say: ``tracker_started`` with its link, ``tracker_failed`` once when it begins to
             fail, and ``tracker_recovered`` when it has caught up.
+
+    Raises:
+        ConfigurationError: another run, which has not ended, feeds the logger.
     """
 
     def __init__(self, tracker: TrackerLogger, name: str, run: RunInfo, run_log: RunLog, report: Report) -> None:
@@ -128,6 +139,7 @@ class Feed:
             step: its last one.
         """
         self._stages.last_step = self._step_offset + step
+        self._stages.goes_on = False
         self._outcome = outcome
         self._news.set()
         self._hurry.set()
@@ -146,16 +158,19 @@ class Feed:
                 self._news.clear()
                 while not self._retrying(self._catch_up):
                     pass
+                if not self.done.done():
+                    self._pause(_REST_S)
 
     def _catch_up(self) -> bool:
         """Deliver what there is. False if the tracker has failed after it took something: to be tried again at once."""
         outcome, before = self._outcome, self._place  # an outcome that is known means that all records are on disk
         try:
-            self._start()
-            while records := self._read():
+            if not self._is_abandoned:
+                self._start()
+            while not self._is_abandoned and (records := self._read()):
                 self._write(records)
-                if self._is_abandoned:
-                    return True
+            if self._is_abandoned:
+                return True
             if outcome is not None:
                 self.tracker.finish(outcome)
         except BaseException as error:  # trackers may well call sys.exit
@@ -195,11 +210,11 @@ class Feed:
     def _write(self, records: Sequence[Record]) -> None:
         try:
             for record in records:
+                if self._is_abandoned:
+                    return
                 self._step = record.step
                 _write_record(self.tracker, record, self._step_offset)
                 self._place = record.id
-                if self._is_abandoned:
-                    return
         finally:
             self._save_place()
 

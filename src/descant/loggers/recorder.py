@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from math import inf
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -129,7 +130,7 @@ class RunRecorder:
                     )
                     message = (
                         f"{feed.name} has not got {what} of the run; once it works again: "
-                        f"`descant sync {self.run_dir} --to {feed.tracker.tracker}`"
+                        f"`descant sync {quote(str(self.run_dir))} --to {feed.tracker.tracker}`"
                     )
                     with suppress(Exception):
                         await self.record_event(self.step, "tracker_incomplete", feed.name, message)
