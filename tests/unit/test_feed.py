@@ -216,6 +216,7 @@ async def test_a_tracker_that_fails_is_tried_again_and_said_once(tmp_path, fail_
     await run(tmp_path, tracker, num_steps=20)
     assert tracker.series("loss") == [(step, 1.0 / step) for step in range(1, 21)]
     assert tracker.outcomes == ["completed"]
+    assert len(tracker.runs) == (1 if fail_in == "start" else 5)  # found again after each failure
     ((source, message, details),) = events(tmp_path, "tracker_failed")
     assert source == "memory"
     assert message.startswith("memory failed at step ")
