@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 from descant.errors import ConfigurationError
 
@@ -16,14 +16,50 @@ class Table:
     ['4']
 
     A column named ``example_id`` identifies a row across the run; without it the position does.
+
+    Raises:
+        ConfigurationError: a column name that is not text or occurs twice, or a row that has not one cell per column.
     """
 
     def __init__(self, initial_headers: Iterable[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
         self.headers: list[str] = list(initial_headers)
+        if not all(isinstance(header, str) for header in self.headers):
+            raise ConfigurationError(f"a table needs column names that are text, got {self.headers}")
         if len(set(self.headers)) != len(self.headers):
             raise ConfigurationError(f"a table needs distinct column names, got {self.headers}")
         self.rows: list[list[Any]] = []
         self.add_rows(rows)
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]]) -> Self:
+        """A table of columns by name, in their order.
+
+        Raises:
+            ConfigurationError: columns of different lengths; the message has all of them.
+        """
+        for header, values in columns.items():
+            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+                raise ConfigurationError(f"column {header!r} is {values!r:.60}; a list of its cells is needed")
+        cells = {header: list(values) for header, values in columns.items()}
+        if len({len(values) for values in cells.values()}) > 1:
+            lengths = ", ".join(f"{header!r} has {len(values)}" for header, values in cells.items())
+            raise ConfigurationError(f"the columns of a table need the same number of cells: {lengths}")
+        return cls(cells, list(zip(*cells.values(), strict=True)))
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
+        """A table of rows as dictionaries. Its columns are all keys, in the order in which they first appear; a cell
+        that a row does not have is None.
+
+        Raises:
+            ConfigurationError: a row that is not a dictionary.
+        """
+        rows = list(rows)
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise ConfigurationError(f"row {number} (from 0) is {row!r:.60}; a dict from column to cell is needed")
+        headers = list(dict.fromkeys(header for row in rows for header in row))
+        return cls(headers, [[row.get(header) for header in headers] for row in rows])
 
     def add_row(self, row: Sequence[Any]) -> Table:
         """Append one row and return the table.
@@ -31,8 +67,14 @@ class Table:
         Raises:
             ConfigurationError: the row has not one cell per column.
         """
+        if isinstance(row, str | bytes | Mapping):
+            hint = "; Table.from_dicts takes dictionaries" if isinstance(row, Mapping) else ""
+            raise ConfigurationError(f"row {len(self)} (from 0) is {row!r:.60}; a list of its cells is needed{hint}")
         if len(row) != len(self.headers):
-            raise ConfigurationError(f"a row of {len(row)} cells does not fit the columns {self.headers}")
+            raise ConfigurationError(
+                f"row {len(self)} (from 0) has {len(row)} cells and does not fit the {len(self.headers)} columns "
+                f"{self.headers}"
+            )
         self.rows.append(list(row))
         return self
 
@@ -46,8 +88,11 @@ class Table:
         """Append a column with one value per row (any number of values while the table has no columns).
 
         Raises:
-            ConfigurationError: the column exists, or the number of values is not the number of rows.
+            ConfigurationError: the column exists, its name is not text, or the number of values is not the number of
+                rows.
         """
+        if not isinstance(header, str):
+            raise ConfigurationError(f"a table needs column names that are text, got {header!r}")
         if header in self.headers:
             raise ConfigurationError(f"the table already has a column {header!r}")
         if not self.headers:

@@ -9,6 +9,7 @@ from support import query
 from descant import Table
 from descant.errors import RunLogError
 from descant.loggers.run_log import RunLog
+from descant.loggers.run_reader import RunReader
 
 
 async def test_everything_is_read_back(tmp_path):
@@ -48,6 +49,75 @@ async def test_the_same_row_twice_is_one_row(tmp_path):
         await log.log_metrics(1, {"loss": value})
     await log.close()
     assert query(tmp_path, "SELECT step, key, number FROM metrics") == [(1, "loss", 2.0)]
+
+
+async def test_one_call_is_one_record_in_order_with_its_types(tmp_path):
+    log = RunLog(tmp_path)
+    odd = {
+        "nan": math.nan,
+        "inf": math.inf,
+        "low": -math.inf,
+        "zero": -0.0,
+        "int": 7,
+        "big": 2**63 - 1,
+        "text": "\x00é",
+    }
+    table = Table(["z", "a"], [[1, None], [True, "x"]])
+    await log.log_metrics(7, {**odd, "table": table}, "watch")
+    table.add_row(["later", 0])  # what is recorded is what it was
+    await log.log_metrics(2, {"late": 1.0})
+    await log.log_metrics(7, {"int": 8})
+    await log.close()
+    with RunReader(tmp_path) as reader:
+        first, *others = reader.records()
+        assert [record.id for record in reader.records(place=1)] == [2, 3]
+        assert reader.series("int") == {7: 8}
+    assert repr(dict(first.metrics)) == repr(odd)
+    assert (first.id, first.step) == (1, 7)
+    assert repr(first.tables["table"].rows) == "[[1, None], [True, 'x']]"
+    assert first.tables["table"].headers == ["z", "a"]
+    assert [(record.step, record.metrics, record.tables) for record in others] == [
+        (2, {"late": 1.0}, {}),
+        (7, {"int": 8}, {}),
+    ]
+    assert first.time_s <= others[0].time_s <= others[1].time_s
+
+
+async def test_cells_that_json_has_not_can_still_be_queried_around(tmp_path):
+    log = RunLog(tmp_path)
+    await log.log_samples("watch", 1, "t", Table(["x", "prompt"], [[math.nan, "a"], [-math.inf, '{"float": "nan"}']]))
+    await log.close()
+    assert query(tmp_path, "SELECT json_extract(cells, '$.prompt') FROM samples ORDER BY position") == [
+        ("a",),
+        ('{"float": "nan"}',),
+    ]
+    with RunReader(tmp_path) as reader:
+        assert (
+            repr([list(row.cells.values()) for row in reader.samples()])
+            == """[[nan, 'a'], [-inf, '{"float": "nan"}']]"""
+        )
+
+
+async def test_a_run_that_has_ended_has_the_summary_that_it_had_while_it_went_on(tmp_path):
+    log = RunLog(tmp_path)
+    for step in range(0, 2000, 3):
+        await log.log_metrics(
+            step, {"loss": 1 / (step + 1), "odd": [math.nan, math.inf, -1.0][step % 7 % 3], "at": "x"}
+        )
+    await log.log_metrics(1000, {"loss": 5.0, "rare": 1.0})
+    await log.flush()
+    with RunReader(tmp_path) as reader:
+        before = reader.metrics
+    await log.close()
+    assert query(tmp_path, "SELECT count(DISTINCT start) FROM parts") == [(320,)]
+    with RunReader(tmp_path) as reader:
+        assert repr(reader.metrics) == repr(before)
+        assert set(before) == {"loss", "odd", "at", "rare"}
+    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other, other:  # as if it had been continued
+        other.execute("INSERT INTO journal VALUES (1000, 0, 2001, '{}')")
+        other.execute("INSERT INTO metrics VALUES (2001, 'loss', 9.0, NULL)")
+    with RunReader(tmp_path) as reader:
+        assert reader.metrics["loss"].last == (2001, 9.0)
 
 
 async def test_it_can_be_read_while_it_is_written(tmp_path):

@@ -6,31 +6,26 @@ import json
 import re
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import pairwise
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 from descant.errors import RunLogError
+from descant.loggers.journal import Record, decode_cells, read_records, read_table, records_without_journal
+from descant.loggers.parts import Part, read_parts
+from descant.table import Table
 
-_NUM_CURVE_POINTS = 320
 _TABLES = {"config", "metrics", "samples", "events"}
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
-# Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap: 2 million
-# rows take 0.7 s. One GROUP BY for the whole table takes 1.1 s, and more when Python adds up.
-_SUMMARIZE = """
-SELECT key, count(*), count(number), count(text), min(number), max(number), sum(number)
-FROM metrics WHERE step >= ? AND step < ? GROUP BY key
-"""
-_FIND_EDGES = "SELECT key, min(step), max(step) FROM metrics WHERE step >= ? AND step < ? GROUP BY key"
+_NUM_RECORDS_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +75,22 @@ class RunEvent:
     source: str
     message: str
     details: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SinkPlace:
+    """How far a tracker has got.
+
+    Attributes:
+        place: number of the last record that it has.
+        run_id, run_name: the tracker's run: this one, or the first of several stages that share a logger.
+        step_offset: what is added to the steps of this run there.
+    """
+
+    place: int
+    run_id: str
+    run_name: str
+    step_offset: int
 
 
 class RunReader:
@@ -173,18 +184,14 @@ class RunReader:
     @cached_property
     def metrics(self) -> dict[str, MetricSummary]:
         """Every metric over the whole run, by key in alphabetical order."""
-        parts: dict[str, list[_Part]] = {}
-        for start, end in self._borders():
-            for key, *columns in self._query(_SUMMARIZE, start, end):
-                parts.setdefault(key, []).append(_Part((start, end), *columns))
-        outermost = {part.steps for of_key in parts.values() for part in (of_key[0], of_key[-1])}
-        edges = {
-            (steps, key): (first, last) for steps in outermost for key, first, last in self._query(_FIND_EDGES, *steps)
-        }
-        return {
-            key: self._summarize(key, of_key, edges[of_key[0].steps, key][0], edges[of_key[-1].steps, key][1])
-            for key, of_key in sorted(parts.items())
-        }
+        parts: dict[str, list[Part]] = {}
+        try:
+            assert self._connection is not None
+            for part in read_parts(self._connection, may_be_saved="parts" in self._table_names):
+                parts.setdefault(part.key, []).append(part)
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
+        return {key: self._summarize(key, of_key) for key, of_key in sorted(parts.items())}
 
     def keys(self) -> dict[str, int]:
         """The keys of the metrics and at how many steps each was recorded."""
@@ -215,9 +222,58 @@ class RunReader:
             f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
         )
         return [
-            SampleRow(name, at, table, example, position, self._from_json(cells))
+            SampleRow(name, at, table, example, position, self._from_json(cells, decode_cells))
             for name, at, table, example, position, cells in rows
         ]
+
+    def tables(self, callback: str, key: str) -> dict[int, Table]:
+        """The tables that a callback has returned under a key, by step; cells have the types that they had.
+
+        NaN and infinity are None in run logs of versions without a journal.
+        """
+        if self.has_journal:
+            described = self._query(
+                "SELECT step, columns FROM tables WHERE callback = ? AND key = ? ORDER BY step", callback, key
+            )
+        else:
+            described = [(step, "null") for step in self.sample_steps.get((callback, key), [])]
+        try:
+            assert self._connection is not None
+            return {
+                step: read_table(self._connection, callback, step, key, json.loads(columns))
+                for step, columns in described
+            }
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    @cached_property
+    def has_journal(self) -> bool:
+        """Whether the run log tells in which order its rows came, which the first versions did not."""
+        return "journal" in self._table_names
+
+    def records(self, place: int = 0) -> Iterator[Record]:
+        """Everything that was recorded, call by call, after record number ``place``.
+
+        Of a run log without a journal: one record per step, all with the time at which the run started.
+        """
+        try:
+            assert self._connection is not None
+            if not self.has_journal:
+                yield from (record for record in records_without_journal(self._connection) if record.id > place)
+                return
+            while records := read_records(self._connection, place, _NUM_RECORDS_AT_ONCE):
+                yield from records
+                place = records[-1].id
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    @cached_property
+    def sinks(self) -> dict[str, SinkPlace]:
+        """How far each tracker has got that the run was given."""
+        if "sinks" not in self._table_names:
+            return {}
+        rows = self._query("SELECT name, place, run_id, run_name, step_offset FROM sinks ORDER BY name")
+        return {name: SinkPlace(*rest) for name, *rest in rows}
 
     def example_ids(self, callback: str) -> list[str]:
         """The ids of a callback's examples, in the order in which they first appeared."""
@@ -285,27 +341,33 @@ class RunReader:
             raise
         return connection
 
+    @cached_property
+    def _table_names(self) -> set[str]:
+        return {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
     def _check_tables(self) -> None:
-        found = {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not found:
+        if not self._table_names:
             raise RunLogError(f"{self.path} is empty: its run was killed as it began, or begins just now")
-        if missing := _TABLES - found:
+        if missing := _TABLES - self._table_names:
             raise RunLogError(f"{self.path} is an SQLite file but not a run log: it has no table {min(missing)!r}")
 
     def _query(self, sql: str, *arguments: Any) -> list[Any]:
         assert self._connection is not None
         try:
             return self._connection.execute(sql, arguments).fetchall()
-        except sqlite3.ProgrammingError as error:
-            raise RunLogError(f"the reader of {self.path} is closed") from error
         except sqlite3.DatabaseError as error:
-            raise RunLogError(
-                f"the run log {self.path} is damaged ({error}); `sqlite3 {self.path} .recover` may save the rest"
-            ) from error
+            raise self._damaged(error) from error
 
-    def _from_json(self, text: str) -> Any:
+    def _damaged(self, error: Exception) -> RunLogError:
+        if isinstance(error, sqlite3.ProgrammingError):
+            return RunLogError(f"the reader of {self.path} is closed")
+        return RunLogError(
+            f"the run log {self.path} is damaged ({error}); `sqlite3 {self.path} .recover` may save the rest"
+        )
+
+    def _from_json(self, text: str, decode: Callable[[str], Any] = json.loads) -> Any:
         try:
-            return json.loads(text)
+            return decode(text)
         except ValueError as error:
             raise RunLogError(f"the run log {self.path} is damaged: {text[:60]!r} is not JSON ({error})") from error
 
@@ -314,16 +376,7 @@ class RunReader:
         marks = [event for event in self.events if event.kind.startswith("run_")]
         return marks[-1] if marks and marks[-1].kind.removeprefix("run_") in _ENDS else None
 
-    def _borders(self) -> list[tuple[int, int]]:
-        """The parts of the run that curves are made of, from a step to before another."""
-        first, last = self._query("SELECT min(step), max(step) FROM metrics")[0]
-        if first is None:
-            return []
-        num_parts = min(_NUM_CURVE_POINTS, last - first + 1)
-        borders = [first + part * (last - first + 1) // num_parts for part in range(num_parts + 1)]
-        return list(pairwise(borders))
-
-    def _summarize(self, key: str, parts: Sequence[_Part], first_step: int, last_step: int) -> MetricSummary:
+    def _summarize(self, key: str, parts: Sequence[Part]) -> MetricSummary:
         return MetricSummary(
             key=key,
             num_points=sum(part.num_points for part in parts),
@@ -331,41 +384,13 @@ class RunReader:
             minimum=min((part.minimum for part in parts if part.minimum is not None), default=None),
             maximum=max((part.maximum for part in parts if part.maximum is not None), default=None),
             total=sum(part.sum for part in parts),
-            first=self._point(key, first_step),
-            last=self._point(key, last_step),
+            first=self._point(key, parts[0].first_step),
+            last=self._point(key, parts[-1].last_step),
             curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
         )
 
     def _point(self, key: str, step: int) -> tuple[int, float | str]:
         return step, _value(*self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)[0])
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One key within one part of the run, as SQLite gives it."""
-
-    steps: tuple[int, int]
-    num_points: int
-    num_numbers: int
-    num_texts: int
-    minimum: float | None
-    maximum: float | None
-    total: float | None  # also None for the sum of an infinity and its opposite
-
-    @property
-    def num_nan(self) -> int:
-        return self.num_points - self.num_numbers - self.num_texts
-
-    @property
-    def sum(self) -> float:
-        return self.total if self.total is not None else nan if self.num_numbers else 0.0
-
-    @property
-    def mean(self) -> float:
-        """Not beyond its minimum and maximum: rounding must not make a constant look as if it moved."""
-        if self.num_nan or self.minimum is None or self.maximum is None or not isfinite(self.sum):
-            return nan
-        return min(max(self.sum / self.num_numbers, self.minimum), self.maximum)
 
 
 def find_runs(directory: Path) -> list[Path]:

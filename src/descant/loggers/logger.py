@@ -1,0 +1,86 @@
+"""Logger and TrackerLogger: where the metrics of a run go beside the run log."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from descant.metrics import Metric
+from descant.table import Table
+
+
+class Logger(ABC):
+    """What a trainer takes as ``logger``: called with the metrics of a step, once per step.
+
+    Any callable that takes a dict will do; this adds what a tracker has beside.
+    """
+
+    @abstractmethod
+    def __call__(self, metrics: Mapping[str, Metric]) -> None:
+        """Log the metrics of one step; ``progress/step`` in them says which."""
+
+    def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every logger has a place for it
+        """Log the settings of the run."""
+
+    @property
+    def training_monitoring_link(self) -> str | None:
+        """Where to look at the run in a browser, if there is such a place."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - not every logger has something to close
+        """Finish; nothing is logged after it. Closing twice is harmless."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker is told of a run when it begins.
+
+    Attributes:
+        run_id: the same for ever, so that a tracker can tell one run written twice from two runs.
+        name: for people.
+        run_dir: where the run log is.
+        config: settings of trainer, callbacks and environment, as plain JSON values; secrets are masked.
+    """
+
+    run_id: str
+    name: str
+    run_dir: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TrackerLogger(Logger):
+    """Base of loggers that write to an experiment tracker.
+
+    Given to a trainer, it is fed from the run log by a thread of its own: nothing that it does, or waits for, holds up
+    training; what it could not write is tried again from its place in the log. ``start``, ``write`` and ``finish`` are
+    called on that thread, one at a time, and may block and raise. Called by hand, it writes at once.
+    """
+
+    tracker: ClassVar[str]
+    """The name of the tracker: "wandb", "mlflow", "tensorboard", "trackio"."""
+
+    @abstractmethod
+    def start(self, run: RunInfo) -> None:
+        """Connect and make the tracker's run, or find it again by ``run.run_id``. Called again after a failure."""
+
+    @abstractmethod
+    def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
+        """Write what belongs to a step: late and out-of-order steps land at theirs.
+
+        Args:
+            step: that the values describe; the same step may come several times, with other keys.
+            time_s: when they were recorded, in seconds since 1970.
+            metrics: numbers (NaN and infinity too) and strings.
+            tables: rows of this step, in addition to those of earlier ones.
+        """
+
+    @abstractmethod
+    def finish(self, outcome: str) -> None:
+        """The run has ended ("completed", "stopped", "interrupted", "failed", "cancelled"): flush and close."""
+
+    def __call__(self, metrics: Mapping[str, Metric]) -> None:
+        """Write the metrics of one step by hand."""
+        raise NotImplementedError
