@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite, isnan
 from typing import Any
 
 from descant.errors import ConfigurationError
@@ -35,3 +36,10 @@ def checked_cell_length(max_cell_length: int) -> int:
     if max_cell_length < 50:
         raise ConfigurationError(f"max_cell_length={max_cell_length} is too short: at least 50 characters are needed")
     return max_cell_length
+
+
+def without_nan(cell: Any) -> Any:
+    """The cell, with NaN and infinity, which JSON does not have, as the strings "NaN", "Infinity" and "-Infinity"."""
+    if not isinstance(cell, float) or isfinite(cell):
+        return cell
+    return "NaN" if isnan(cell) else "Infinity" if cell > 0 else "-Infinity"
