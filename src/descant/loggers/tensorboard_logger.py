@@ -128,7 +128,11 @@ class TBMetricsLogger(TrackerLogger):
 
 def _claim_folder(folder: Path, run_id: str) -> Path:
     """The folder of a run: the one of its name, or beside it if that is another run's."""
-    for candidate in (folder, folder.with_name(f"{folder.name}-{run_id[:8]}"), folder.with_name(f"{folder.name}-{run_id}")):
+    for candidate in (
+        folder,
+        folder.with_name(f"{folder.name}-{run_id[:8]}"),
+        folder.with_name(f"{folder.name}-{run_id}"),
+    ):
         candidate.mkdir(parents=True, exist_ok=True)
         owner = candidate / _RUN_ID_FILE
         if not owner.exists() and not any(candidate.glob("events.out.tfevents.*")):
@@ -140,7 +144,10 @@ def _claim_folder(folder: Path, run_id: str) -> Path:
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
-    cells = [[cell if index == 1 else _markdown("" if cell is None else str(cell)) for cell in line] for index, line in enumerate(lines)]
+    cells = [
+        [cell if index == 1 else _markdown("" if cell is None else str(cell)) for cell in line]
+        for index, line in enumerate(lines)
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
@@ -148,4 +155,6 @@ def _markdown(text: str) -> str:
     """Text that Markdown shows as it is: what could be markup becomes entities, line ends become breaks."""
     lines = (printable(line).translate(_ESCAPES) for line in text.split("\n"))
     shown = "<br>".join(lines)
-    return shown.replace("  ", " &#160;") if not shown.startswith(" ") else "&#160;" + shown[1:].replace("  ", " &#160;")
+    return (
+        shown.replace("  ", " &#160;") if not shown.startswith(" ") else "&#160;" + shown[1:].replace("  ", " &#160;")
+    )

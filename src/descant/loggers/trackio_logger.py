@@ -85,9 +85,7 @@ class TrackioLogger(TrackerLogger):
         created = datetime.now(UTC).isoformat()
         return {**self._config, "_Username": None, "_Created": created, "_Group": None}
 
-    def _store(
-        self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None
-    ) -> None:
+    def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
         from trackio import fragments, utils
         from trackio.sqlite_storage import SQLiteStorage
 
