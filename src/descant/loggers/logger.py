@@ -96,7 +96,7 @@ class TrackerLogger(Logger):
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Write the metrics of one step by hand, at once; the first call starts a run of its own.
 
-        The step is ``progress/step`` in the metrics, or else the number of calls before this one. ``close`` ends the run.
+        The step is ``progress/step`` in the metrics, or else the number of calls before. ``close`` ends the run.
 
         Raises:
             TypeError: a value is not a metric; the message names its key. Nothing is written then.
@@ -117,7 +117,7 @@ class TrackerLogger(Logger):
         self._start_by_hand(config)
         self.write_config(config)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every tracker has a place for it
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write settings of the run that was started, in addition to those that it has."""
 
     def close(self) -> None:

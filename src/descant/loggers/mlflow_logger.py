@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from descant.errors import ConfigurationError
@@ -26,8 +27,7 @@ class MLFlowLogger(TrackerLogger):
     """Writes to a run of an MLflow experiment.
 
     Numbers are metrics with the step and time that they were recorded at (MLflow keeps NaN, and infinity as the largest
-    float). Strings are tags, which have the value of the latest step, and a table ``strings`` of all changes. The tables
-    of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so on when it
+    float). Strings are tags, with the value of the latest step, and a table ``strings`` of all changes. The tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so on when it
     grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and the artifact
     ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes ``pass_at_4``, other
     characters their code in hexadecimal (``_x2b_`` for ``+``).
@@ -82,9 +82,7 @@ class MLFlowLogger(TrackerLogger):
         Raises:
             ConfigurationError: the experiment has been deleted.
         """
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(self.tracking_uri)
+        self._client = import_module("mlflow").MlflowClient(self.tracking_uri)
         experiment_id = self._experiment()
         found = self._client.search_runs([experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
         if found:
@@ -101,11 +99,10 @@ class MLFlowLogger(TrackerLogger):
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Add settings as params and to ``config.json``; a param that has another value already keeps it, with a warning."""
-        from mlflow.entities import Param
-
+        """Add settings as params and to ``config.json``; a param keeps the value that it has, with a warning."""
         if not config:
             return
+        param = import_module("mlflow.entities").Param
         assert self._tables is not None
         self._tables.merge_json("config.json", config)
         there = self._client.get_run(self._run_id).data.params
@@ -115,26 +112,25 @@ class MLFlowLogger(TrackerLogger):
             logging.getLogger("descant").warning(
                 "MLflow keeps the first value of params; config.json has the new one of: %s", ", ".join(changed)
             )
-        new = [Param(key, value) for key, value in settings.items() if key not in there]
+        new = [param(key, value) for key, value in settings.items() if key not in there]
         for start in range(0, len(new), _MAX_PARAMS):
             self._client.log_batch(self._run_id, params=new[start : start + _MAX_PARAMS])
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Log metrics and tags in batches, then add to the tables; to write the same once more changes nothing."""
-        from mlflow.entities import Metric, RunTag
-
+        entities = import_module("mlflow.entities")
         assert self._tables is not None
         time_ms = round(time_s * 1000)
         numbers, tags, changes = [], [], Table(["step", "key", "value"])
         for key, value in metrics.items():
             if not isinstance(value, str):
-                numbers.append(Metric(mlflow_name(key), float(value), time_ms, step))
+                numbers.append(entities.Metric(mlflow_name(key), float(value), time_ms, step))
                 continue
             since, latest = self._strings.get(key, (step, None))
             if value != latest:
                 changes.add_row([step, key, bounded(value, self.max_cell_length)])
             if step >= since:
-                tags.append(RunTag(_tag_name(key), printable(value, _MAX_VALUE_LENGTH)))
+                tags.append(entities.RunTag(_tag_name(key), printable(value, _MAX_VALUE_LENGTH)))
         for start in range(0, len(numbers), _MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=numbers[start : start + _MAX_METRICS])
         for start in range(0, len(tags), _MAX_PARAMS):
@@ -156,16 +152,14 @@ class MLFlowLogger(TrackerLogger):
 
     def _experiment(self) -> str:
         """The id of the experiment, which is made if it is not there."""
-        from mlflow.exceptions import MlflowException
-
         experiment = self._client.get_experiment_by_name(self.project_name)
         if experiment is None:
             try:
                 return str(self._client.create_experiment(self.project_name, tags=self.experiment_tags))
-            except MlflowException as error:
+            except import_module("mlflow.exceptions").MlflowException:
                 experiment = self._client.get_experiment_by_name(self.project_name)  # somebody else was quicker
                 if experiment is None:
-                    raise error
+                    raise
         if experiment.lifecycle_stage != "active":
             command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise ConfigurationError(f"the MLflow experiment {self.project_name!r} is deleted; restore it: {command}")

@@ -13,7 +13,8 @@ def mlflow_name(key: str) -> str:
 
     MLflow takes letters, digits and ``_ - . :``, space and ``/`` between parts that are not empty, ``.`` or ``..``, 250
     in all. ``@`` becomes ``_at_``, ``%`` ``_percent_``, and other characters their code in hexadecimal. An empty part
-    becomes ``_``, and one of dots only gets ``_`` behind it. The end of a name that is too long becomes a hash of all of it.
+    becomes ``_``, and one of dots only gets ``_`` behind it. Of a name that is too long
+    the end becomes a hash.
 
     >>> mlflow_name("validation/pass@4"), mlflow_name("a//b+c")
     ('validation/pass_at_4', 'a/_/b_x2b_c')

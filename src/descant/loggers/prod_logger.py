@@ -31,8 +31,8 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     Trackio                                       it is installed
     ============================================  ===========================================================
 
-    Without any of them it is a ``StdoutLogger``. Which it is, is printed on standard error. A tracker that is configured
-    and not installed is a warning with the command that installs it.
+    Without any of them it is a ``StdoutLogger``. Which it is, is printed on standard error. A tracker that is
+    configured and not installed is a warning with the command that installs it.
 
     Args:
         ctx: gives names: ``project`` for the project, ``recipe_name`` and ``name`` for the run. ``WANDB_PROJECT``,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
+import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from math import isinf
 from pathlib import Path
 from typing import Any
@@ -63,10 +65,9 @@ class TBMetricsLogger(TrackerLogger):
 
     def start(self, run: RunInfo) -> None:
         """Open an event file in the run's folder; a run that is continued gets another one there."""
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         self._close_writer()
-        self._writer = EventFileWriter(str(_claim_folder(self.logging_dir / self.run_name, run.run_id)))
+        writers = import_module("tensorboard.summary.writer.event_file_writer")
+        self._writer = writers.EventFileWriter(str(_claim_folder(self.logging_dir / self.run_name, run.run_id)))
         self.run = run
         self.write_config(run.config)
 
@@ -92,31 +93,22 @@ class TBMetricsLogger(TrackerLogger):
         self.run = None
 
     def _value(self, key: str, value: float | str) -> Any:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         if isinstance(value, str):
             return self._text(key, _markdown(bounded(value, self.max_cell_length)))
         number = float(value)
         if not isinf(number) and abs(number) > _LARGEST_FLOAT32:
             number = float("inf") if number > 0 else -float("inf")
-        return Summary.Value(tag=key, simple_value=number)
+        return _proto("summary").Summary.Value(tag=key, simple_value=number)
 
     def _text(self, key: str, markdown: str) -> Any:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
-        from tensorboard.plugins.text.metadata import create_summary_metadata
-
-        tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()])
-        return Summary.Value(tag=key, tensor=tensor, metadata=create_summary_metadata(None, None))
+        metadata = import_module("tensorboard.plugins.text.metadata").create_summary_metadata(None, None)
+        tensor = _proto("tensor").TensorProto(dtype=_proto("types").DT_STRING, string_val=[markdown.encode()])
+        return _proto("summary").Summary.Value(tag=key, tensor=tensor, metadata=metadata)
 
     def _add(self, values: Sequence[Any], step: int, time_s: float | None) -> None:
-        import time
-
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        event = Event(wall_time=time.time() if time_s is None else time_s, step=step, summary=Summary(value=values))
+        recorded_s = time.time() if time_s is None else time_s
+        summary = _proto("summary").Summary(value=values)
+        event = _proto("event").Event(wall_time=recorded_s, step=step, summary=summary)
         self._writer.add_event(event)
         self._writer.flush()
 
@@ -124,6 +116,10 @@ class TBMetricsLogger(TrackerLogger):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _proto(name: str) -> Any:
+    return import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def _claim_folder(folder: Path, run_id: str) -> Path:

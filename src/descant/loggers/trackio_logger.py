@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
 from descant.loggers.extras import require_extra
@@ -43,6 +44,7 @@ class TrackioLogger(TrackerLogger):
         self.run_name = run_name
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._config: dict[str, Any] = {}
+        self._fragments: Any = None
 
     def start(self, run: RunInfo) -> None:
         """Check the project's name; the run appears with its first values.
@@ -50,9 +52,8 @@ class TrackioLogger(TrackerLogger):
         Raises:
             ValueError: Trackio refuses the name of the project.
         """
-        from trackio.sqlite_storage import SQLiteStorage
-
-        SQLiteStorage.validate_project_name(self.project_name)
+        _storage().validate_project_name(self.project_name)
+        self._fragments = import_module("trackio.fragments").FragmentWriter()
         self.run = run
         self._config = {}
         self.write_config(run.config)
@@ -64,14 +65,12 @@ class TrackioLogger(TrackerLogger):
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Store one row of values."""
-        import trackio
-
         values: dict[str, Any] = {}
         for key, value in metrics.items():
             values[_name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
-            stored = trackio.Table(columns=shown.headers, data=shown.rows)
+            stored = import_module("trackio").Table(columns=shown.headers, data=shown.rows)
             values[_name(key)] = stored._to_dict(project=self.project_name, run=self.run_name, step=step)
         self._store(step, time_s, values)
 
@@ -86,19 +85,16 @@ class TrackioLogger(TrackerLogger):
         return {**self._config, "_Username": None, "_Created": created, "_Group": None}
 
     def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
-        from trackio import fragments, utils
-        from trackio.sqlite_storage import SQLiteStorage
-
         run_id = "" if self.run is None else self.run.run_id
         timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
         entry = {"project": self.project_name, "run": self.run_name, "run_id": run_id, "metrics": values, "step": step}
         # the same values of a step that are written again after a failure have the same id, and are not stored twice
         digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:32]
         entry |= {"timestamp": timestamp, "config": config, "log_id": digest}
-        if utils.get_storage_mode() == "jsonl":  # a network file system, on which SQLite is not safe
-            fragments.FragmentWriter().write_local([fragments.metric_record(entry)])
+        if import_module("trackio.utils").get_storage_mode() == "jsonl":  # a network file system: no place for SQLite
+            self._fragments.write_local([import_module("trackio.fragments").metric_record(entry)])
             return
-        SQLiteStorage.bulk_log(
+        _storage().bulk_log(
             project=self.project_name,
             run=self.run_name,
             run_id=run_id,
@@ -110,11 +106,14 @@ class TrackioLogger(TrackerLogger):
         )
 
 
+def _storage() -> Any:
+    return import_module("trackio.sqlite_storage").SQLiteStorage
+
+
 def _name(key: str) -> str:
     """The key; names that Trackio keeps for itself get ``__`` before them, as Trackio has it."""
-    from trackio.utils import RESERVED_KEYS
-
-    return f"__{key}" if key in RESERVED_KEYS or key.startswith("__") else key
+    reserved = import_module("trackio.utils").RESERVED_KEYS
+    return f"__{key}" if key in reserved or key.startswith("__") else key
 
 
 def _plain(text: str) -> str:

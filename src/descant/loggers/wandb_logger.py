@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from descant.loggers.extras import require_extra
@@ -19,8 +20,7 @@ _RESERVED = ("_step", "_timestamp", "_runtime", "_wandb")
 class WandbLogger(TrackerLogger):
     """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
 
-    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the value
-    of the latest step, not the one that came last. The tables of all evaluations are one incremental table per key,
+    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the value of the latest step, not the one that came last. The tables of all evaluations are one incremental table per key,
     with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to ``<run_dir>/wandb``
     (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment variables. The console is
     not captured, and W&B prints only warnings.
@@ -63,9 +63,8 @@ class WandbLogger(TrackerLogger):
 
     def start(self, run: RunInfo) -> None:
         """Begin the W&B run whose id is made from ``run.run_id``, or continue it."""
-        import wandb
-
         self._finish_run(exit_code=1)
+        wandb = import_module("wandb")
         settings = wandb.Settings(silent=True, console="off", disable_code=True)
         self._wandb_run = wandb.init(
             project=self.project_name,
@@ -120,15 +119,15 @@ class WandbLogger(TrackerLogger):
             wandb_run.finish(exit_code=exit_code)
 
     def _grown_table(self, name: str, rows: Table) -> tuple[str, Any]:
-        """The incremental table of a name with more rows; rows with other columns go to a table ``<name>-2`` and so on."""
-        import wandb
-
+        """The incremental table of a name with more rows; rows with other columns go to ``<name>-2`` and so on."""
         number = 1
         while True:
             numbered = name if number == 1 else f"{name}-{number}"
             table = self._tables.get(numbered)
             if table is None:
-                table = wandb.Table(columns=list(rows.headers), log_mode="INCREMENTAL", allow_mixed_types=True)
+                table = import_module("wandb").Table(
+                    columns=list(rows.headers), log_mode="INCREMENTAL", allow_mixed_types=True
+                )
                 self._tables[numbered] = table
             if table.columns == rows.headers:
                 break
