@@ -26,11 +26,12 @@ _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLE
 class MLFlowLogger(TrackerLogger):
     """Writes to a run of an MLflow experiment.
 
-    Numbers are metrics with the step and time that they were recorded at (MLflow keeps NaN, and infinity as the largest
-    float). Strings are tags, with the value of the latest step, and a table ``strings`` of all changes. The tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so on when it
-    grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and the artifact
-    ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes ``pass_at_4``, other
-    characters their code in hexadecimal (``_x2b_`` for ``+``).
+    Numbers are metrics with the step and time that they were recorded at (MLflow keeps NaN, and infinity as the
+    largest float). Strings are tags, with the value of the latest step, and a table ``strings`` of all changes. The
+    tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so
+    on when it grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and
+    the artifact ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes
+    ``pass_at_4``, other characters their code in hexadecimal (``_x2b_`` for ``+``).
 
     Args:
         project_name: of the experiment; it is made if it is not there.

@@ -20,10 +20,11 @@ _RESERVED = ("_step", "_timestamp", "_runtime", "_wandb")
 class WandbLogger(TrackerLogger):
     """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
 
-    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the value of the latest step, not the one that came last. The tables of all evaluations are one incremental table per key,
-    with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to ``<run_dir>/wandb``
-    (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment variables. The console is
-    not captured, and W&B prints only warnings.
+    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the
+    value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
+    per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
+    ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
+    variables. The console is not captured, and W&B prints only warnings.
 
     Args:
         project_name: where the run is.
