@@ -130,22 +130,16 @@ class WandbPlace(Place):
         return WandbLogger("a project", self.run_name, **options)
 
     def _records(self):
-        """What is in the offline files, in order: records of a LevelDB log behind a header of seven bytes."""
-        record_type = import_module("wandb.proto.wandb_internal_pb2").Record
-        for path in sorted(self.folder.rglob("run-*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-            data, at, parts = path.read_bytes(), 7, b""
-            while at < len(data):
-                if (left := 32768 - at % 32768) < 7:
-                    at += left
-                    continue
-                _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-                parts += data[at + 7 : at + 7 + length]
-                at += 7 + length
-                if kind in (1, 4):  # whole, or the last of several
-                    record = record_type()
-                    record.ParseFromString(parts)
-                    parts = b""
-                    yield path, record
+        """What is in the offline files, in order; W&B ends them soon after a run has been finished."""
+        deadline = time.monotonic() + 30
+        while True:
+            paths = sorted(self.folder.rglob("run-*.wandb"), key=lambda path: path.parent.stat().st_ctime_ns)
+            records = {path: list(_offline_records(path.read_bytes())) for path in paths}
+            ended = [found and found[-1].WhichOneof("record_type") == "exit" for found in records.values()]
+            if ended and all(ended):
+                return [(path, record) for path, found in records.items() for record in found]
+            assert time.monotonic() < deadline, records
+            time.sleep(0.01)
 
     def _rows(self):
         for path, record in self._records():
@@ -216,6 +210,9 @@ class MLFlowPlace(Place):
         experiment = self.client().get_experiment_by_name(self.experiment)
         return self.client().search_runs([experiment.experiment_id])
 
+    def experiment_id(self):
+        return self.client().get_experiment_by_name(self.experiment).experiment_id
+
     def run(self):
         (run,) = self._runs()
         return run
@@ -253,6 +250,24 @@ class MLFlowPlace(Place):
 
     def num_runs(self):
         return len(self._runs())
+
+
+def _offline_records(data):
+    """Records of a LevelDB log behind a header of seven bytes."""
+    record_type = import_module("wandb.proto.wandb_internal_pb2").Record
+    at, parts = 7, b""
+    while at < len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            record = record_type()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
 
 
 def _item_key(item):
@@ -301,3 +316,21 @@ def start_mlflow_server(folder):
 def need(package):
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install 'descant[{package}]'")
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory):
+    """Where an MLflow server answers."""
+    need("mlflow")
+    uri, stop = start_mlflow_server(tmp_path_factory.mktemp("mlflow"))
+    yield uri
+    stop()
+
+
+@pytest.fixture(scope="session")
+def trackio_dir(tmp_path_factory):
+    """Trackio reads its folder when it is imported, so all tests of a process share one."""
+    need("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield import_module("trackio.utils").TRACKIO_DIR

@@ -3,32 +3,21 @@
 import math
 
 import pytest
-from trackers import MLFlowPlace, TensorBoardPlace, TrackioPlace, WandbPlace, need, start_mlflow_server
+from trackers import (  # noqa: F401 - two are fixtures
+    MLFlowPlace,
+    TensorBoardPlace,
+    TrackioPlace,
+    WandbPlace,
+    mlflow_uri,
+    need,
+    trackio_dir,
+)
 
 from descant.errors import ConfigurationError
 from descant.loggers.logger import RunInfo
 from descant.table import Table
 
 NOW_S = 1_700_000_000.25
-
-
-@pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory):
-    need("mlflow")
-    uri, stop = start_mlflow_server(tmp_path_factory.mktemp("mlflow"))
-    yield uri
-    stop()
-
-
-@pytest.fixture(scope="session")
-def trackio_dir(tmp_path_factory):
-    """Trackio reads its folder when it is imported, so all tests of a process share one."""
-    need("trackio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
-        import trackio.utils
-
-        yield trackio.utils.TRACKIO_DIR
 
 
 @pytest.fixture(params=["tensorboard", "trackio", "wandb", "mlflow"])

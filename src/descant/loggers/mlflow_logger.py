@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -83,6 +84,7 @@ class MLFlowLogger(TrackerLogger):
         Raises:
             ConfigurationError: the experiment has been deleted.
         """
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._client = import_module("mlflow").MlflowClient(self.tracking_uri)
         experiment_id = self._experiment()
         found = self._client.search_runs([experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run.run_id}'", max_results=1)

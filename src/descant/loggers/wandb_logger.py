@@ -74,7 +74,7 @@ class WandbLogger(TrackerLogger):
             id=_wandb_id(run.run_id),
             resume="allow",
             reinit="create_new",  # a run that the program has opened itself stays open
-            dir=None if "WANDB_DIR" in os.environ else str(run.run_dir),
+            dir=None if "WANDB_DIR" in os.environ else str(run.run_dir.resolve()),
             config=dict(run.config),
             settings=settings,
         )
