@@ -295,15 +295,7 @@ def start_mlflow_server(folder):
     log = open(folder / "server.log", "wb")  # noqa: SIM115 - the server writes to it as long as it runs
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"no MLflow server: {(folder / 'server.log').read_text()[-2000:]}")
-            time.sleep(0.1)
+    wait_for_port(port, server, folder / "server.log")
 
     def stop():
         os.killpg(server.pid, 15)
@@ -311,6 +303,19 @@ def start_mlflow_server(folder):
         log.close()
 
     return f"http://127.0.0.1:{port}", stop
+
+
+def wait_for_port(port, server, log):
+    """Return when something answers on a port of this machine; fail with the log if the server ends."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no server: {log.read_text()[-2000:]}")
+            time.sleep(0.1)
 
 
 def need(package):
