@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -293,13 +294,13 @@ def start_mlflow_server(folder):
         f"{folder}/artifacts",
     ]
     log = open(folder / "server.log", "wb")  # noqa: SIM115 - the server writes to it as long as it runs
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment = {**os.environ, "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
     wait_for_port(port, server, folder / "server.log")
 
     def stop():
-        os.killpg(server.pid, 15)
-        server.wait(30)
+        os.killpg(server.pid, signal.SIGKILL)  # nobody needs its data any more, and it may take long to end in order
+        server.wait(60)
         log.close()
 
     return f"http://127.0.0.1:{port}", stop
