@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from descant.metrics import Metric
+from descant.errors import ConfigurationError
+from descant.metrics import Metric, as_metric
 from descant.table import Table
+
+STEP_KEY = "progress/step"
+"""The metric that says to which step the others of a call belong."""
 
 
 class Logger(ABC):
@@ -81,6 +87,67 @@ class TrackerLogger(Logger):
     def finish(self, outcome: str) -> None:
         """The run has ended ("completed", "stopped", "interrupted", "failed", "cancelled"): flush and close."""
 
+    run: RunInfo | None = None
+    """The run that is written, between ``start`` and ``finish``."""
+
+    _num_calls = 0
+    _closed = False
+
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
-        """Write the metrics of one step by hand."""
-        raise NotImplementedError
+        """Write the metrics of one step by hand, at once; the first call starts a run of its own.
+
+        The step is ``progress/step`` in the metrics, or else the number of calls before. ``close`` ends the run.
+
+        Raises:
+            TypeError: a value is not a metric; the message names its key. Nothing is written then.
+            ConfigurationError: the logger was closed.
+        """
+        values = named_metrics(metrics)
+        self._start_by_hand()
+        step = values.get(STEP_KEY, self._num_calls)
+        if isinstance(step, (str, Table)) or step != int(step):
+            raise ConfigurationError(f"{STEP_KEY} is the number of a step, got {step!r}")
+        self._num_calls = max(self._num_calls, int(step)) + 1
+        tables = {key: value for key, value in values.items() if isinstance(value, Table)}
+        numbers = {key: value for key, value in values.items() if not isinstance(value, Table)}
+        self.write(int(step), time.time(), numbers, tables)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Write settings of the run by hand, at once; starts a run of its own if there is none."""
+        self._start_by_hand(config)
+        self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write settings of the run that was started, in addition to those that it has."""
+
+    def close(self) -> None:
+        """Finish as "completed"; harmless if the run has ended."""
+        self._closed = True
+        if self.run is not None:
+            self.finish("completed")
+            self.run = None
+
+    def _start_by_hand(self, config: Mapping[str, Any] | None = None) -> None:
+        if self._closed:
+            raise ConfigurationError(f"this {type(self).__name__} was closed; make another one to log more")
+        if self.run is None:
+            run_id = uuid.uuid4().hex
+            name = getattr(self, "run_name", run_id)
+            run = RunInfo(run_id, name, Path(), config or {})
+            self.start(run)
+            self.run = run
+
+
+def named_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
+    """Metrics as plain values.
+
+    Raises:
+        TypeError: a value is not a metric; the message names its key.
+    """
+    values = {}
+    for key, value in metrics.items():
+        try:
+            values[key] = as_metric(value)
+        except TypeError as error:
+            raise TypeError(f"{key!r}: {error}") from None
+    return values

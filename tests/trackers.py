@@ -1,0 +1,342 @@
+"""Each tracker started for real, and what it has stored read back through its own reader."""
+
+import html
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+from descant.loggers.mlflow_logger import MLFlowLogger
+from descant.loggers.mlflow_names import mlflow_name
+from descant.loggers.tensorboard_logger import TBMetricsLogger
+from descant.loggers.tracker_rows import without_nan
+from descant.loggers.trackio_logger import TrackioLogger
+from descant.loggers.wandb_logger import WandbLogger
+
+
+class Place:
+    """Where a tracker writes, and how to read it: numbers by (key, step), tables as rows, strings, config, outcome."""
+
+    def __init__(self, folder, run_name="a run"):
+        self.folder = folder
+        self.run_name = run_name
+
+    def name(self, key):
+        """The name under which the tracker has a key."""
+        return key
+
+
+class TensorBoardPlace(Place):
+    def logger(self, **options):
+        return TBMetricsLogger(self.run_name, self.folder / "tb", **options)
+
+    def _accumulator(self):
+        module = import_module("tensorboard.backend.event_processing.event_accumulator")
+        folder = self.folder / "tb" / self.run_name
+        accumulator = module.EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+        accumulator.Reload()
+        return accumulator
+
+    def numbers(self, key):
+        return [(event.step, event.value) for event in self._accumulator().Scalars(key)]
+
+    def times(self, key):
+        return [event.wall_time for event in self._accumulator().Scalars(key)]
+
+    def shown(self, key):
+        """The HTML that TensorBoard's text page makes of each text."""
+        to_html = import_module("tensorboard.plugin_util").markdown_to_safe_html
+        events = self._accumulator().Tensors(key)
+        return [(event.step, to_html(event.tensor_proto.string_val[0].decode())) for event in events]
+
+    def table(self, key):
+        rows = []
+        for _, shown in self.shown(key):
+            cells = re.findall(r"<td>(.*?)</td>", shown, flags=re.DOTALL)
+            width = shown.count("<th>")
+            rows += [[_text(cell) for cell in cells[at : at + width]] for at in range(0, len(cells), width)]
+        return rows
+
+    def as_shown(self, row):
+        return ["" if cell is None else str(cell) for cell in row]
+
+    def strings(self, key):
+        return [(step, _text(re.fullmatch(r"<p>(.*)</p>", shown)[1])) for step, shown in self.shown(key)]
+
+    def config(self):
+        return {name: value for name, value in self.table("config")}  # noqa: C416 - rows are lists
+
+    def outcome(self):
+        return self.strings("outcome")[-1][1]
+
+    def num_runs(self):
+        return len({path.parent for path in (self.folder / "tb").rglob("events.out.tfevents.*")})
+
+
+class TrackioPlace(Place):
+    def logger(self, **options):
+        return TrackioLogger(self._project(), self.run_name, **options)
+
+    def _project(self):
+        return "project-" + re.sub(r"\W", "-", str(self.folder))[-60:]
+
+    def _run(self):
+        (run,) = import_module("trackio").Api().runs(self._project())
+        return run
+
+    def _logs(self):
+        run = self._run()
+        return import_module("trackio.sqlite_storage").SQLiteStorage.get_logs(run.project, run.name, run_id=run.id)
+
+    def name(self, key):
+        return f"__{key}" if key in ("step", "time") else key
+
+    def numbers(self, key):
+        return [(log["step"], log[key]) for log in self._logs() if key in log]
+
+    def times(self, key):
+        from datetime import datetime
+
+        return [datetime.fromisoformat(log["timestamp"]).timestamp() for log in self._logs() if key in log]
+
+    strings = numbers
+
+    def table(self, key):
+        return [list(row.values()) for _, table in self.numbers(key) for row in table["_value"]]
+
+    def as_shown(self, row):
+        return [without_nan(cell) for cell in row]
+
+    def config(self):
+        return self._run().config
+
+    def outcome(self):
+        return self.config()["outcome"]
+
+    def num_runs(self):
+        return len(import_module("trackio").Api().runs(self._project()))
+
+
+class WandbPlace(Place):
+    def logger(self, **options):
+        return WandbLogger("a project", self.run_name, **options)
+
+    def _records(self):
+        """What is in the offline files, in order; W&B ends them soon after a run has been finished."""
+        deadline = time.monotonic() + 30
+        while True:
+            paths = sorted(self.folder.rglob("run-*.wandb"), key=lambda path: path.parent.stat().st_ctime_ns)
+            records = {path: list(_offline_records(path.read_bytes())) for path in paths}
+            ended = [found and found[-1].WhichOneof("record_type") == "exit" for found in records.values()]
+            if ended and all(ended):
+                return [(path, record) for path, found in records.items() for record in found]
+            assert time.monotonic() < deadline, records
+            time.sleep(0.01)
+
+    def _rows(self):
+        for path, record in self._records():
+            if record.WhichOneof("record_type") == "history":
+                yield path, {_item_key(item): json.loads(item.value_json) for item in record.history.item}
+
+    def name(self, key):
+        return "metric_step" if key == "_step" else key
+
+    def numbers(self, key):
+        return [(row["progress/step"], float(row[key])) for _, row in self._rows() if key in row]
+
+    def times(self, key):
+        return [row["_timestamp"] for _, row in self._rows() if key in row]
+
+    def strings(self, key):
+        return [(row["progress/step"], row[key]) for _, row in self._rows() if key in row]
+
+    def table(self, key):
+        rows = []
+        for path, row in self._rows():
+            if f"{key}/path" in row:
+                rows += json.loads((path.parent / "files" / row[f"{key}/path"]).read_text("utf-8"))["data"]
+        return rows
+
+    def as_shown(self, row):
+        return [without_nan(cell) for cell in row]
+
+    def summary(self):
+        values = {}
+        for _, record in self._records():
+            if record.WhichOneof("record_type") == "summary":
+                values |= {_item_key(item): json.loads(item.value_json) for item in record.summary.update}
+        return values
+
+    def config(self):
+        values = {}
+        for _, record in self._records():
+            kind = record.WhichOneof("record_type")
+            if kind in ("run", "config"):
+                config = record.run.config if kind == "run" else record.config
+                values |= {_item_key(item): json.loads(item.value_json) for item in config.update}
+        return values
+
+    def outcome(self):
+        return self.summary()["outcome"]
+
+    def exit_codes(self):
+        return [r.exit.exit_code for _, r in self._records() if r.WhichOneof("record_type") == "exit"]
+
+    def num_runs(self):
+        return len({r.run.run_id for _, r in self._records() if r.WhichOneof("record_type") == "run"})
+
+
+class MLFlowPlace(Place):
+    def __init__(self, folder, uri):
+        super().__init__(folder)
+        self.uri = uri
+        self.experiment = str(folder)
+
+    def logger(self, **options):
+        return MLFlowLogger(self.experiment, self.run_name, self.uri, **options)
+
+    def client(self):
+        return import_module("mlflow").MlflowClient(self.uri)
+
+    def _runs(self):
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        return self.client().search_runs([experiment.experiment_id])
+
+    def experiment_id(self):
+        return self.client().get_experiment_by_name(self.experiment).experiment_id
+
+    def run(self):
+        (run,) = self._runs()
+        return run
+
+    def name(self, key):
+        return mlflow_name(key)
+
+    def numbers(self, key):
+        history = self.client().get_metric_history(self.run().info.run_id, key)
+        largest = sys.float_info.max  # as MLflow stores infinity
+        return [(m.step, float("inf") if m.value == largest else m.value) for m in history]
+
+    def times(self, key):
+        return [m.timestamp / 1000 for m in self.client().get_metric_history(self.run().info.run_id, key)]
+
+    def artifact(self, path, tmp="downloads"):
+        (self.folder / tmp).mkdir(exist_ok=True)
+        with open(self.client().download_artifacts(self.run().info.run_id, path, str(self.folder / tmp))) as file:
+            return json.load(file)
+
+    def strings(self, key):
+        return [(step, value) for step, name, value in self.artifact("tables/strings.json")["data"] if name == key]
+
+    def table(self, key):
+        return self.artifact(f"tables/{mlflow_name(key)}.json")["data"]
+
+    def as_shown(self, row):
+        return [without_nan(cell) for cell in row]
+
+    def config(self):
+        return self.run().data.params
+
+    def outcome(self):
+        return self.run().data.tags["descant.outcome"]
+
+    def num_runs(self):
+        return len(self._runs())
+
+
+def _offline_records(data):
+    """Records of a LevelDB log behind a header of seven bytes."""
+    record_type = import_module("wandb.proto.wandb_internal_pb2").Record
+    at, parts = 7, b""
+    while at < len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            record = record_type()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def _item_key(item):
+    return item.key or "/".join(item.nested_key)
+
+
+def _text(shown):
+    """What a browser shows of a piece of HTML: no tags may be left but breaks."""
+    assert not re.search(r"<(?!br>)", shown), shown
+    return html.unescape(shown.replace("<br>", "\n")).replace("\xa0", " ")
+
+
+def start_mlflow_server(folder):
+    """An MLflow server with SQLite on a free port of this machine: its address, and how to stop it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
+    log = open(folder / "server.log", "wb")  # noqa: SIM115 - the server writes to it as long as it runs
+    environment = {**os.environ, "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
+    wait_for_port(port, server, folder / "server.log")
+
+    def stop():
+        os.killpg(server.pid, signal.SIGKILL)  # nobody needs its data any more, and it may take long to end in order
+        server.wait(60)
+        log.close()
+
+    return f"http://127.0.0.1:{port}", stop
+
+
+def wait_for_port(port, server, log):
+    """Return when something answers on a port of this machine; fail with the log if the server ends."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no server: {log.read_text()[-2000:]}")
+            time.sleep(0.1)
+
+
+def need(package):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'descant[{package}]'")
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory):
+    """Where an MLflow server answers."""
+    need("mlflow")
+    uri, stop = start_mlflow_server(tmp_path_factory.mktemp("mlflow"))
+    yield uri
+    stop()
+
+
+@pytest.fixture(scope="session")
+def trackio_dir(tmp_path_factory):
+    """Trackio reads its folder when it is imported, so all tests of a process share one."""
+    need("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield import_module("trackio.utils").TRACKIO_DIR

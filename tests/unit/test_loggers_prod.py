@@ -1,0 +1,108 @@
+"""get_prod_logger, CompositeLogger, StdoutLogger."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+from trackers import need
+
+from descant.errors import ConfigurationError
+from descant.loggers import prod_logger
+from descant.loggers.composite_logger import CompositeLogger
+from descant.loggers.logger import Logger
+from descant.loggers.prod_logger import get_prod_logger
+from descant.loggers.stdout_logger import StdoutLogger
+from descant.table import Table
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_trackio(monkeypatch):
+    monkeypatch.setattr(prod_logger, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
+
+
+def test_every_tracker_that_is_configured(monkeypatch, capsys):
+    for package in ("wandb", "mlflow", "tensorboard", "trackio"):
+        need(package)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
+    logger = get_prod_logger(SimpleNamespace(name="small", recipe_name="addition"))
+    assert [tracker.tracker for tracker in logger.loggers] == ["wandb", "mlflow", "tensorboard", "trackio"]
+    assert {tracker.run_name for tracker in logger.loggers} == {"addition/small"}
+    assert logger.loggers[0].project_name == "addition"
+    assert capsys.readouterr().err == "metrics go to wandb, mlflow, tensorboard, trackio\n"
+
+
+@pytest.mark.parametrize(("mode", "number"), [("offline", 1), ("disabled", 0), ("online", 0)])
+def test_wandb_without_a_key(monkeypatch, no_trackio, mode, number):
+    need("wandb")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert len(getattr(get_prod_logger(), "loggers", ())) == number
+
+
+def test_nothing_configured(no_trackio, capsys):
+    logger = get_prod_logger()
+    assert isinstance(logger, StdoutLogger)
+    logger({"progress/step": 3, "loss": 0.123456789, "note": "\x1b[31mred", "samples": Table(["a"], [[1], [2]])})
+    logger.log_config({"lr": 0.5})
+    assert capsys.readouterr().out == "step 3  loss 0.123457  note \\x1b[31mred  samples 2 rows\nlr=0.5\n"
+
+
+def test_a_tracker_that_is_configured_and_not_installed_is_a_warning(monkeypatch, no_trackio, caplog):
+    from descant.loggers import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert isinstance(get_prod_logger(), StdoutLogger)
+    assert "pip install 'descant[mlflow]'" in caplog.text
+
+
+def test_by_hand(monkeypatch, no_trackio, tmp_path):
+    need("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    monkeypatch.setenv("TENSORBOARD_MONITORING_LINK", "http://board")
+    logger = get_prod_logger()
+    logger({"loss": 1.0})
+    logger.close()
+    assert logger.training_monitoring_link == "http://board"
+    assert list((tmp_path / "tb").rglob("events.out.tfevents.*"))
+
+
+class Recording(Logger):
+    def __init__(self, error=None):
+        self.calls, self.error = [], error
+
+    def __call__(self, metrics):
+        self.calls.append(metrics)
+        if self.error:
+            raise self.error
+
+    def close(self):
+        self.calls.append("closed")
+
+
+def test_one_that_fails_does_not_stop_the_others():
+    broken, sound = Recording(OSError("disk full")), Recording()
+    logger = CompositeLogger(broken, sound)
+    with pytest.raises(ExceptionGroup, match="1 of 2 loggers failed") as caught:
+        logger({"loss": 1.0})
+    assert caught.value.exceptions == (broken.error,)
+    logger.close()
+    assert sound.calls == [{"loss": 1.0}, "closed"]
+
+
+def test_no_logger_is_refused():
+    with pytest.raises(ConfigurationError, match="needs a logger"):
+        CompositeLogger()
+
+
+def test_a_value_that_is_no_metric_names_its_key():
+    with pytest.raises(TypeError, match=r"'loss': \[1\] \(list\) is not a metric"):
+        StdoutLogger()({"loss": [1]})
