@@ -34,6 +34,7 @@ bench: .venv/dev-installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/profile_engine.py
 
 format: .venv/dev-installed
@@ -50,7 +51,7 @@ clean:
 	@touch $@
 
 .venv/core-installed: .venv/created pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trackio]'
 	@touch $@
 
 .venv/dev-installed: .venv/created pyproject.toml constraints.txt

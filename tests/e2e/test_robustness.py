@@ -88,7 +88,8 @@ async def test_cells_keep_their_types_and_rows_are_never_lost(qwen3_dir, tmp_pat
     stored = [json.loads(cells) for (cells,) in query(tmp_path, "SELECT cells FROM samples WHERE step = 0")]
     assert len(stored) == 2  # two rows with one id
     assert stored[0] == {
-        "example_id": "same", "f": 0.5, "i": 3, "nan": None, "dict": "{'a': 1}", "text": "\\ud800 é", "none": None,
+        "example_id": "same", "f": 0.5, "i": 3, "nan": {"float": "nan"},
+        "dict": "{'a': 1}", "text": "\\ud800 é", "none": None,
         "bool": True,
     }  # fmt: skip
     assert query(tmp_path, "SELECT cells ->> 'f' FROM samples WHERE step = 0 AND position = 0") == [(0.5,)]

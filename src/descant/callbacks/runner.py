@@ -73,7 +73,8 @@ class CallbackRunner:
         callbacks: what to run; names and declared keys must be distinct.
         num_steps: planned steps.
         run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
-        logger: any callable that takes a dict, called once per step; the run log is written with or without it.
+        logger: a tracker (``WandbLogger``, ``get_prod_logger()``, ...), which is fed from the run log beside training;
+            or any callable that takes a dict, called once per step; or a list of them. The run log is always written.
         seed: the run's seed; what callbacks sample is made from it.
         strict: raise the first failure of a callback (or of the logger) as a ``CallbackError``.
         first_step: completed steps, of a run that is continued; what was due up to there is not due again.
@@ -112,8 +113,6 @@ class CallbackRunner:
             raise ConfigurationError(
                 f"first_step={first_step!r} must be a whole number from 0 to num_steps={num_steps}"
             )
-        if logger is not None and not callable(logger):
-            raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
         self.callbacks = list(callbacks)
         self.num_steps = num_steps
         self.run_dir = new_run_dir("run") if run_dir is None else Path(run_dir)

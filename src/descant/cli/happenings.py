@@ -11,7 +11,15 @@ from rich.text import Text
 from descant.loggers.run_reader import RunEvent
 from descant.loggers.text import printable
 
-_NOT_SHOWN = ("run_started", "run_completed", "run_stopped", "run_interrupted", "run_cancelled", "forecast")
+_NOT_SHOWN = (
+    "run_started",
+    "run_completed",
+    "run_stopped",
+    "run_interrupted",
+    "run_cancelled",
+    "forecast",
+    "tracker_started",
+)
 """The head says so, and the table of costs."""
 _LONGEST_LINE = 2000
 

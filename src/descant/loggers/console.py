@@ -100,12 +100,14 @@ class Console:
             for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
             if key in metrics
         ]
-        latest = "  ".join([*training, *self._latest.values()])
-        left = "-:--:--" if remaining_s is None else str(timedelta(seconds=round(remaining_s)))
-        shown = printable(latest, max(8, self._rich.width - _BAR_WIDTH))
-        self._bar.update(self._task, completed=step, latest=shown, left=left)
+        if self._rich.is_terminal:
+            latest = "  ".join([*training, *self._latest.values()])
+            left = "-:--:--" if remaining_s is None else str(timedelta(seconds=round(remaining_s)))
+            shown = printable(latest, max(8, self._rich.width - _BAR_WIDTH))
+            self._bar.update(self._task, completed=step, latest=shown, left=left)
+            return
         interval = max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL)
-        if training and not self._rich.is_terminal and (step % interval == 0 or step == self._num_steps):
+        if training and (step % interval == 0 or step == self._num_steps):
             eta = "" if remaining_s is None or step == self._num_steps else f"  {describe_seconds(remaining_s)} left"
             self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
 

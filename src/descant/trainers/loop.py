@@ -28,8 +28,7 @@ from descant.callbacks.base import RecipeCallback
 from descant.callbacks.contamination_check import Policy, check_policy
 from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
-from descant.errors import ConfigurationError
-from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
+from descant.loggers.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
 from descant.owner import Owner, owner_scope
@@ -67,7 +66,8 @@ class Trainer(ABC):
     """The part that all trainers share. A trainer adds its planned steps and how one step is made.
 
     Args:
-        logger: any callable that takes a dict, called once per step; the run log is written with or without it.
+        logger: a tracker (``WandbLogger``, ``get_prod_logger()``, ...), which is fed from the run log beside training;
+            or any callable that takes a dict, called once per step; or a list of them. The run log is always written.
         callbacks: run at their exact steps, in list order.
         seed: everything random in training, the order of the data aside, is made from it.
         strict: stop at the first callback (or logger) that fails instead of recording it.
@@ -88,8 +88,7 @@ class Trainer(ABC):
         run_dir: str | Path | None,
         contamination: Policy,
     ) -> None:
-        if logger is not None and not callable(logger):
-            raise ConfigurationError(f"logger={logger!r} must be callable with a dict of metrics, or None")
+        flat_loggers(logger)
         MetricKeys(callbacks)  # what cannot work is refused before anything is opened
         check_policy(contamination)
         self.contamination: Policy = contamination

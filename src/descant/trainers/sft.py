@@ -44,7 +44,8 @@ class SFT(Trainer):
     Args:
         dataset: threads, each with a weighted turn; a fresh thread trains on its assistant turns.
         model: made by ``ModelBuilder.spawn_train``.
-        logger: any callable that takes a dict, called once per step; the run log is written with or without it.
+        logger: a tracker (``WandbLogger``, ``get_prod_logger()``, ...), which is fed from the run log beside training;
+            or any callable that takes a dict, called once per step; or a list of them. The run log is always written.
         callbacks: run at their exact steps, in list order.
         lr: the peak learning rate of the default scheduler.
         lr_scheduler: from completed fraction after the step to learning rate; by default ``CosineScheduler(lr)``,
