@@ -37,7 +37,7 @@ class ShowOptions:
     keys: str | None
 
 
-class _Page(Console):
+class Page(Console):
     """Standard output; the command ends in peace when nobody reads it any more (``| head``)."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ def show_run(reader: RunReader, options: ShowOptions) -> None:
         ConfigurationError: a callback, prompt or key that is not in the run.
         RunLogError: the run log is damaged.
     """
-    page = _Page()
+    page = Page()
     prefixes = _callback_prefixes(reader)
     callbacks = _chosen_callbacks(reader, list(prefixes), options.callback)
     width = page.width

@@ -71,8 +71,7 @@ class InputConfig(BaseModel):
             fields = [field.alias or name for name, field in cls.model_fields.items()]
             close = get_close_matches(str(loc[0]), fields, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(fields) or 'none'}"
-            error: str | PydanticCustomError = PydanticCustomError("unknown_key", "there is no such key; {hint}", {"hint": hint})
+            error = PydanticCustomError("unknown_key", "there is no such key; {hint}", {"hint": hint})
         else:  # as it is; its context may be of a kind that pydantic does not take back
-            message = problem["msg"].replace("{", "{{").replace("}", "}}")
-            error = PydanticCustomError(kind, message)
+            error = PydanticCustomError(kind, problem["msg"])
         return InitErrorDetails(type=error, loc=loc, input=problem["input"])
