@@ -50,12 +50,12 @@ def describe_environment() -> dict[str, Any]:
 
 def plain_settings(configured: object) -> dict[str, Any]:
     """The arguments of an object's constructor that it keeps under their own names and that are plain values."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for name in inspect.signature(type(configured)).parameters:
         value = inspect.getattr_static(configured, name, None)
         if isinstance(value, str | int | float | bool):
-            settings[name] = value
-    return masked(settings)
+            settings[name] = masked(value, name)
+    return settings
 
 
 def masked(value: Any, key: str = "") -> Any:

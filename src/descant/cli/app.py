@@ -62,7 +62,9 @@ def run(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one key, over the file; nested.key=value too. Repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set one key, over the file; nested.key=value too. Repeatable."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the run is called; by default as the recipe.")

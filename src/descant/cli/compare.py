@@ -14,16 +14,19 @@ from descant.cli.runs import flattened
 from descant.loggers.run_reader import MetricSummary, RunReader
 from descant.loggers.text import printable
 
-_FOLLOWS_FROM_OTHERS = ("plan", "title")
+_FOLLOWS_FROM_OTHERS = ("plan", "title", "environment")
 _HIDDEN = ("callbacks/", "progress/", "completion_percentage")
-_LOW_IS_GOOD = ("loss", "perplexity", "failed", "error", "skipped")
+_LOW_IS_GOOD = ("loss", "perplexity", "num_failed")
+_HIGH_IS_GOOD = ("reward", "score", "accuracy", "pass@", "per_s")
+_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max")
 _ABSENT = "–"
 
 
 def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterator[Text]:
     """The settings that differ, then every metric with its last and best value in each run.
 
-    The best value is the lowest of losses, perplexities, failures, errors and seconds, and the highest of the rest.
+    The best value is the lowest of losses, perplexities and failures, and the highest of rewards, scores, accuracies
+    and speeds; of others it is not known which values are good.
     """
     names = (first.run_dir.name, second.run_dir.name)
     if names[0] == names[1]:
@@ -49,11 +52,21 @@ def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterato
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[list[str]]:
-    flat = [flattened({k: v for k, v in config.items() if k not in _FOLLOWS_FROM_OTHERS}) for config in (first, second)]
+    flat = [flattened(_chosen(config)) for config in (first, second)]
     for key in dict.fromkeys([*flat[0], *flat[1]]):
         shown = [_shown(settings[key]) if key in settings else _ABSENT for settings in flat]
         if shown[0] != shown[1]:
             yield [key, *shown]
+
+
+def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, those of the recipe first; of the environment what is not different in every run."""
+    environment = dict(config.get("environment") or {})
+    recipe = environment.pop("recipe", None) or {}
+    environment.pop("command_line", None)
+    others = {key: value for key, value in config.items() if key not in _FOLLOWS_FROM_OTHERS}
+    chosen = {"recipe": recipe.get("name"), "config": recipe.get("config"), **others, "environment": environment}
+    return {key: value for key, value in chosen.items() if value is not None}
 
 
 def _shown(value: Any) -> str:
@@ -65,7 +78,10 @@ def _numbers(metric: MetricSummary | None) -> list[str]:
     if metric is None:
         return [_ABSENT, _ABSENT]
     last = metric.last[1]
-    takes_time = metric.key.endswith("_s") and not metric.key.endswith("per_s")
-    low_is_good = takes_time or any(word in metric.key for word in _LOW_IS_GOOD)
-    best = metric.minimum if low_is_good else metric.maximum
+    best = None
+    if not metric.key.endswith(_IS_NO_MEASURE):
+        if any(word in metric.key for word in _LOW_IS_GOOD):
+            best = metric.minimum
+        elif any(word in metric.key for word in _HIGH_IS_GOOD):
+            best = metric.maximum
     return [last if isinstance(last, str) else figure(last), "" if best is None else figure(best)]

@@ -44,9 +44,7 @@ def run_recipe(path: Path, options: RunOptions) -> int:
         config = None if config_class is None else read_input(config_class, options.config, options.settings)
         if options.run_dir is not None and (options.run_dir / "run.sqlite").exists():
             raise ConfigurationError(f"--run-dir {options.run_dir} already holds a run; choose another one")
-        ctx = recipe.context_class(
-            name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir
-        )
+        ctx = recipe.context_class(name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir)
     except ConfigurationError as error:
         _say(str(error))
         return USAGE

@@ -21,6 +21,7 @@ from descant.loggers.run_reader import RunReader, find_runs
 _USUAL_METRICS = ("training/loss", "validation/loss", "validation/rewards/score/mean")
 _SILENT_S = 120.0
 _HEADERS = ("name", "trainer", "steps", "outcome", "took", "started")
+_WIDE = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,25 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
     kept.sort(key=lambda run: run.started_at, reverse=True)
     if options.sort is not None:
         kept.sort(key=lambda run: _sort_value(run.values.get(options.sort or ""), descending=options.descending))
-    rows = [_cells(run, columns) for run in kept]
-    headers = [*_HEADERS, *columns]
-    yield from grid_lines(headers, rows, width, right=("steps", "took", *columns))
+    yield from _table_lines(kept, columns, width)
     for run in kept:
         if run.broken is not None:
             yield Text(cut(f"  {run.name}: {run.broken}", width), style="red")
+
+
+def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], width: int) -> Iterator[Text]:
+    """One line per run; the keys of metrics take two lines, and when a run started is left out where it is narrow."""
+    table = [["" for _ in _HEADERS] + [_tail(key) for key in metrics], *(_cells(run, metrics) for run in runs)]
+    columns = [*_HEADERS, *(key.partition("/")[0] for key in metrics)]
+    if width < _WIDE:
+        started = _HEADERS.index("started")
+        table, columns = [row[:started] + row[started + 1 :] for row in table], [c for c in columns if c != "started"]
+    yield from grid_lines(columns, table, width, right=("steps", "took", *columns[-len(metrics) :]) if metrics else ())
+
+
+def _tail(key: str) -> str:
+    """The last parts of what stands behind the prefix."""
+    return "/".join(key.split("/")[1:][-2:])
 
 
 def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
@@ -131,9 +145,7 @@ def _matches(run: ListedRun, wanted: str) -> bool:
     if not equals:
         texts = (run.name, run.trainer, run.outcome, str(run.settings.get("title", "")))
         return any(wanted.lower() in text.lower() for text in texts)
-    return any(
-        _is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}")
-    )
+    return any(_is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}"))
 
 
 def _is_equal(fact: Any, value: str) -> bool:

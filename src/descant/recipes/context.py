@@ -26,8 +26,7 @@ class RecipeContext:
         name: what this run is called; by default the recipe's name.
         recipe_name: what the recipe is called.
         config: the recipe's config.
-        run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default a new ``runs/<name>-<date>-<time>``.
-            It is made by whoever writes into it first.
+        run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default ``runs/<name>-<date>-<time>``.
         seed: for ``seed=`` of a trainer; by default the config's field ``seed``, or 0.
         job: who is told of progress; by default lines on standard output.
 
@@ -71,9 +70,7 @@ class RecipeContext:
         self._token = recipe_of_run.set({"name": self.recipe_name, "run_name": self.name, "config": config})
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close(error)
 
     async def __aenter__(self) -> Self:

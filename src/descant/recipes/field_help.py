@@ -62,7 +62,7 @@ def _limits(field: FieldInfo) -> Iterator[str]:
 def _default(key: str, field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    default = field.get_default(call_default_factory=field.default_factory is not None, validated_data={})
+    default = field.get_default(call_default_factory=True, validated_data={})
     if default is None:
         return "default null"
     if is_secret(key) and default != "":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+from dataclasses import asdict
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,7 @@ from descant.threads.datasets import load_threads
 from descant.threads.thread import StringThread
 
 if TYPE_CHECKING:
+    from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.training import TrainingModel
 
@@ -53,7 +56,9 @@ class Model:
         path = Path(self.model_key).expanduser()
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise ConfigurationError(f"the directory {self.model_key!r} has no config.json: it is not a saved model")
+                raise ConfigurationError(
+                    f"the directory {self.model_key!r} has no config.json: it is not a saved model"
+                )
         elif path.exists() or not _HUB_ID.fullmatch(self.model_key):
             raise ConfigurationError(
                 f"there is no model directory {self.model_key!r} (the working directory is {Path.cwd()}); give a "
@@ -71,15 +76,14 @@ class Model:
         """Load it for generation and scoring; see ``ModelBuilder.spawn_inference``."""
         return await self._builder().spawn_inference(name)
 
-    def _builder(self) -> Any:
+    def _builder(self) -> ModelBuilder:
         from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
 
-        budgets = {"kv_cache_len": self.kv_cache_len, "tokens_to_generate": self.tokens_to_generate}
+        directory = Path(self.model_key).expanduser()
+        settings = asdict(self)
         return ModelBuilder(
-            Path(self.model_key).expanduser() if Path(self.model_key).expanduser().is_dir() else self.model_key,
-            precision=self.precision,
-            gradient_checkpointing=self.gradient_checkpointing,
-            **{name: budget for name, budget in budgets.items() if budget is not None},
+            directory if directory.is_dir() else settings["model_key"],
+            **{name: value for name, value in settings.items() if name != "model_key" and value is not None},
         )
 
 
@@ -130,8 +134,6 @@ class Dataset:
         return Path(self.dataset_key).expanduser()
 
     def _close(self) -> str:
-        from difflib import get_close_matches  # noqa: PLC0415
-
         there = [path.name for path in self._path.parent.glob("*") if path.is_file()]
         close = get_close_matches(self._path.name, there, n=1)
         return f"; did you mean {str(self._path.parent / close[0])!r}?" if close else ""

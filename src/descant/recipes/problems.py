@@ -52,5 +52,7 @@ def key_of(loc: Sequence[int | str], values: Any) -> list[int | str]:
 def _allowed(kind: str, message: str) -> str:
     """Pydantic's message, said of a key."""
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message.replace("Input should be", "must be").replace("String should", "must").replace("Input should", "must")
+    message = (
+        message.replace("Input should be", "must be").replace("String should", "must").replace("Input should", "must")
+    )
     return message[:1].lower() + message[1:] if kind != "value_error" else message

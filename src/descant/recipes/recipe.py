@@ -141,13 +141,15 @@ def _import(file: Path) -> ModuleType:
 
 
 def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
-    marked = {id(value): value for value in vars(module).values() if inspect.isfunction(value) and hasattr(value, _MARK)}
+    marked = {
+        id(value): value for value in vars(module).values() if inspect.isfunction(value) and hasattr(value, _MARK)
+    }
     own = [function for function in marked.values() if function.__module__ == module.__name__]
     found = own or list(marked.values())
     if not found:
         raise ConfigurationError(
-            f"recipe {file} has no function under @recipe_main; write 'from descant.recipes import recipe_main' and put "
-            "@recipe_main on the function to run"
+            f"recipe {file} has no function under @recipe_main; write 'from descant.recipes import recipe_main' "
+            "and put @recipe_main on the function to run"
         )
     if len(found) > 1:
         names = ", ".join(f"{function.__name__} (line {_line(function)})" for function in found)
@@ -174,9 +176,9 @@ def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, typ
             raise ConfigurationError(f"{place}: the parameter {name!r} {shown}; {allowed}")
         if any(issubclass(other, kind) for other in matched.values()):
             raise ConfigurationError(f"{place}: {name!r} is a second {_KINDS[kind]}; {allowed}")
-        matched[name] = typing.cast(type, hint)
+        matched[name] = typing.cast("type", hint)
     return matched
 
 
 def _line(function: Callable[..., Any]) -> int:
-    return inspect.unwrap(function).__code__.co_firstlineno
+    return int(inspect.unwrap(function).__code__.co_firstlineno)
