@@ -17,11 +17,12 @@ from descant.cli.figures import duration, figure
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, RunLogError
 from descant.loggers.run_reader import RunReader, find_runs
+from descant.loggers.text import printable
 
 _USUAL_METRICS = ("training/loss", "validation/loss", "validation/rewards/score/mean")
 _SILENT_S = 120.0
 _HEADERS = ("name", "trainer", "steps", "outcome", "took", "started")
-_WIDE = 110
+_EXPENDABLE = ("started", "trainer", "took")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +71,36 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
     kept.sort(key=lambda run: run.started_at, reverse=True)
     if options.sort is not None:
         kept.sort(key=lambda run: _sort_value(run.values.get(options.sort or ""), descending=options.descending))
-    yield from _table_lines(kept, columns, width)
+    yield from _table_lines(kept, columns, bool(asked), width)
     for run in kept:
         if run.broken is not None:
-            yield Text(cut(f"  {run.name}: {run.broken}", width), style="red")
+            yield Text(printable(f"  {run.name} is broken: {run.broken}"), style="red")
 
 
-def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], width: int) -> Iterator[Text]:
-    """One line per run; the keys of metrics take two lines, and when a run started is left out where it is narrow."""
-    table = [["" for _ in _HEADERS] + [_tail(key) for key in metrics], *(_cells(run, metrics) for run in runs)]
-    columns = [*_HEADERS, *(key.partition("/")[0] for key in metrics)]
-    if width < _WIDE:
-        started = _HEADERS.index("started")
-        table, columns = [row[:started] + row[started + 1 :] for row in table], [c for c in columns if c != "started"]
-    yield from grid_lines(columns, table, width, right=("steps", "took", *columns[-len(metrics) :]) if metrics else ())
+def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool, width: int) -> Iterator[Text]:
+    """One line per run; the keys of metrics take two lines. Where it is narrow, columns are left out, never names."""
+    columns = {header: ["", *(_facts(run)[header] for run in runs)] for header in _HEADERS}
+    columns |= {key: [_tail(key), *(_value_text(run.values.get(key)) for run in runs)] for key in metrics}
+    expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics))]
+    left_out = []
+    while expendable and _natural_width(columns) > width:
+        left_out.append(expendable.pop(0))
+        del columns[left_out[-1]]
+    headers = [_head(key) for key in columns]
+    rows = list(zip(*columns.values(), strict=True))
+    right = {"steps", "took", *(_head(key) for key in metrics)}
+    yield from grid_lines(headers, rows if any(key in columns for key in metrics) else rows[1:], width, right=right)
+    if left_out:
+        yield Text(cut(f"  a wider terminal (or COLUMNS=160) shows also: {', '.join(left_out)}", width), style="dim")
+
+
+def _natural_width(columns: Mapping[str, Sequence[str]]) -> int:
+    return sum(2 + max(map(len, [_head(key), *cells])) for key, cells in columns.items())
+
+
+def _head(key: str) -> str:
+    """What stands over a column; of a metric its prefix."""
+    return key.partition("/")[0]
 
 
 def _tail(key: str) -> str:
@@ -164,12 +181,16 @@ def _sort_value(value: float | str | None, *, descending: bool) -> tuple[bool, f
     return False, -value if descending else value
 
 
-def _cells(run: ListedRun, columns: Sequence[str]) -> list[str]:
-    if run.broken is not None:
-        return [run.name, "", "", "broken", "", _date(run.started_at), *("" for _ in columns)]
-    values = [run.values.get(column) for column in columns]
-    shown = ["" if value is None else value if isinstance(value, str) else figure(value) for value in values]
-    return [run.name, run.trainer, run.steps, run.outcome, duration(run.took_s), _date(run.started_at), *shown]
+def _facts(run: ListedRun) -> dict[str, str]:
+    """The cells of a run by header."""
+    outcome = run.outcome if run.broken is None else "broken"
+    took = duration(run.took_s) if run.broken is None else ""
+    cells = (run.name, run.trainer, run.steps, outcome, took, _date(run.started_at))
+    return dict(zip(_HEADERS, cells, strict=True))
+
+
+def _value_text(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else figure(value)
 
 
 def _date(seconds: float) -> str:

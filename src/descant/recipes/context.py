@@ -12,6 +12,7 @@ from typing import Any, Self
 from descant.environment import recipe_of_run
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import new_run_dir
+from descant.loggers.text import printable
 from descant.notifiers import JobNotifier, StdoutJobNotifier
 from descant.recipes.config import InputConfig
 
@@ -63,7 +64,7 @@ class RecipeContext:
         if error is None:
             self.job.complete()
         else:
-            self.job.report_error(traceback.format_exception_only(error)[0].strip())
+            self.job.report_error(printable(traceback.format_exception_only(error)[0].strip()))
 
     def __enter__(self) -> Self:
         config = None if self.config is None else self.config.model_dump(mode="json", fallback=repr)
