@@ -39,7 +39,7 @@ class Config(InputConfig):
     label: str = "a"
     limit: int | None = None
     mode: int | str = 0
-    stages: list[str] = []
+    stages: tuple[str, ...] = ()
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_config_files_that_cannot_be_used(tmp_path):
 def test_settings_go_over_the_file_and_into_tables(tmp_path):
     file = write(tmp_path / "c.toml", "limit = 3\n[optimizer]\nlr = 1.0\n")
     config = read_input(Config, file, ["optimizer.lr=2e-4", "limit=null", 'stages=["a", "b"]', "label=x=y", "mode=7"])
-    assert config == Config(optimizer=Optimizer(lr=2e-4), limit=None, stages=["a", "b"], label="x=y", mode=7)
+    assert config == Config(optimizer=Optimizer(lr=2e-4), limit=None, stages=("a", "b"), label="x=y", mode=7)
 
 
 @pytest.mark.parametrize("text", ["123", "1e-4", "true", "2024-01-01", "[a", "", "null ", "a = 1\nb = 2", '"a"b'])
@@ -222,7 +222,7 @@ def test_a_file_without_a_main_with_two_with_a_syntax_error_or_not_there(tmp_pat
     assert "has no function under @recipe_main" in refusal(load, tmp_path, SIMPLE.replace("@recipe_main", ""))
     two = refusal(load, tmp_path, SIMPLE + "\n@recipe_main\ndef other(): ...\n")
     assert "has 2 functions under @recipe_main: main (line 7), other (line 11); keep one" in two
-    assert "line 2, column 9: " in refusal(load, tmp_path, "x = 1\ndef main(:")
+    assert "line 2, column 10: " in refusal(load, tmp_path, "x = 1\ndef main(:")
     assert "did you mean" in refusal(load_recipe, tmp_path / "mime.py")
     assert "has no main.py" in refusal(load_recipe, tmp_path)
     assert "must end in .py" in refusal(load_recipe, write(tmp_path / "recipe.toml", ""))

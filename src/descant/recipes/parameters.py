@@ -54,7 +54,7 @@ class Model:
 
     def __post_init__(self) -> None:
         path = Path(self.model_key).expanduser()
-        if path.is_dir():
+        if self.model_key and path.is_dir():
             if not (path / "config.json").is_file():
                 raise ConfigurationError(
                     f"the directory {self.model_key!r} has no config.json: it is not a saved model"
