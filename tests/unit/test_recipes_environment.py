@@ -86,7 +86,7 @@ def test_the_environment_does_not_import_torch():
 
 def test_settings_of_a_callback():
     settings = plain_settings(CheckpointCallback(None, "mine", 0.5, keep_last=2, timeout_s=30.0))
-    expected = {"checkpoint_name": "mine", "frequency": 0.5, "keep_last": 2, "at_end": False, "timeout_s": 30.0}
+    expected = {"checkpoint_name": "mine", "keep_last": 2, "at_end": False, "timeout_s": 30.0}
     assert settings.items() >= expected.items()
     assert "model" not in settings
 

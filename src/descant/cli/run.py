@@ -99,9 +99,13 @@ def _show_traceback(error: Exception, path: Path) -> None:
 
 
 def _own_part(trace: TracebackType | None, directory: Path) -> TracebackType | None:
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve().parent != directory:
+    while trace is not None and not _is_in(trace.tb_frame.f_code.co_filename, directory):
         trace = trace.tb_next
     return trace
+
+
+def _is_in(filename: str, directory: Path) -> bool:
+    return not filename.startswith("<") and Path(filename).resolve().parent == directory  # <frozen importlib>
 
 
 def _say(message: str) -> None:
