@@ -59,8 +59,8 @@ def test_the_template_runs_unchanged(workplace):
         assert environment["recipe"]["config"]["model"]["model_key"] == "tiny-qwen3"
         assert environment["packages"]["torch"]
         assert environment["command_line"][1:3] == ["run", "my_sft.py"]
-        validation = reader.config["callbacks"][0]
-        assert (validation["class"], validation["temperature"]) == ("GraderEvalCallback", 0.0)
+        best = reader.config["callbacks"][-1]
+        assert (best["class"], best["checkpoint_name"]) == ("BestModelCallback", "best")
 
 
 def test_two_runs_of_a_recipe_are_compared(workplace):
@@ -89,6 +89,8 @@ def test_ctrl_c_ends_a_run_in_order(workplace):
         if re.match(r"step [1-9]\d*/", line.replace(",", "")):
             process.send_signal(signal.SIGINT)
             break
+    else:
+        pytest.fail("the run has ended before it was interrupted")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "descant: interrupted" in errors
