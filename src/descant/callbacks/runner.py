@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 import traceback
@@ -21,6 +22,7 @@ from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
 from descant.engine.process_state import preserved_process_state
+from descant.environment import describe_environment, masked, plain_settings
 from descant.errors import CallbackError, ConfigurationError, DescantError
 from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
 from descant.metrics import Metric, as_metric
@@ -174,7 +176,8 @@ class CallbackRunner:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
             settings = {"title": self._title, "num_steps": self.num_steps, "seed": self._seed, **self._config}
-            await self.recorder.announce(self._title, {**settings, "callbacks": self._settings()}, self.plan())
+            settings |= {"callbacks": self._settings(), "environment": await asyncio.to_thread(describe_environment)}
+            await self.recorder.announce(self._title, masked(settings), self.plan())
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             stack.push_async_exit(self._end)
@@ -471,7 +474,8 @@ class CallbackRunner:
 
     def _settings(self) -> list[dict[str, Any]]:
         return [
-            {"name": c.name, "class": type(c).__name__, "frequency": str(c.frequency), "prefix": c.log_key_prefix}
+            {**plain_settings(c), "name": c.name, "class": type(c).__name__, "prefix": c.log_key_prefix}
+            | {"frequency": str(c.frequency)}
             for c in self.callbacks
         ]
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from descant import __version__
-from descant.cli.show import ShowOptions, show_run
+from descant.cli.compare import comparison_lines
+from descant.cli.new import write_recipe
+from descant.cli.runs import ListOptions, run_list_lines
+from descant.cli.show import Page, ShowOptions, show_run
 from descant.errors import ConfigurationError, DescantError
 from descant.loggers.run_reader import RunReader, find_runs
 from descant.loggers.text import printable
 
 _RUNS = Path("runs")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+new = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new", help="Write files to begin with.")
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,12 +37,129 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Post-training for language models: look at what a run has measured.
+    """Post-training for language models: run recipes, and look at what runs have measured.
+
+    \b
+    Examples:
+      descant new recipe my_sft
+      descant run my_sft.py --config my_sft.toml --set lr=1e-4 --name try
+      descant runs --sort validation/loss
+      descant runs compare try-20261123-131637 try-20261123-140209
+      descant show runs/sft-20261123-131637 --prompt "25+60="
+    """
+
+
+@app.command(add_help_option=False)
+def run(
+    context: typer.Context,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="A Python file, or a directory with main.py.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="The recipe's config: TOML, JSON, or YAML with PyYAML."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set one key, over the file; nested.key=value too. Repeatable."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the run is called; by default as the recipe.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The directory of the run; by default runs/NAME-<date>-<time>."),
+    ] = None,
+    show_help: Annotated[
+        bool, typer.Option("--help", help="Show this message; with RECIPE, what its config can be told.")
+    ] = False,
+) -> None:
+    """Run a recipe: the function under @recipe_main in a Python file.
+
+    The exit code is 0, or 1 if the recipe failed, 2 if it cannot be started (its file, its config, the options), 130
+    after Ctrl-C.
+
+    \b
+    Examples:
+      descant run my_sft.py --help
+      descant run my_sft.py --config my_sft.toml --set lr=1e-4 --name try
+    """
+    if recipe is None:
+        if not show_help:
+            raise typer.BadParameter("missing: which recipe? descant new recipe NAME writes one", param_hint="RECIPE")
+        typer.echo(context.get_help())
+        return
+    from descant.cli.run import RunOptions, recipe_help, run_recipe  # noqa: PLC0415  # pydantic, for this command only
+
+    code = recipe_help(recipe) if show_help else run_recipe(recipe, RunOptions(config, settings or [], name, run_dir))
+    raise typer.Exit(code)
+
+
+@new.command("recipe")
+def new_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name; NAME.py and NAME.toml are written.")],
+) -> None:
+    """Write a recipe for supervised fine-tuning, with its config. Nothing is overwritten.
 
     \b
     Example:
-      descant show runs/sft-20261123-131637 --prompt "25+60="
+      descant new recipe my_sft
     """
+    with _errors_as_lines():
+        recipe, config = write_recipe(name)
+        typer.echo(f"wrote {recipe} and {config}\nname your model and data in {config}, then:")
+        typer.echo(f"  descant run {recipe} --config {config}")
+
+
+@app.command()
+def runs(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR | compare A B]",
+            help="The directory to list (runs), or two runs to compare: directories, or names under runs/.",
+            show_default=False,
+        ),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="TEXT|KEY=VALUE",
+            help="Only runs whose name, trainer, outcome or title contains this, or with this setting. Repeatable.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="By the last value of this metric, lowest first.")
+    ] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="With --sort: highest first.")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="A metric to show. Repeatable; by default usual ones.")
+    ] = None,
+) -> None:
+    """List runs, newest first, finished or not; or compare two.
+
+    \b
+    Examples:
+      descant runs --filter outcome=completed --filter lr=1e-4 --sort validation/loss
+      descant runs other/runs --metric training/grad_norm
+      descant runs compare sft-20261123-131637 sft-20261123-140209
+    """
+    with _errors_as_lines():
+        page = Page()
+        if what and what[0] == "compare":
+            if len(what) != 3:
+                raise typer.BadParameter("compare takes two runs", param_hint="compare A B")
+            with RunReader(_find(Path(what[1]))) as first, RunReader(_find(Path(what[2]))) as second:
+                page.section("", list(comparison_lines(first, second, page.width)))
+            return
+        if what and len(what) > 1:
+            raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")
+        options = ListOptions(filters or (), sort, descending, metric or ())
+        page.section("", list(run_list_lines(Path(what[0]) if what else _RUNS, options, page.width)))
 
 
 @app.command()
@@ -70,9 +194,15 @@ def show(
       descant show runs/sft-20261123-131637 --keys "validation/*" --prompt "25+60="
     """
     options = ShowOptions(num_samples=samples, callback=callback, prompt=prompt, failures=failures, keys=keys)
+    with _errors_as_lines(), RunReader(_find(run)) as reader:
+        show_run(reader, options)
+
+
+@contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """What cannot be done is one line on standard error, and the exit code 1."""
     try:
-        with RunReader(_find(run)) as reader:
-            show_run(reader, options)
+        yield
     except DescantError as error:
         typer.echo(f"descant: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None

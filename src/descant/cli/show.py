@@ -39,7 +39,7 @@ class ShowOptions:
     keys: str | None
 
 
-class _Page(Console):
+class Page(Console):
     """Standard output; the command ends in peace when nobody reads it any more (``| head``)."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def show_run(reader: RunReader, options: ShowOptions) -> None:
         RunLogError: the run log is damaged.
     """
     try:
-        _print_run(_Page(), reader, options)
+        _print_run(Page(), reader, options)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         if isinstance(error, DescantError):
             raise
@@ -77,7 +77,7 @@ def show_run(reader: RunReader, options: ShowOptions) -> None:
         raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
 
 
-def _print_run(page: _Page, reader: RunReader, options: ShowOptions) -> None:
+def _print_run(page: Page, reader: RunReader, options: ShowOptions) -> None:
     prefixes = _callback_prefixes(reader)
     callbacks = _chosen_callbacks(reader, list(prefixes), options.callback)
     width = page.width

@@ -32,6 +32,10 @@ class DataOrder:
         first = (step - 1) * self.samples_per_batch
         return [self._sample(position) for position in range(first, min(first + self.samples_per_batch, self._total))]
 
+    def num_samples_after(self, step: int) -> int:
+        """How many samples the first ``step`` steps have."""
+        return min(step * self.samples_per_batch, self._total)
+
     def _sample(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_samples)
         return int(self._permutation(epoch)[offset])

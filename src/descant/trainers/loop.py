@@ -8,6 +8,7 @@ for each step, until one of them requests a stop:
                                  callbacks that are due see the weights after this step
                                  checkpoints that they request are written
                                  one call of the logger, with the metrics of the step and of its callbacks
+                                 the stage notifier is told how many samples are done
 leave the runner:                the final calls of the callbacks, on the weights after the last whole step,
                                  if the run has failed or was stopped before its last step
                                  callbacks: on_end, in any case
@@ -28,9 +29,11 @@ from descant.callbacks.base import RecipeCallback
 from descant.callbacks.contamination_check import Policy, check_policy
 from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
+from descant.errors import ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
+from descant.notifiers import StageNotifier
 from descant.owner import Owner, owner_scope
 from descant.table import Table
 from descant.threads.thread import StringThread
@@ -73,6 +76,7 @@ class Trainer(ABC):
         strict: stop at the first callback (or logger) that fails instead of recording it.
         run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
         contamination: what follows when prompts that callbacks evaluate on are trained on: "warn", "error", "ignore".
+        stage_notifier: is told after every step how many samples are done.
 
     Raises:
         ConfigurationError: an argument that cannot work, or callbacks whose names or keys collide.
@@ -87,12 +91,18 @@ class Trainer(ABC):
         strict: bool,
         run_dir: str | Path | None,
         contamination: Policy,
+        stage_notifier: StageNotifier | None = None,
     ) -> None:
         flat_loggers(logger)
+        if stage_notifier is not None and not callable(getattr(stage_notifier, "report_progress", None)):
+            raise ConfigurationError(
+                f"stage_notifier={stage_notifier!r} must have report_progress, as ctx.job.stage_notifier('train') has"
+            )
         MetricKeys(callbacks)  # what cannot work is refused before anything is opened
         check_policy(contamination)
         self.contamination: Policy = contamination
         self.logger = logger
+        self.stage_notifier = stage_notifier
         self.callbacks = list(callbacks)
         self.seed = seed
         self.strict = strict
@@ -102,6 +112,10 @@ class Trainer(ABC):
     @abstractmethod
     def num_steps(self) -> int:
         """Planned steps, at least 1."""
+
+    @abstractmethod
+    def num_samples_after(self, step: int) -> int:
+        """Samples of the first ``step`` steps."""
 
     @property
     @abstractmethod
@@ -158,11 +172,13 @@ class Trainer(ABC):
             contamination=self.contamination,
         )
         async with self._training_alone(), runner:
+            await self._report_progress(0, runner.recorder)
             for step in range(1, self.num_steps + 1):
                 if runner.should_stop:
                     break
                 metrics = await self.train_step(step, runner.recorder)
                 await runner.after_step(step, metrics)
+                await self._report_progress(step, runner.recorder)
         return TrainingResult(
             num_steps=runner.step,
             stop_reason=runner.stop_reason,
@@ -173,6 +189,21 @@ class Trainer(ABC):
             seconds=time.monotonic() - started_at,
             run_dir=runner.run_dir,
         )
+
+    async def _report_progress(self, step: int, recorder: RunRecorder) -> None:
+        """Tell the stage notifier how many samples are done; one that fails is an event, as a logger is."""
+        if self.stage_notifier is None:
+            return
+        try:
+            self.stage_notifier.report_progress(
+                tot_num_samples=self.num_samples_after(self.num_steps),
+                processed_num_samples=self.num_samples_after(step),
+            )
+        except Exception as error:
+            message = f"the stage notifier failed at step {step}: {type(error).__name__}: {error}"
+            await recorder.record_event(step, "notifier_failed", "stage_notifier", message, error)
+            if self.strict:
+                raise
 
     @asynccontextmanager
     async def _training_alone(self) -> AsyncIterator[None]:

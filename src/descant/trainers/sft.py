@@ -16,16 +16,17 @@ from descant.errors import ConfigurationError, DatasetError, NonFiniteError, Non
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
+from descant.notifiers import StageNotifier
 from descant.progress import exact_fraction
 from descant.threads.thread import StringThread
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
 
-_NOT_YET = ("stage_notifier", "checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
+_NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (
     "dataset", "model", "logger", "callbacks", "lr", "lr_scheduler", "samples_per_batch", "max_grad_norm", "epochs",
-    "weight_decay", "skip_nan_gradients", "data_seed", "seed", "strict", "run_dir", "contamination",
+    "weight_decay", "skip_nan_gradients", "data_seed", "seed", "strict", "run_dir", "contamination", "stage_notifier",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ class SFT(Trainer):
         run_dir: the directory of the run; by default ``runs/sft-<date>-<time>``.
         contamination: what follows when prompts that callbacks evaluate on stand in the dataset, too: "warn" says so at
             the start, with examples; "error" refuses to start; "ignore" does not look.
+        stage_notifier: is told after every step how many samples are done.
 
     Raises:
         ConfigurationError: an argument that cannot work, an argument that does not exist, or callbacks that collide.
@@ -86,6 +88,7 @@ class SFT(Trainer):
         strict: bool = False,
         run_dir: str | Path | None = None,
         contamination: Policy = "warn",
+        stage_notifier: StageNotifier | None = None,
         **unsupported: Never,
     ) -> None:
         for name in unsupported:
@@ -105,7 +108,13 @@ class SFT(Trainer):
                 raise ConfigurationError(f"{name}={value!r} must be a whole number of at least 0")
         _check_dataset(dataset)
         super().__init__(
-            logger=logger, callbacks=callbacks, seed=seed, strict=strict, run_dir=run_dir, contamination=contamination
+            logger=logger,
+            callbacks=callbacks,
+            seed=seed,
+            strict=strict,
+            run_dir=run_dir,
+            contamination=contamination,
+            stage_notifier=stage_notifier,
         )
         self.dataset = dataset
         self.model = model
@@ -121,6 +130,10 @@ class SFT(Trainer):
     def num_steps(self) -> int:
         """Planned steps."""
         return self.order.num_steps
+
+    def num_samples_after(self, step: int) -> int:
+        """Samples of the first ``step`` steps; each epoch's count anew."""
+        return self.order.num_samples_after(step)
 
     @property
     def trained_models(self) -> Sequence[TrainingModel]:

@@ -1,0 +1,39 @@
+"""``descant new``: files to begin with."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from descant.errors import ConfigurationError
+
+_STANDS_FOR_THE_NAME = "RECIPE_NAME"
+
+
+def write_recipe(name: str) -> list[Path]:
+    """Write ``NAME.py`` and ``NAME.toml``, a recipe for supervised fine-tuning that runs as it is.
+
+    Args:
+        name: the recipe's name, or a path to it; ``.py`` may stand behind it.
+
+    Raises:
+        ConfigurationError: it is not a name that Python can import, or a file is there already; nothing is written.
+    """
+    recipe = Path(name.removesuffix(".py"))
+    if not recipe.name.isidentifier():
+        raise ConfigurationError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_recipe")
+    texts = {recipe.with_name(f"{recipe.name}.{suffix}"): _template(suffix) for suffix in ("py", "toml")}
+    if there := [str(path) for path in texts if path.exists()]:
+        raise ConfigurationError(f"{' and '.join(there)} would be overwritten; choose another name")
+    try:
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text.replace(_STANDS_FOR_THE_NAME, recipe.name))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {recipe}: {error}") from error
+    return list(texts)
+
+
+def _template(suffix: str) -> str:
+    return (files("descant.recipes") / f"template.{suffix}").read_text(encoding="utf-8")

@@ -1,0 +1,114 @@
+"""``descant run``: a recipe with its config, and what becomes of it as an exit code."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from descant.errors import ConfigurationError
+from descant.loggers.text import printable
+from descant.recipes.field_help import field_lines
+from descant.recipes.read_input import read_input
+from descant.recipes.recipe import Recipe, load_recipe
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What to run, and how: see the options of the command."""
+
+    config: Path | None
+    settings: Sequence[str]
+    name: str | None
+    run_dir: Path | None
+
+
+def run_recipe(path: Path, options: RunOptions) -> int:
+    """Run a recipe; what goes wrong is said on standard error.
+
+    Returns:
+        0, or 1 if the recipe failed, 2 if it cannot be started, 130 if it was interrupted.
+    """
+    try:
+        recipe = load_recipe(path)
+        config_class = recipe.config_class
+        if config_class is None and (options.config or options.settings):
+            raise ConfigurationError(f"recipe {path} takes no config: leave out --config and --set")
+        config = None if config_class is None else read_input(config_class, options.config, options.settings)
+        if options.run_dir is not None and (options.run_dir / "run.sqlite").exists():
+            raise ConfigurationError(f"--run-dir {options.run_dir} already holds a run; choose another one")
+        ctx = recipe.context_class(name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir)
+    except ConfigurationError as error:
+        _say(str(error))
+        return USAGE
+    except Exception as error:
+        _show_traceback(error, path)
+        return FAILED
+    try:
+        recipe.run(ctx)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        _show_traceback(error, path)
+        return FAILED
+    return OK
+
+
+def recipe_help(path: Path) -> int:
+    """Print what a recipe is and what its config can be told; the exit code is as of ``run_recipe``."""
+    try:
+        recipe = load_recipe(path)
+    except ConfigurationError as error:
+        _say(str(error))
+        return USAGE
+    except Exception as error:
+        _show_traceback(error, path)
+        return FAILED
+    print("\n".join(printable(line) for line in _help_lines(recipe)))
+    return OK
+
+
+def _help_lines(recipe: Recipe) -> Iterator[str]:
+    takes = "" if recipe.config_class is None else " [--config FILE] [--set KEY=VALUE]..."
+    yield f"Usage: descant run {recipe.path}{takes} [--name NAME] [--run-dir DIR]"
+    module = sys.modules[recipe.function.__module__]
+    about = inspect.getdoc(recipe.function) or inspect.getdoc(module) or ""
+    yield from ("", *(f"  {line}" for line in about.splitlines())) if about else ()
+    yield ""
+    if recipe.config_class is None:
+        yield "It takes no config."
+        return
+    yield "Config, as keys of a TOML, JSON or YAML file or with --set KEY=VALUE:"
+    yield from field_lines(recipe.config_class, shutil.get_terminal_size().columns)
+
+
+def _show_traceback(error: Exception, path: Path) -> None:
+    """The traceback from the recipe's own first frame on; how descant got there is of no interest."""
+    directory = (path if path.is_dir() else path.parent).resolve()
+    error = error.with_traceback(_own_part(error.__traceback__, directory) or error.__traceback__)
+    for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+        print(printable(line), file=sys.stderr)
+
+
+def _own_part(trace: TracebackType | None, directory: Path) -> TracebackType | None:
+    while trace is not None and not _is_in(trace.tb_frame.f_code.co_filename, directory):
+        trace = trace.tb_next
+    return trace
+
+
+def _is_in(filename: str, directory: Path) -> bool:
+    return not filename.startswith("<") and Path(filename).resolve().parent == directory  # <frozen importlib>
+
+
+def _say(message: str) -> None:
+    first, *others = message.split("\n")
+    for line in (f"descant: {first}", *others):
+        print(printable(line), file=sys.stderr)

@@ -1,0 +1,175 @@
+"""Notifiers: how far a job has come, told to whoever wants to know."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+from descant.errors import ConfigurationError
+
+_TENTHS = 10
+
+
+class JobNotifier(ABC):
+    """Is told about a job: its stages, their progress, how it ended. Override what is abstract.
+
+    Args:
+        job_id: what the job is called.
+    """
+
+    def __init__(self, job_id: str = "local") -> None:
+        self.job_id = job_id
+        self.stages: list[str] = []
+        """The names of the stages, in order."""
+
+    def register_stages(self, stages: Sequence[str]) -> None:
+        """Announce the stages of the job in their order; those that are known stay.
+
+        Raises:
+            ConfigurationError: a string in place of a list of names.
+        """
+        if isinstance(stages, str):
+            raise ConfigurationError(f"register_stages({stages!r}) needs a list of names, as [{stages!r}]")
+        self.stages += [stage for stage in dict.fromkeys(stages) if stage not in self.stages]
+
+    def stage_notifier(self, name: str) -> StageNotifier:
+        """The notifier of one stage, for ``stage_notifier=`` of a trainer."""
+        self.register_stages([name])
+        return StageNotifier(name, self)
+
+    @abstractmethod
+    def report_progress(
+        self,
+        stage: str,
+        tot_num_samples: int | None = None,
+        processed_num_samples: int | None = None,
+        monitoring_link: str | None = None,
+        checkpoints: Sequence[str] | None = None,
+    ) -> None:
+        """A stage has come so far; ``StageNotifier`` calls this with numbers that it has checked."""
+
+    @abstractmethod
+    def report_error(self, error: str) -> None:
+        """The job has failed; ``error`` says why."""
+
+    @abstractmethod
+    def complete(self) -> None:
+        """The job has ended well."""
+
+
+class StageNotifier:
+    """Tells a job how far one of its stages has come."""
+
+    def __init__(self, stage_name: str, job_notifier: JobNotifier) -> None:
+        self.stage_name = stage_name
+        self.job_notifier = job_notifier
+
+    def report_progress(
+        self,
+        tot_num_samples: int | None = None,
+        processed_num_samples: int | None = None,
+        monitoring_link: str | None = None,
+        checkpoints: Sequence[str] | None = None,
+    ) -> None:
+        """Say what is known now; what is None is as it was.
+
+        Args:
+            tot_num_samples: samples in all.
+            processed_num_samples: samples that are done; more than in all, or less than 0, is a warning and cut.
+            monitoring_link: where people can watch.
+            checkpoints: paths of checkpoints that were written.
+        """
+        if processed_num_samples is not None:
+            allowed = max(0, processed_num_samples if tot_num_samples is None else tot_num_samples)
+            within = min(max(0, processed_num_samples), allowed)
+            if within != processed_num_samples:
+                total = "" if tot_num_samples is None else f" of {tot_num_samples}"
+                warnings.warn(
+                    f"stage {self.stage_name!r}: {processed_num_samples}{total} samples processed cannot be; "
+                    f"reported as {within}",
+                    stacklevel=2,
+                )
+            processed_num_samples = within
+        self.job_notifier.report_progress(
+            self.stage_name, tot_num_samples, processed_num_samples, monitoring_link, checkpoints
+        )
+
+
+class StdoutJobNotifier(JobNotifier):
+    """Prints a line for every tenth of a stage, every checkpoint and every new link.
+
+    Args:
+        job_id: what the job is called.
+        file: where lines go, by default standard output as it is when they are printed.
+    """
+
+    def __init__(self, job_id: str = "local", file: TextIO | None = None) -> None:
+        super().__init__(job_id)
+        self._file = file
+        self._shown: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
+
+    def report_progress(
+        self,
+        stage: str,
+        tot_num_samples: int | None = None,
+        processed_num_samples: int | None = None,
+        monitoring_link: str | None = None,
+        checkpoints: Sequence[str] | None = None,
+    ) -> None:
+        """Print what is new."""
+        self.register_stages([stage])
+        if tot_num_samples and processed_num_samples is not None:
+            reached = (tot_num_samples, processed_num_samples * _TENTHS // tot_num_samples)
+            if self._shown.get(stage) != reached:
+                self._shown[stage] = reached
+                share = processed_num_samples / tot_num_samples
+                self._print(f"{stage}: {processed_num_samples:,} of {tot_num_samples:,} samples ({share:.0%})")
+        if monitoring_link is not None and self._links.get(stage) != monitoring_link:
+            self._links[stage] = monitoring_link
+            self._print(f"{stage}: watch it at {monitoring_link}")
+        for checkpoint in checkpoints or ():
+            self._print(f"{stage}: checkpoint {checkpoint}")
+
+    def report_error(self, error: str) -> None:
+        """Print that the job has failed."""
+        self._print(f"job {self.job_id} failed: {error}")
+
+    def complete(self) -> None:
+        """Print that the job is complete."""
+        self._print(f"job {self.job_id} is complete")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._file or sys.stdout, flush=True)
+
+
+class StdoutStageNotifier(StageNotifier):
+    """Prints the progress of a stage that belongs to no job."""
+
+    def __init__(self, stage_name: str = "stage", job_id: str = "local") -> None:
+        super().__init__(stage_name, StdoutJobNotifier(job_id))
+
+
+class SimpleProgressNotifier:
+    """A stage without parts: nothing is done when it is entered, and all of it when it is left without an error.
+
+    >>> with SimpleProgressNotifier(StdoutStageNotifier("merge")):
+    ...     pass
+    merge: 0 of 1 samples (0%)
+    merge: 1 of 1 samples (100%)
+    """
+
+    def __init__(self, stage: StageNotifier) -> None:
+        self.stage = stage
+
+    def __enter__(self) -> Self:
+        self.stage.report_progress(tot_num_samples=1, processed_num_samples=0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.stage.report_progress(tot_num_samples=1, processed_num_samples=1)

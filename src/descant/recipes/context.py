@@ -1,0 +1,83 @@
+"""RecipeContext: the run that a recipe belongs to."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from contextvars import Token
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from descant.environment import recipe_of_run
+from descant.errors import ConfigurationError
+from descant.loggers.recorder import new_run_dir
+from descant.loggers.text import printable
+from descant.notifiers import JobNotifier, StdoutJobNotifier
+from descant.recipes.config import InputConfig
+
+
+class RecipeContext:
+    """What a recipe knows of the run that it is: name, directory, config, seed, whom to tell of progress.
+
+    ``descant run`` makes one. In a notebook: ``async with RecipeContext(name="try") as ctx: await main(ctx, config)``
+    (``with`` works, too). While it is open, every run log that is written records the recipe and its config.
+
+    Args:
+        name: what this run is called; by default the recipe's name.
+        recipe_name: what the recipe is called.
+        config: the recipe's config.
+        run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default ``runs/<name>-<date>-<time>``.
+        seed: for ``seed=`` of a trainer; by default the config's field ``seed``, or 0.
+        job: who is told of progress; by default lines on standard output.
+
+    Raises:
+        ConfigurationError: a name that is not the name of a directory.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        recipe_name: str = "recipe",
+        config: InputConfig | None = None,
+        run_dir: str | Path | None = None,
+        seed: int | None = None,
+        job: JobNotifier | None = None,
+    ) -> None:
+        self.name = recipe_name if name is None else name
+        self.recipe_name = recipe_name
+        self.config = config
+        if not self.name.strip() or Path(self.name).name != self.name or self.name == "..":
+            raise ConfigurationError(f"name={self.name!r} must be the name of a run, without directories; see run_dir")
+        self.run_dir = new_run_dir(self.name) if run_dir is None else Path(run_dir)
+        configured = getattr(config, "seed", 0)
+        self.seed = seed if seed is not None else configured if isinstance(configured, int) else 0
+        self.job = job or StdoutJobNotifier(self.name)
+        self._token: Token[Mapping[str, Any] | None] | None = None
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Tell the job how it has ended; once, later calls do nothing."""
+        token, self._token = self._token, None
+        if token is None:
+            return
+        recipe_of_run.reset(token)
+        if error is None:
+            self.job.complete()
+        else:
+            self.job.report_error(printable(traceback.format_exception_only(error)[0].strip()))
+
+    def __enter__(self) -> Self:
+        config = None if self.config is None else self.config.model_dump(mode="json", fallback=repr)
+        self._token = recipe_of_run.set({"name": self.recipe_name, "run_name": self.name, "config": config})
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close(error)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)

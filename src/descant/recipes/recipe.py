@@ -1,0 +1,184 @@
+"""Recipe: one function of a Python file, and how it is found and run."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from descant.errors import ConfigurationError
+from descant.recipes.config import InputConfig
+from descant.recipes.context import RecipeContext
+
+_MARK = "__recipe_main__"
+_KINDS = {RecipeContext: "context", InputConfig: "config"}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def recipe_main(function: _Function) -> _Function:
+    """Mark the one function of a file that ``descant run`` calls; async or not. It can be called as before.
+
+    It has at most two parameters, told apart by their annotations: a ``RecipeContext`` and an ``InputConfig``, or
+    subclasses of theirs.
+
+    >>> @recipe_main
+    ... async def main(ctx: RecipeContext) -> None:
+    ...     print(ctx.name)
+
+    Raises:
+        ConfigurationError: it is put on something that is not a function.
+    """
+    if not inspect.isfunction(function):
+        raise ConfigurationError(f"@recipe_main belongs on a function, not on {function!r}")
+    setattr(function, _MARK, True)
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe that can be run.
+
+    Attributes:
+        path: the file, or the directory of a package with ``main.py``.
+        function: what is marked with ``recipe_main``.
+        parameters: the classes that it wants, by parameter name.
+    """
+
+    path: Path
+    function: Callable[..., Any]
+    parameters: Mapping[str, type]
+
+    @property
+    def name(self) -> str:
+        """The name of the file or directory."""
+        return self.path.resolve().stem
+
+    @property
+    def config_class(self) -> type[InputConfig] | None:
+        """The class of its config, if it has one."""
+        return next((kind for kind in self.parameters.values() if issubclass(kind, InputConfig)), None)
+
+    @property
+    def context_class(self) -> type[RecipeContext]:
+        """The class of its context."""
+        return next((kind for kind in self.parameters.values() if issubclass(kind, RecipeContext)), RecipeContext)
+
+    def run(self, ctx: RecipeContext) -> Any:
+        """Call the function with its context and that context's config, wait for it, and return what it returns."""
+        arguments = {
+            name: ctx if issubclass(kind, RecipeContext) else ctx.config for name, kind in self.parameters.items()
+        }
+        with ctx:
+            result = self.function(**arguments)
+            return asyncio.run(_as_coroutine(result)) if inspect.isawaitable(result) else result
+
+
+async def _as_coroutine(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Import a recipe: a Python file, or a directory with ``main.py``. Its directory becomes importable.
+
+    Raises:
+        ConfigurationError: it is not there, has a syntax error, no function under ``@recipe_main`` or several, or
+            parameters that cannot be matched.
+        and whatever the file raises when it is imported.
+    """
+    file = path / "main.py" if path.is_dir() else path
+    _check_file(path, file)
+    try:
+        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}, column {error.offset}" if isinstance(error, SyntaxError) else ""
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ConfigurationError(f"recipe {file}{line}: {reason}") from None
+    function = _find_main(file, _import(file))
+    return Recipe(path, function, _match_parameters(file, function))
+
+
+def _check_file(path: Path, file: Path) -> None:
+    if path.is_dir() and not file.is_file():
+        raise ConfigurationError(f"the directory {path} has no main.py: it is not a recipe")
+    if not file.is_file():
+        there = [str(other) for other in path.parent.glob("*.py")]
+        close = get_close_matches(str(path), there, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f" (the working directory is {Path.cwd()})"
+        raise ConfigurationError(f"there is no recipe {path}{hint}")
+    if file.suffix != ".py":
+        raise ConfigurationError(f"recipe {path}: the name must end in .py, or be a directory with main.py")
+
+
+def _import(file: Path) -> ModuleType:
+    """The module of a file, under its own name, so that other modules of the recipe can import it, too."""
+    directory = file.resolve().parent
+    sys.path.insert(0, str(directory))
+    importlib.invalidate_caches()
+    if (directory / "__init__.py").is_file():  # a package: its modules may import each other relatively
+        sys.path.insert(1, str(directory.parent))
+        return importlib.import_module(f"{directory.name}.{file.stem}")
+    is_taken = file.stem in sys.modules or file.stem in sys.stdlib_module_names or not file.stem.isidentifier()
+    name = f"recipe {file.stem}" if is_taken else file.stem
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
+    marked = {
+        id(value): value for value in vars(module).values() if inspect.isfunction(value) and hasattr(value, _MARK)
+    }
+    own = [function for function in marked.values() if function.__module__ == module.__name__]
+    found = own or list(marked.values())
+    if not found:
+        raise ConfigurationError(
+            f"recipe {file} has no function under @recipe_main; write 'from descant.recipes import recipe_main' "
+            "and put @recipe_main on the function to run"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{function.__name__} (line {_line(function)})" for function in found)
+        raise ConfigurationError(f"recipe {file} has {len(found)} functions under @recipe_main: {names}; keep one")
+    return found[0]
+
+
+def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, type]:
+    place = f"recipe {file}, line {_line(function)}: {function.__name__}"
+    allowed = "it has at most two, one annotated with a RecipeContext and one with an InputConfig"
+    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception as error:  # annotations are code
+        raise ConfigurationError(f"{place}: its annotations cannot be resolved: {error}") from error
+    matched: dict[str, type] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ConfigurationError(f"{place}: the parameter {parameter} cannot be given by name; {allowed}")
+        hint = hints.get(name)
+        kind = next((base for base in _KINDS if isinstance(hint, type) and issubclass(hint, base)), None)
+        if kind is None:
+            shown = "has no annotation" if hint is None else f"is annotated with {hint!r}"
+            raise ConfigurationError(f"{place}: the parameter {name!r} {shown}; {allowed}")
+        if any(issubclass(other, kind) for other in matched.values()):
+            raise ConfigurationError(f"{place}: {name!r} is a second {_KINDS[kind]}; {allowed}")
+        matched[name] = typing.cast("type", hint)
+    return matched
+
+
+def _line(function: Callable[..., Any]) -> int:
+    return int(inspect.unwrap(function).__code__.co_firstlineno)

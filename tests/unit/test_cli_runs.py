@@ -1,0 +1,268 @@
+"""``descant runs``, ``descant new``, ``descant run``: what the commands print, and their exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from descant.cli.app import app
+from descant.loggers.run_log import RunLog
+
+RECIPE = """
+import helper
+from pydantic import Field
+from descant.recipes import InputConfig, RecipeContext, recipe_main
+
+class Config(InputConfig):
+    \"\"\"What the recipe is told.\"\"\"
+    fail: str = Field("", description="how it ends")
+    api_token: str = "hf_secret"
+    lr: float | None = Field(1e-3, gt=0, le=1, description="the learning rate")
+
+@recipe_main
+async def main(ctx: RecipeContext, config: Config):
+    \"\"\"Does as it is told.\"\"\"
+    print(ctx.name, ctx.run_dir)
+    helper.act(config.fail)
+"""
+HELPER = """
+import sys
+def act(fail):
+    if fail == "exit":
+        sys.exit(7)
+    if fail:
+        raise {"interrupt": KeyboardInterrupt}.get(fail, ValueError)(f"{fail}\\x1b[2J")
+"""
+
+
+async def write_run(path, *, outcome="completed", num_steps=10, lr=1e-3, loss=1.0, at=0):
+    log = RunLog(path)
+    recipe = {"name": "mine", "run_name": path.name, "config": {"lr": lr}}
+    environment = {"python": "3.11", "command_line": [path.name], "recipe": recipe}
+    callbacks = [{"name": "loss", "frequency": "1/10"}]
+    await log.log_config({"trainer": "SFT", "num_steps": num_steps, "environment": environment, "callbacks": callbacks})
+    await log.log_event(0, "run_started", "trainer", "SFT")
+    for step in range(1, num_steps + 1):
+        await log.log_metrics(step, {"training/loss": loss + num_steps - step, "validation/rewards/score/mean": step})
+        await log.log_metrics(step, {"training/phase": "late", "progress/step": step})
+    if outcome:
+        await log.log_event(num_steps, f"run_{outcome}", "trainer", f"{outcome} after all")
+    await log.close()
+    if outcome is None:
+        os.utime(log.path, (at or 1e9, at or 1e9))
+    return path
+
+
+@pytest.fixture
+async def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    await write_run(tmp_path / "runs" / "first", loss=0.5)
+    await write_run(tmp_path / "runs" / "second", lr=1e-4, loss=0.25, outcome="failed")
+    await write_run(tmp_path / "runs" / "third", loss=2.0, outcome=None)
+    (tmp_path / "runs" / "fourth").mkdir()
+    (tmp_path / "runs" / "fourth" / "run.sqlite").write_text("not a run")
+    return tmp_path / "runs"
+
+
+def invoke(*arguments, columns="160"):
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": columns})
+
+
+def listed(*arguments, **options):
+    done = invoke("runs", *arguments, **options)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def names(lines):
+    rows = [line.split() for line in lines if " is broken: " not in line]
+    return [row[0] for row in rows if row[0] in ("first", "second", "third", "fourth")]
+
+
+def test_runs_are_listed_with_what_they_came_to(runs):
+    lines = listed()
+    assert set(names(lines)) == {"first", "second", "third", "fourth"}
+    row = {line.split()[0]: line.split() for line in lines[:-1]}
+    assert row["first"][1:4] == ["SFT", "10/10", "completed"]
+    assert row["first"][-2:] == ["0.5", "10"]
+    assert row["second"][3] == "failed"
+    assert row["third"][3:5] == ["silent", "for"]
+    assert row["fourth"][1] == "broken"
+    assert "fourth is broken: runs/fourth/run.sqlite is not a run log" in lines[-1]
+
+
+def test_names_are_never_cut(runs):
+    lines = listed(columns="60")
+    assert set(names(lines)) == {"first", "second", "third", "fourth"}
+    assert any("a wider terminal" in line for line in lines)
+    assert any(line.split()[:1] == ["training"] or "training" in line for line in lines)
+
+
+def test_newest_first(runs):
+    order = names(listed("--filter", "SFT"))
+    assert [name for name in order if name != "third"] == ["second", "first"] or order == ["third", "second", "first"]
+
+
+def test_filter_and_sort(runs):
+    assert names(listed("--filter", "FIR")) == ["first"]
+    assert names(listed("--filter", "lr=1e-4")) == names(listed("--filter", "outcome=failed")) == ["second"]
+    assert names(listed("--filter", "config.lr=0.0001")) == ["second"]
+    assert names(listed("--filter", "trainer=SFT", "--filter", "name=first")) == ["first"]
+    assert names(listed("--filter", "loss.frequency=1/10", "--sort", "training/loss")) == ["second", "first", "third"]
+    assert names(listed("--sort", "training/loss", "--descending")) == ["third", "first", "second", "fourth"]
+    assert "late" in "".join(listed("--metric", "training/phase"))
+
+
+def test_what_cannot_be_listed(runs):
+    for arguments, reason in {
+        ("nowhere",): "there are no runs in nowhere",
+        ("--filter", "nothing"): "none of the 4 runs in runs matches nothing",
+        ("--sort", "training/los"): "did you mean 'training/loss'?",
+    }.items():
+        done = invoke("runs", *arguments)
+        assert done.exit_code == 1
+        assert reason in done.stderr
+        assert done.stdout == ""
+    assert invoke("runs", "a", "b").exit_code == 2
+    assert invoke("runs", "compare", "first").exit_code == 2
+    assert "did you mean" in invoke("runs", "compare", "first", "secnd").stderr
+
+
+def test_two_runs_side_by_side(runs):
+    lines = listed("compare", "first", "runs/second")
+    text = "\n".join(lines)
+    assert ["config.lr", "0.001", "0.0001"] in [line.split() for line in lines]
+    assert "python" not in text  # it is the same
+    assert "command_line" not in text
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
+    assert rows["training/loss"] == ["0.5", "0.5", "0.25", "0.25"]
+    assert rows["validation/rewards/score/mean"] == ["10", "10", "10", "10"]
+    assert rows["training/phase"] == ["late", "late"]
+    assert "progress/step" not in rows
+    assert "none" in listed("compare", "first", "first")[1]
+
+
+async def test_a_metric_that_fell_has_its_best_value(tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        for step, score in enumerate((0.1, 0.9, 0.5)):
+            await log.log_metrics(step, {"validation/rewards/score/mean": score, "validation/loss": score})
+            await log.log_metrics(step, {"training/grad_norm": score})
+        await log.close()
+    rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
+    assert rows["validation/rewards/score/mean"] == ["0.5", "0.9", "0.5", "0.9"]
+    assert rows["validation/loss"] == ["0.5", "0.1", "0.5", "0.1"]
+    assert rows["training/grad_norm"] == ["0.5", "0.5"]  # nobody knows which is good
+
+
+# new
+
+
+def test_new_writes_two_files_and_overwrites_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("new", "recipe", "mine")
+    assert done.exit_code == 0
+    assert "descant run mine.py --config mine.toml" in done.stdout
+    assert "RECIPE_NAME" not in Path("mine.py").read_text() + Path("mine.toml").read_text()
+    Path("mine.py").write_text("# changed")
+    again = invoke("new", "recipe", "mine.py")
+    assert again.exit_code == 1
+    assert "mine.py and mine.toml would be overwritten" in again.stderr
+    assert Path("mine.py").read_text() == "# changed"
+    assert invoke("new", "recipe", "deep/er/mine").exit_code == 0
+    assert Path("deep/er/mine.toml").exists()
+    assert "cannot be a recipe's name" in invoke("new", "recipe", "my-recipe").stderr
+
+
+# run
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "helper.py").write_text(HELPER)
+    (tmp_path / "task.py").write_text(RECIPE)
+    return tmp_path / "task.py"
+
+
+def run(recipe, *arguments):
+    command = [sys.executable, "-m", "descant.cli", "run", "task.py", *arguments]
+    return subprocess.run(command, cwd=recipe.parent, capture_output=True, text=True, timeout=60)
+
+
+def test_a_recipe_runs(recipe):
+    done = run(recipe, "--name", "try", "--run-dir", "here")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "try here\njob try is complete\n"
+
+
+def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):
+    done = run(recipe, "--set", "fail=badly")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert 'task.py", line 16, in main' in lines[1]
+    assert lines[-1] == "ValueError: badly\\x1b[2J"
+    assert "descant/recipes" not in done.stderr
+
+
+def test_exit_codes(recipe):
+    assert run(recipe, "--set", "fail=interrupt").returncode == 130
+    assert run(recipe, "--set", "fail=exit").returncode == 7
+    wrong = run(recipe, "--set", "lr=2", "--set", "fial=x")
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines() == [
+        "descant: --set: 2 problems",
+        "  lr = 2: must be less than or equal to 1",
+        "  fial = 'x': there is no such key; did you mean 'fail'?",
+    ]
+    recipe.write_text(RECIPE.replace("import helper", "import helper, missing_module"))
+    broken = run(recipe)
+    assert broken.returncode == 1
+    assert "No module named 'missing_module'" in broken.stderr
+    assert "importlib" not in broken.stderr
+
+
+def test_a_directory_that_holds_a_run_and_a_recipe_without_config(recipe):
+    (recipe.parent / "old").mkdir()
+    (recipe.parent / "old" / "run.sqlite").touch()
+    done = run(recipe, "--run-dir", "old")
+    assert (done.returncode, "already holds a run" in done.stderr) == (2, True)
+    recipe.write_text("from descant.recipes import recipe_main\n@recipe_main\ndef main(): print('ran')\n")
+    assert run(recipe).stdout == "ran\njob task is complete\n"
+    refused = run(recipe, "--set", "a=1")
+    assert (refused.returncode, "takes no config" in refused.stderr) == (2, True)
+    assert "It takes no config." in run(recipe, "--help").stdout
+
+
+def test_help_is_made_from_the_recipes_config(recipe):
+    done = run(recipe, "--help")
+    assert done.returncode == 0
+    assert "Does as it is told." in done.stdout
+    assert "  lr: float | null, > 0, <= 1 (default 0.001)\n      the learning rate\n" in done.stdout
+    assert "  fail: str (default '')\n      how it ends\n" in done.stdout
+    assert "hf_secret" not in done.stdout
+
+
+def test_every_command_has_help_with_an_example():
+    for command in ([], ["run"], ["runs"], ["new", "recipe"], ["show"]):
+        done = invoke(*command, "--help")
+        assert done.exit_code == 0
+        assert "\n    descant " in done.stdout, command
+    assert "--install-completion" in invoke("--help").stdout
+    assert invoke("run").exit_code == 2
+    assert "which recipe?" in invoke("run").stderr
+
+
+def test_commands_work_without_torch(tmp_path):
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['numpy'] = None\n"
+        "from descant.cli.app import app; app(prog_name='descant')"
+    )
+    for arguments, code in {("--version",): 0, ("new", "recipe", "a"): 0, ("run", "b.py"): 2, ("runs",): 1}.items():
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,138 @@
+"""What a run records of where it ran, and that no secret is in it; notifiers."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from descant import CheckpointCallback, __version__
+from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_settings
+from descant.errors import ConfigurationError
+from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
+
+
+@pytest.mark.parametrize(
+    "key", ["api_key", "apiKey", "OPENAI_API_KEY", "hf_token", "HF_TOKEN", "token", "db.password", "client-secret",
+            "--judge-api-key", "AWS_SECRET_ACCESS_KEY", "Authorization"]
+)  # fmt: skip
+def test_what_is_called_as_secrets_are_is_masked(key):
+    assert is_secret(key)
+    assert masked({"a": [{key: "hunter2"}]}) == {"a": [{key: "***"}]}
+
+
+@pytest.mark.parametrize(
+    "key", ["num_tokens", "tokens_to_generate", "pad_token", "eos_token", "tokenizer", "grader_key", "log_key",
+            "author", "tokens_per_s", "key", "secretary"]
+)  # fmt: skip
+def test_what_is_called_otherwise_is_not(key):
+    assert masked({key: "x"}) == {key: "x"}
+
+
+def test_secrets_within_values():
+    assert masked("postgres://me:hunter2@host/db") == "postgres://***@host/db"
+    assert masked("https://host/a@b") == "https://host/a@b"
+    assert masked("use hf_abcdefghijklmnopqrstuvwxyz now") == "use *** now"
+    assert mask_arguments(["descant", "run", "r.py", "--set", "judge.api_key=x", "--token", "y", "--set", "lr=1"]) == [
+        "descant", "run", "r.py", "--set", "judge.api_key=***", "--token", "***", "--set", "lr=1",
+    ]  # fmt: skip
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
+def test_masking_keeps_the_shape(value):
+    assert type(masked(value)) is type(value)
+    if isinstance(value, dict):
+        assert masked(value).keys() == value.keys()
+
+
+def test_the_environment_says_versions_commit_and_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--api-key", "hunter2"])
+    found = describe_environment()
+    assert found["python"] == platform.python_version()
+    assert {"torch", "transformers"} <= found["packages"].keys()
+    assert found["packages"].get("descant", __version__) == __version__
+    assert found["command_line"] == ["train.py", "--api-key", "***"]
+    assert "git" not in found
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "file").write_text("1")
+    git("init"), git("add", "."), git("commit", "-m", "one")
+    assert describe_environment()["git"] == {"commit": git("rev-parse", "HEAD"), "is_dirty": False}
+    (tmp_path / "file").write_text("2")
+    assert describe_environment()["git"]["is_dirty"] is True
+
+
+def test_no_git_is_no_reason_to_fail(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "git" not in describe_environment()
+
+
+def test_the_environment_does_not_import_torch():
+    script = (
+        "import sys, descant.environment as e; print('devices' in e.describe_environment(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_settings_of_a_callback():
+    settings = plain_settings(CheckpointCallback(None, "mine", 0.5, keep_last=2, timeout_s=30.0))
+    expected = {"checkpoint_name": "mine", "keep_last": 2, "at_end": False, "timeout_s": 30.0}
+    assert settings.items() >= expected.items()
+    assert "model" not in settings
+
+
+# Notifiers
+
+
+def test_progress_is_printed_by_tenths(capsys):
+    stage = StdoutJobNotifier().stage_notifier("train")
+    for done in range(101):
+        stage.report_progress(tot_num_samples=100, processed_num_samples=done)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert (lines[0], lines[-1]) == ("train: 0 of 100 samples (0%)", "train: 100 of 100 samples (100%)")
+    stage.report_progress(monitoring_link="http://x", checkpoints=["a"])
+    stage.report_progress(monitoring_link="http://x")
+    assert capsys.readouterr().out == "train: watch it at http://x\ntrain: checkpoint a\n"
+
+
+class Recorded(StdoutJobNotifier):
+    def report_progress(self, *arguments):
+        self.arguments = arguments
+
+
+@pytest.mark.parametrize(("total", "done", "reported"), [(10, 11, 10), (10, -1, 0), (None, -1, 0)])
+def test_more_than_everything_is_cut_with_a_warning(total, done, reported):
+    job = Recorded()
+    with pytest.warns(UserWarning, match=f"stage 'train': {done}"):
+        StageNotifier("train", job).report_progress(tot_num_samples=total, processed_num_samples=done)
+    assert job.arguments == ("train", total, reported, None, None)
+
+
+def test_stages_of_a_job():
+    job = StdoutJobNotifier("mine")
+    job.register_stages(["a", "b"])
+    assert job.stage_notifier("b").job_notifier is job
+    job.stage_notifier("c")
+    assert (job.stages, job.job_id) == (["a", "b", "c"], "mine")
+    with pytest.raises(ConfigurationError, match="needs a list of names"):
+        job.register_stages("abc")
+
+
+def test_a_stage_without_parts(capsys):
+    with SimpleProgressNotifier(StdoutStageNotifier("merge")):
+        assert capsys.readouterr().out == "merge: 0 of 1 samples (0%)\n"
+    assert capsys.readouterr().out == "merge: 1 of 1 samples (100%)\n"
+    with pytest.raises(RuntimeError), SimpleProgressNotifier(StdoutStageNotifier("merge")):
+        raise RuntimeError
+    assert "100%" not in capsys.readouterr().out
