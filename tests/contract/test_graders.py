@@ -180,6 +180,11 @@ async def test_reasoning_is_kept(kind):
 
 # Ready graders: a grader, an answer that passes, one that does not.
 
+EVERYTHING = {
+    "items": {"$ref": "#"}, "uniqueItems": True, "multipleOf": 0.1, "maximum": 1e9,
+    "patternProperties": {"^a+$": {"$ref": "#"}}, "additionalProperties": {"$ref": "#"},
+    "anyOf": [{"propertyNames": {"pattern": "a"}}, {"contains": {"type": "array"}}], "not": {"type": "string"},
+}  # fmt: skip
 READY = {
     "exact_match": (ExactMatchGrader, " 42\n", "24"),
     "contains": (ContainsGrader, "It is 42.", "It is 24."),
@@ -187,13 +192,15 @@ READY = {
     "numeric": (NumericGrader, "It is 42.", "It is 42 or 24."),
     "regex": (lambda: RegexGrader(r"\b42\b"), "It is 42.", "It is 142."),
     "regex_full": (lambda: RegexGrader(r"\d+", full_match=True), "42\n", "It is 42."),
+    "json_schema_of_all": (lambda: JSONSchemaGrader(EVERYTHING), '{"a": [1]}', '{"a": [1, 1.0]}'),
     "json_schema": (lambda: JSONSchemaGrader({"type": "integer"}), "```json\n42\n```", '"42"'),
 }
 NEEDS_REFERENCE = ["exact_match", "contains", "numeric"]
 HOSTILE = [
     "", " \n", "NaN", "Infinity", "-inf", "1e999999999", "1/0", "1e" + "9" * 50, "9" * 5000, "\0", "[" * 100_000,
     "```", "`" * 20_000, "```\n" + " " * 20_000, "1," * 20_000, "1,111" * 5_000, "\N{COLLISION SYMBOL}", "٣",
-    "a" * 20_000,
+    "a" * 20_000, "[" * 400 + "]" * 400, "[" * 900 + "]" * 900, "1e999", "-1" + "0" * 4000, '{"' + "a" * 50 + '!": 1}',
+    '[{"a": 1}, {"a": 1.0}]', "[" + "{}, " * 5000 + "1]", '[[1], {"1": true}, null]', "{" + '"a": {' * 300 + "}" * 301,
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ _IN_PLACE_DICTS = ("dependentSchemas", "dependencies")
 _deadline: ContextVar[float] = ContextVar("descant_json_schema_deadline")
 
 Keyword = Callable[[Any, Any, Any, dict[str, Any]], "Iterable[ValidationError] | None"]
+Step = tuple[str, Any]
 
 
 class JSONSchemaValidator:
@@ -155,12 +156,12 @@ def _check_subschemas(draft: Any, schema: dict[str, Any]) -> None:
     specification = specification_with(draft.ID_OF(draft.META_SCHEMA))
     root = specification.create_resource(schema)
     waiting = [(root, Registry().resolver_with_root(root))]
-    applied: dict[int, list[Any]] = {}  # by subschema: which others apply to the same instance as it does
+    steps_from: dict[int, list[Step]] = {}  # by subschema: which others apply to the same value, by which keyword
     num_of: dict[str, int] = {"patternProperties": 0, "unevaluatedProperties": 0}
     while waiting:
         resource, resolver = waiting.pop()
         contents = resource.contents
-        if not isinstance(contents, dict) or id(contents) in applied:
+        if not isinstance(contents, dict) or id(contents) in steps_from:
             continue
         if "$schema" in contents and contents is not schema:
             raise ConfigurationError(f"schema has a $schema {contents['$schema']!r} inside; it goes to the top")
@@ -168,12 +169,12 @@ def _check_subschemas(draft: Any, schema: dict[str, Any]) -> None:
             BoundedPattern(pattern, PATTERN_TIMEOUT_S)
         for keyword in num_of:
             num_of[keyword] += keyword in contents
-        applied[id(contents)] = _applied_in_place(contents)
+        steps_from[id(contents)] = _applied_in_place(contents)
         for keyword in _REFERENCES:
             if isinstance(reference := contents.get(keyword), str):
                 found = _resolved(resolver, keyword, reference)
                 _check_schema(draft, found.contents, reference)  # it may stand where no schema is expected
-                applied[id(contents)].append(found.contents)
+                steps_from[id(contents)].append((f"{keyword} {reference!r}", found.contents))
                 waiting.append((specification.create_resource(found.contents), found.resolver))
         inner = map(specification.create_resource, specification.subresources_of(contents))
         waiting += [(each, resolver.in_subresource(each)) for each in inner]
@@ -182,7 +183,7 @@ def _check_subschemas(draft: Any, schema: dict[str, Any]) -> None:
             "schema has unevaluatedProperties and patternProperties, whose patterns could then run for ever; use "
             "additionalProperties"
         )
-    _check_circles(applied)
+    _check_circles(steps_from)
 
 
 def _resolved(resolver: Any, keyword: str, reference: str) -> Any:
@@ -195,30 +196,31 @@ def _resolved(resolver: Any, keyword: str, reference: str) -> Any:
         ) from None
 
 
-def _applied_in_place(schema: dict[str, Any]) -> list[Any]:
+def _applied_in_place(schema: dict[str, Any]) -> list[Step]:
     return [
-        *(schema[keyword] for keyword in _IN_PLACE if keyword in schema),
-        *(each for keyword in _IN_PLACE_LISTS for each in schema.get(keyword, [])),
-        *(each for keyword in _IN_PLACE_DICTS for each in schema.get(keyword, {}).values()),
+        *((keyword, schema[keyword]) for keyword in _IN_PLACE if keyword in schema),
+        *((keyword, each) for keyword in _IN_PLACE_LISTS for each in schema.get(keyword, [])),
+        *((keyword, each) for keyword in _IN_PLACE_DICTS for each in schema.get(keyword, {}).values()),
     ]
 
 
-def _check_circles(applied: dict[int, list[Any]]) -> None:
+def _check_circles(steps_from: dict[int, list[Step]]) -> None:
     ended: set[int] = set()
-    for start, its_own in applied.items():
-        path = [(start, iter(its_own))]
+    for start, steps in steps_from.items():
+        path = [("", start, iter(steps))]
         while path:
-            here, others = path[-1]
-            other = next(others, None)
-            if other is None:
+            _, here, others = path[-1]
+            name, other = next(others, ("", None))
+            if not name:
                 ended.add(here)
                 path.pop()
                 continue
-            if any(id(other) == passed for passed, _ in path):
-                reference = next((other[keyword] for keyword in _REFERENCES if keyword in other), None)
+            passed = [where for _, where, _ in path]
+            if id(other) in passed:
+                names = [*(each for each, _, _ in path[passed.index(id(other)) + 1 :]), name]
                 raise ConfigurationError(
-                    f"schema leads in a circle, at {reference or other!r}: it applies to a value what applies to it "
-                    "already. A schema may contain itself under properties or items"
+                    f"schema leads in a circle ({', '.join(names)}): it applies to a value what applies to it already. "
+                    "It may contain itself under properties or items"
                 )
-            if id(other) in applied and id(other) not in ended:
-                path.append((id(other), iter(applied[id(other)])))
+            if id(other) in steps_from and id(other) not in ended:
+                path.append((name, id(other), iter(steps_from[id(other)])))
