@@ -154,6 +154,27 @@ async def test_a_grader_that_hangs_can_be_cancelled_and_leaves_nothing(kind):
     release.set()
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("combined", [False, True])
+async def test_a_grader_that_takes_too_long_is_a_failure_in_its_place_and_nowhere_else(is_async, combined):
+    release = threading.Event()
+
+    def wait(sample):
+        return asyncio.Event().wait() if is_async else release.wait()
+
+    def judge(sample):
+        return wait(sample) if sample.last_content() == "bad" else 0.5
+
+    grader = BaseGrader.from_function("judge", async_function(judge) if is_async else judge, timeout_s=1.0)
+    grader = CombinedGrader("all", [grader]) if combined else grader
+    first, bad, last = await grade_many(grader, threads("good", "bad", "good"))
+    release.set()
+    assert (first.value, last.value) == (0.5, 0.5)
+    assert isinstance(bad, TimeoutError)
+    assert "no answer within 1 s" in str(bad)
+    assert grader.get_logs()["score/count"] == 2
+
+
 async def test_logs_are_statistics_of_the_grades_inside_the_scope(kind):
     grader = RUN_USERS_CODE[kind](lambda sample: float(len(sample.last_content())))
     await grade_many(grader, threads("training"))

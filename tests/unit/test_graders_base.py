@@ -9,7 +9,8 @@ from descant import BaseGrader, ExactMatchGrader, Grade, StringThread
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import grade_many
 from descant.graders.combined_grader import CombinedGrader
-from descant.graders.daemon_pool import DaemonPool, DaemonThreads
+from descant.graders.daemon_pool import DaemonPool
+from descant.graders.daemon_threads import DaemonThreads
 from descant.graders.log_scope import log_scope
 
 THREAD = StringThread([("user", "q"), ("assistant", "four")], {"reference": "four"})
@@ -295,7 +296,7 @@ async def test_a_cancellation_from_outside_passes_whatever_the_judge_does_with_i
 
 
 async def test_threads_are_used_again(monkeypatch):
-    monkeypatch.setattr("descant.graders.daemon_pool._THREADS", own := DaemonThreads())
+    monkeypatch.setattr("descant.graders.daemon_pool.DAEMON_THREADS", own := DaemonThreads())
     pool = DaemonPool("grader 'x'")
     threads = {await pool.run(threading.current_thread)}
     while not own._num_free:  # the thread is on its way back

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from descant.errors import GradingError
+from descant.graders.daemon_threads import DAEMON_THREADS
 from descant.graders.places import Places
 
 Outcome = tuple[Any, BaseException | None]  # as a value: a future cannot hold a StopIteration
-
-
-class DaemonThreads:
-    """Threads that call what they are given and are used again; none holds up the end of the process.
-
-    The thread pools of the standard library are joined when the interpreter exits, so that a judge that hangs would
-    keep a finished run from ending; and the event loop's own pool is needed for other things.
-    """
-
-    def __init__(self) -> None:
-        self._num_free = 0  # threads that wait, less the calls that are on their way to them
-        self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-
-    def start(self, call: Callable[[], None]) -> None:
-        """Call it in a thread that is free, or else a new one."""
-        with self._lock:
-            if self._num_free:
-                self._num_free -= 1
-            else:
-                threading.Thread(target=self._work, name="descant-grader", daemon=True).start()
-        self._queue.put(call)
-
-    def _work(self) -> None:
-        while True:
-            self._queue.get()()
-            with self._lock:
-                self._num_free += 1
-
-
-_THREADS = DaemonThreads()
 
 
 class DaemonPool:
@@ -108,7 +77,7 @@ class DaemonPool:
         with self._lock:
             self._check_abandoned()
             self._running.add(outcome)
-        _THREADS.start(call)
+        DAEMON_THREADS.start(call)
         return outcome
 
     def _check_abandoned(self) -> None:

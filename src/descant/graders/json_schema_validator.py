@@ -157,7 +157,7 @@ def _check_subschemas(draft: Any, schema: dict[str, Any]) -> None:
     root = specification.create_resource(schema)
     waiting = [(root, Registry().resolver_with_root(root))]
     steps_from: dict[int, list[Step]] = {}  # by subschema: which others apply to the same value, by which keyword
-    num_of: dict[str, int] = {"patternProperties": 0, "unevaluatedProperties": 0}
+    seen: set[str] = set()
     while waiting:
         resource, resolver = waiting.pop()
         contents = resource.contents
@@ -167,18 +167,18 @@ def _check_subschemas(draft: Any, schema: dict[str, Any]) -> None:
             raise ConfigurationError(f"schema has a $schema {contents['$schema']!r} inside; it goes to the top")
         for pattern in [*filter(None, [contents.get("pattern")]), *contents.get("patternProperties", ())]:
             BoundedPattern(pattern, PATTERN_TIMEOUT_S)
-        for keyword in num_of:
-            num_of[keyword] += keyword in contents
+        seen.update(contents)
         steps_from[id(contents)] = _applied_in_place(contents)
         for keyword in _REFERENCES:
             if isinstance(reference := contents.get(keyword), str):
                 found = _resolved(resolver, keyword, reference)
-                _check_schema(draft, found.contents, reference)  # it may stand where no schema is expected
+                if id(found.contents) not in steps_from:  # it may stand where check_schema expects none
+                    _check_schema(draft, found.contents, reference)
                 steps_from[id(contents)].append((f"{keyword} {reference!r}", found.contents))
                 waiting.append((specification.create_resource(found.contents), found.resolver))
         inner = map(specification.create_resource, specification.subresources_of(contents))
         waiting += [(each, resolver.in_subresource(each)) for each in inner]
-    if all(num_of.values()):
+    if {"patternProperties", "unevaluatedProperties"} <= seen:
         raise ConfigurationError(
             "schema has unevaluatedProperties and patternProperties, whose patterns could then run for ever; use "
             "additionalProperties"
