@@ -8,7 +8,9 @@ import torch
 from descant import BaseGrader, ExactMatchGrader, Grade, StringThread
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import grade_many
+from descant.graders.combined_grader import CombinedGrader
 from descant.graders.daemon_pool import DaemonPool
+from descant.graders.daemon_threads import DaemonThreads
 from descant.graders.log_scope import log_scope
 
 THREAD = StringThread([("user", "q"), ("assistant", "four")], {"reference": "four"})
@@ -37,8 +39,8 @@ async def test_logs_are_statistics_of_what_was_graded():
     assert grader.get_logs() == {}
     for _ in range(3):
         await grader.grade(THREAD)
+    # no score/stderr: all three are of the same prompt, which a log does not say
     expected = {"score/mean": 1.0, "score/std": 1.0, "score/min": 0.0, "score/max": 2.0, "score/count": 3}
-    expected["score/stderr"] = pytest.approx(3**-0.5)
     assert grader.get_logs() == expected
     assert grader.get_logs(clear=True) == expected
     assert grader.get_logs() == {}
@@ -76,6 +78,9 @@ async def test_concurrent_scopes_do_not_mix():
         ("good", "a number or a Grade is needed"),
         ([1.0], "a number or a Grade is needed"),
         (torch.zeros(2), "a number or a Grade is needed"),
+        (Grade(0.5, "x", {"a": 1}), r"the reasoning \{'a': 1\}; a string or None is needed"),
+        ("x" * 10**6, "^.{,400}$"),
+        (Grade(0.5, "x", ["x" * 10**6]), "^.{,400}$"),
     ],
 )
 async def test_what_is_not_a_grade_is_an_error_and_no_score(returned, message):
@@ -205,7 +210,7 @@ def test_ignoring_says_why():
 
 
 async def test_abandoned_calls_keep_their_thread_but_not_their_place():
-    pool, release = DaemonPool(max_concurrent=2), threading.Event()
+    pool, release = DaemonPool("grader 'x'", max_concurrent=2), threading.Event()
     started = [asyncio.Event() for _ in range(2)]
     loop = asyncio.get_running_loop()
 
@@ -225,17 +230,83 @@ async def test_abandoned_calls_keep_their_thread_but_not_their_place():
     release.set()
 
 
-async def test_threads_are_used_again():
-    pool = DaemonPool()
+async def test_calls_that_hang_are_bounded_and_those_beyond_fail_at_once():
+    release, reached = threading.Event(), []
+
+    def hang(thread):
+        reached.append(thread)
+        release.wait()
+        return 1.0
+
+    grader = BaseGrader.from_function("judge", hang, timeout_s=0.01, max_concurrent=2)
+    grades = await grade_many(grader, [THREAD] * 50)
+    assert {type(grade) for grade in grades} == {TimeoutError, GradingError}
+    assert len(reached) <= 4  # twice the limit
+    with pytest.raises(GradingError, match=r"^grader 'judge' has [34] calls that were abandoned.* above 2 \(max_conc"):
+        await grader.grade(THREAD)
+    assert (await BaseGrader.from_function("other", len, max_concurrent=1).grade(THREAD)).value == 2
+    release.set()
+    while grader._pool._running:
+        await asyncio.sleep(0)
+    assert await grader._pool.run(len, THREAD) == 2  # once they have returned, calls start again
+
+
+async def cancel_and_wait(_):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+
+
+async def cancel_and_return(_):
+    asyncio.current_task().cancel()
+    return 0.5
+
+
+async def raise_cancelled(_):
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("judge", [cancel_and_wait, cancel_and_return, raise_cancelled])
+@pytest.mark.parametrize("combined", [False, True])
+async def test_a_judge_that_cancels_its_own_task_fails_and_ends_nothing_else(judge, combined):
+    grader = BaseGrader.from_function("judge", judge)
+    grader = CombinedGrader("all", [grader]) if combined else grader
+    for error in await grade_many(grader, [THREAD, THREAD]):
+        assert isinstance(error, GradingError)
+        assert "grader 'judge' was cancelled from within" in str(error)
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_a_cancellation_from_outside_passes_whatever_the_judge_does_with_it():
+    started = asyncio.Event()
+
+    async def swallow(thread):
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return 1.0
+
+    for grader in (g := BaseGrader.from_function("judge", swallow), CombinedGrader("all", [g])):
+        started.clear()
+        grading = asyncio.ensure_future(grade_many(grader, [THREAD]))
+        await started.wait()
+        grading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await grading
+
+
+async def test_threads_are_used_again(monkeypatch):
+    monkeypatch.setattr("descant.graders.daemon_pool.DAEMON_THREADS", own := DaemonThreads())
+    pool = DaemonPool("grader 'x'")
     threads = {await pool.run(threading.current_thread)}
-    while not pool._num_free:  # the thread is on its way back
+    while not own._num_free:  # the thread is on its way back
         await asyncio.sleep(0)
     threads.add(await pool.run(threading.current_thread))
     assert len(threads) == 1
 
 
 def test_places_serve_one_event_loop_after_another():
-    pool = DaemonPool(max_concurrent=1)
+    pool = DaemonPool("grader 'x'", max_concurrent=1)
 
     async def use():
         return await asyncio.gather(*(pool.run(lambda: 1) for _ in range(3)))

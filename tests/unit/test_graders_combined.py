@@ -11,8 +11,8 @@ from descant.graders.combined_grader import CombinedGrader
 from descant.graders.log_scope import log_scope
 
 
-def thread(content="four"):
-    return StringThread([("user", "q"), ("assistant", content)], {"reference": "four"})
+def thread(content="four", prompt="q"):
+    return StringThread([("user", prompt), ("assistant", content)], {"reference": "four"})
 
 
 def constant(key, value, reasoning=None):
@@ -126,7 +126,7 @@ class Verbose(LengthGrader):
 
 async def test_logs_of_children_come_from_what_they_returned():
     combined = CombinedGrader("all", [ExactMatchGrader("exact"), Verbose("length"), picky("picky")])
-    await grade_many(combined, [thread("four"), thread("na")])
+    await grade_many(combined, [thread("four"), thread("na", "another")])
     statistics = {"std": 0.5**0.5, "min": 0.0, "max": 1.0, "count": 2}
     assert combined.get_logs(clear=True) == {
         **{f"score/{name}": pytest.approx(value) for name, value in
@@ -140,6 +140,40 @@ async def test_logs_of_children_come_from_what_they_returned():
         "picky/score/count": 1, "picky/num_ignored": 1,
     }  # fmt: skip
     assert combined.get_logs() == {"length/vocabulary": 7}
+
+
+class LogsTwice(LengthGrader):
+    """Its own statistics are of more than it was asked to grade."""
+
+    def get_logs(self, clear=False):
+        return {**super().get_logs(clear), "score/stderr": 1.0, "score/median": 1.0, "score/count": 2}
+
+
+async def test_no_statistics_of_a_childs_own_scores_stand_beside_those_of_its_grades():
+    combined = CombinedGrader("all", [LogsTwice("twice")])
+    await combined.grade(thread())
+    assert {key for key in combined.get_logs() if key.startswith("twice/")} == {
+        f"twice/score/{name}" for name in ("mean", "std", "min", "max", "count")
+    }
+
+
+async def test_completions_of_one_prompt_are_not_independent():
+    combined = CombinedGrader("all", [LengthGrader("length")])
+    await grade_many(combined, [thread("a", "p"), thread("a", "p"), thread("bbb", "q"), thread("bbb", "q")])
+    logs = combined.get_logs()
+    assert logs["score/stderr"] == logs["length/score/stderr"] == pytest.approx(1.0)  # of 1 and 3, not of four values
+    with log_scope():
+        await grade_many(combined, [thread("a"), thread("bbb")])
+        assert not {"score/stderr", "length/score/stderr"} & combined.get_logs().keys()
+
+
+async def test_a_child_whose_reasoning_is_no_text_fails_and_is_named_before_anything_is_logged():
+    combined = CombinedGrader("all", [constant("a", 0.5, {"why": 1}), constant("b", 1.0)])
+    with pytest.raises(GradingError, match=r"'a' returned a Grade with the reasoning \{'why': 1\}; a string or None"):
+        await combined.grade(thread())
+    assert set(combined.get_logs()) - {f"b/score/{name}" for name in ("mean", "std", "min", "max", "count")} == {
+        "a/num_failed"
+    }
 
 
 async def test_clearing_reaches_the_children_and_stays_in_the_scope():

@@ -1,4 +1,4 @@
-"""Regex, contains, numeric and JSON schema, beyond what tests/contract/test_graders.py holds of every grader."""
+"""Exact match, regex, contains and numeric, beyond what tests/contract/test_graders.py holds of every grader."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant import StringThread
+from descant import ExactMatchGrader, StringThread
 from descant.errors import ConfigurationError, GradingError
 from descant.graders.bounded_pattern import BoundedPattern
 from descant.graders.contains import ContainsGrader
-from descant.graders.json_schema import JSONSchemaGrader
 from descant.graders.numeric import NumericGrader, last_number
 from descant.graders.regex_grader import RegexGrader
 
@@ -76,6 +75,48 @@ def test_the_limit_of_a_pattern_is_time_and_not_processor_time():
 
     assert pattern._bounded(find, "text") == "found"
     assert limits == [60, 120, 240]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([0.99], [1]),  # one thread computes
+        ([0.51], [1]),  # what is left is less than what was not enough
+        ([0.4, 0.6], [1, 1.5]),  # what is left, at the same speed
+        ([0.125, 0.25, 0.5], [1, 2, 4]),  # eight threads compute
+    ],
+)
+def test_a_pattern_does_not_begin_anew_where_that_would_take_longer_than_is_left(monkeypatch, seconds, expected):
+    now, limits, lasting = 0.0, [], iter(seconds)
+    monkeypatch.setattr("descant.graders.bounded_pattern.time.monotonic", lambda: now)
+
+    def find(text, timeout, concurrent):
+        nonlocal now
+        now += next(lasting)
+        limits.append(timeout)
+        raise TimeoutError
+
+    with pytest.raises(GradingError, match="no result on a text of 4 characters after 1 s"):
+        BoundedPattern("a", timeout_s=1)._bounded(find, "text")
+    assert limits == pytest.approx(expected)
+    assert now <= 1
+
+
+# Long completions
+
+
+@pytest.mark.parametrize(
+    ("grader", "completion", "reference"),
+    [
+        (ExactMatchGrader(), "x" * 10**6, "y" * 10**6),
+        (NumericGrader(), "9" * 10**5, "8" * 10**5),
+        (NumericGrader(), "x" * 10**6, "8" * 10**5),
+        (RegexGrader("x+"), "x" * 10**6, None),
+        (ContainsGrader(), "x", "y" * 10**6),
+    ],
+)
+async def test_reasoning_stays_short(grader, completion, reference):
+    assert len((await result(grader, completion, reference))[1]) < 600
 
 
 # Contains
@@ -214,76 +255,3 @@ async def test_a_reference_without_a_number_is_an_error(reference):
 def test_a_tolerance_is_a_number(name, tolerance):
     with pytest.raises(ConfigurationError, match=f"{name}=.* must be a finite number of at least 0"):
         NumericGrader(**{name: tolerance})
-
-
-# JSON schema
-
-PERSON = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "name": {"type": "string"},
-        "pets": {"type": "array", "items": {"$ref": "#/$defs/pet"}},
-        "code": {"pattern": "^(a|aa)+$"},
-    },
-    "$defs": {"pet": {"type": "object", "properties": {"age": {"minimum": 0}}}},
-}
-
-
-@pytest.mark.parametrize(
-    ("completion", "value", "reasoning"),
-    [
-        ('{"name": "Ada"}', 1.0, "valid"),
-        ('\n```json\n{"name": "Ada"}\n```\n', 1.0, "valid"),
-        ('```\n{"name": "`"}```', 1.0, "valid"),
-        ('Here: {"name": "Ada"}', 0.0, "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ('```json\n{"name": "Ada"}\n```\nDone.', 0.0, "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("NaN", 0.0, "not JSON: NaN is not a JSON number"),
-        ("{}", 0.0, "$: 'name' is a required property"),
-        ('{"name": 3}', 0.0, "$.name: 3 is not of type 'string'"),
-        ('{"name": "A", "pets": [{"age": 1}, {"age": -1}]}', 0.0, "$.pets[1].age: -1 is less than the minimum of 0"),
-        ('{"name": "A", "code": "ab"}', 0.0, "$.code: 'ab' does not match '^(a|aa)+$'"),
-        ("[" * 100_000, 0.0, "not JSON that can be read: nested too deeply"),
-    ],
-)
-async def test_json_schema(completion, value, reasoning):
-    assert await result(JSONSchemaGrader(PERSON), completion) == (value, reasoning)
-
-
-async def test_a_long_violation_is_shown_in_short_with_its_reason():
-    value, reasoning = await result(JSONSchemaGrader(PERSON), f'{{"name": ["{"x" * 5000}"]}}')
-    assert value == 0.0
-    assert reasoning.endswith("is not of type 'string'")
-    assert len(reasoning) < 300
-
-
-async def test_a_pattern_of_a_schema_cannot_run_for_ever(monkeypatch):
-    monkeypatch.setattr("descant.graders.json_schema.PATTERN_TIMEOUT_S", 0.05)
-    with pytest.raises(GradingError, match="had no result on a text of 101 characters"):
-        await result(JSONSchemaGrader(PERSON), f'{{"name": "A", "code": "{"a" * 100}c"}}')
-
-
-async def test_the_draft_is_that_of_the_schema():
-    schema = {
-        "$schema": "http://json-schema.org/draft-04/schema#",
-        "definitions": {"positive": {"minimum": 0, "exclusiveMinimum": True}},
-        "items": {"$ref": "#/definitions/positive"},
-    }
-    assert (await result(JSONSchemaGrader(schema), "[1]"))[0] == 1.0
-    assert (await result(JSONSchemaGrader(schema), "[0]"))[0] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("schema", "message"),
-    [
-        ("{}", "schema='{}' must be a dict"),
-        ({"type": "objekt"}, r"not a JSON schema: at \$.type: 'objekt'"),
-        ({"properties": {"a": {"minimum": "3"}}}, r"at \$.properties.a.minimum: '3' is not of type 'number'"),
-        ({"pattern": "(a"}, r"at \$.pattern: '\(a' is not a 'regex'"),
-        ({"$ref": "#/$defs/x"}, r"\$ref '#/\$defs/x' that leads nowhere"),
-        ({"items": {"$ref": "https://example.org/x"}}, "that leads nowhere in it; .*nothing is fetched"),
-    ],
-)
-def test_a_schema_that_cannot_work_is_refused(schema, message):
-    with pytest.raises(ConfigurationError, match=message):
-        JSONSchemaGrader(schema)

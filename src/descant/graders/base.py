@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from math import inf, isfinite
 from numbers import Real
 from typing import Any
@@ -17,10 +18,11 @@ from descant.graders.log_scope import current_scope
 from descant.graders.places import Places
 from descant.graders.remote_calls import RemoteCalls
 from descant.stats import summarize_scores
+from descant.threads.quoting import quoted
 from descant.threads.thread import StringThread
 
 MAX_CONCURRENT_THREADS = 32
-_FUNCTION_THREADS = DaemonPool(max_concurrent=None)  # each grader has a limit of its own
+SHOWN_LENGTH = 200  # characters of a value of unknown size in messages and reasonings
 
 GradeFunction = Callable[[StringThread], "Awaitable[float | Grade] | float | Grade"]
 
@@ -91,12 +93,17 @@ class BaseGrader(ABC):
         """Statistics of the recorded scores since the last clearing: ``score/mean``, ``score/std`` (sample, 0 for
         one), ``score/min``, ``score/max``, ``score/count``; empty if nothing was recorded.
 
+        There is no ``score/stderr``: several completions of one prompt are not independent, and a log does not say
+        which prompt it is of.
+
         Inside a log scope (every evaluation has one) only what was recorded in that scope is seen and cleared.
         """
         scores = [log["score"] for log in self._scoped_logs() if "score" in log]
         if clear:
             self.clear_logs()
-        return dict(summarize_scores(scores)) if scores else {}
+        statistics = summarize_scores(scores) if scores else {}
+        statistics.pop("score/stderr", None)
+        return dict(statistics)
 
     def clear_logs(self) -> None:
         """Forget what was recorded (inside a log scope: what was recorded there)."""
@@ -122,10 +129,12 @@ class BaseGrader(ABC):
                 abandoned, and keeps its thread until it returns.
             timeout_s: seconds for one attempt; None is no timeout.
             max_attempts: attempts in all; pauses between them begin at half a second.
-            max_concurrent: calls at the same time; None is no limit for async functions and 32 for others.
+            max_concurrent: calls at the same time on one event loop; None is no limit for async functions and 32 for
+                others. Abandoned calls are not counted, but while there are more of them than this, every call fails.
 
         Raises:
             ConfigurationError: not a function of one thread, or a number that cannot work.
+            GradingError (when grading): no grade was returned, or too many abandoned calls have not ended.
         """
         return _FunctionGrader(grader_key, function, timeout_s, max_attempts, max_concurrent)
 
@@ -152,6 +161,7 @@ class _FunctionGrader(BaseGrader):
         if max_concurrent is None and not self._is_async:
             max_concurrent = MAX_CONCURRENT_THREADS
         self._calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
+        self._pool = DaemonPool(f"grader {grader_key!r}", None, max_concurrent)  # RemoteCalls keeps the places
 
     async def grade(self, sample: StringThread) -> Grade:
         grade = checked_grade(await self._calls.run(lambda: self._call(sample)), self.grader_key)
@@ -159,7 +169,7 @@ class _FunctionGrader(BaseGrader):
         return grade
 
     async def _call(self, sample: StringThread) -> object:
-        result = self.function(sample) if self._is_async else await _FUNCTION_THREADS.run(self.function, sample)
+        result = self.function(sample) if self._is_async else await self._pool.run(self.function, sample)
         return await result if inspect.isawaitable(result) else result
 
 
@@ -184,7 +194,7 @@ def checked_grade(result: object, grader_key: str) -> Grade:
     """``result`` as a grade.
 
     Raises:
-        GradingError: it is neither a number nor a ``Grade``, or its value is not finite.
+        GradingError: it is neither a number nor a ``Grade``, its value is not finite, or its reasoning is not a text.
     """
     grade = result if isinstance(result, Grade) else None
     value = result if grade is None else grade.value
@@ -197,25 +207,47 @@ def checked_grade(result: object, grader_key: str) -> Grade:
     except Exception:
         number = None
     if number is None or not isinstance(value, Real):
-        raise GradingError(f"grader {grader_key!r} returned {result!r}; a number or a Grade is needed")
+        raise GradingError(
+            f"grader {grader_key!r} returned {quoted(result, SHOWN_LENGTH)}; a number or a Grade is needed"
+        )
     if not isfinite(number):
         raise GradingError(f"grader {grader_key!r} returned {number}; a grade must be finite")
     if grade is None:
         return Grade(number, grader_key)
+    if not isinstance(grade.reasoning, str | None):
+        raise GradingError(
+            f"grader {grader_key!r} returned a Grade with the reasoning {quoted(grade.reasoning, SHOWN_LENGTH)}; a "
+            "string or None is needed"
+        )
     return Grade(number, grade.grader_key, grade.reasoning)
 
 
-async def attempt_grade(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
-    """The grade of a thread or, where there is none, the exception: ``IgnoreGradeException`` or a failure."""
-    try:
-        return checked_grade(await grader.grade(thread), grader.grader_key)
-    except Exception as error:
-        return error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {error!r}")
+async def attempt_grades(
+    attempts: Iterable[tuple[BaseGrader, StringThread]], max_concurrent: int | None = None
+) -> list[Grade | Exception]:
+    """What each grader says of its thread, in order: the grade, or the exception that stands in its place."""
+    places = Places(max_concurrent)
+
+    async def attempt(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
+        async with places.take():
+            try:
+                return checked_grade(await grader.grade(thread), grader.grader_key)
+            except Exception as error:
+                return error
+
+    # gather raises CancelledError where this task itself is cancelled. In a result it is the work of a grader that
+    # raised it or cancelled the task that it runs in.
+    attempts = list(attempts)
+    results = await asyncio.gather(*starmap(attempt, attempts), return_exceptions=True)
+    return [_without_cancellation(grader, result) for (grader, _), result in zip(attempts, results, strict=True)]
+
+
+def _without_cancellation(grader: BaseGrader, result: Grade | BaseException) -> Grade | Exception:
+    if isinstance(result, asyncio.CancelledError):
+        return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {result!r}")
+    if isinstance(result, Grade | Exception):
+        return result
+    raise result
 
 
 async def grade_many(
@@ -234,10 +266,4 @@ async def grade_many(
     Raises:
         ConfigurationError: ``max_concurrent`` is not a whole number of at least 1, nor None.
     """
-    places = Places(max_concurrent)
-
-    async def attempt(thread: StringThread) -> Grade | Exception:
-        async with places.take():
-            return await attempt_grade(grader, thread)
-
-    return list(await asyncio.gather(*map(attempt, threads)))
+    return await attempt_grades([(grader, thread) for thread in threads], max_concurrent)

@@ -17,7 +17,7 @@ class BoundedPattern:
 
     Args:
         pattern: the regular expression.
-        timeout_s: about how many seconds one search may take.
+        timeout_s: about how many seconds one search may take; at least half of them while other threads compute.
 
     Raises:
         ConfigurationError: the pattern is not a regular expression.
@@ -49,15 +49,17 @@ class BoundedPattern:
         end = time.monotonic() + self.timeout_s
         limit = self.timeout_s
         while True:
+            begin = time.monotonic()
             try:
                 return find(text, timeout=limit, concurrent=True)
             except TimeoutError:
                 # regex counts the processor time of all threads of the process: while a model computes on eight cores,
-                # its second is over after an eighth of one.
-                if time.monotonic() >= end:
+                # its second is over after an eighth of one. Each attempt begins anew: one that is shorter is useless.
+                spent, left = time.monotonic() - begin, end - time.monotonic()
+                if left <= spent:
                     raise GradingError(
                         f"pattern {self.pattern!r} had no result on a text of {len(text)} characters after "
                         f"{self.timeout_s:g} s; repetition that can match a text in many ways, as in (a|aa)+, takes "
                         "exponential time"
                     ) from None
-                limit *= 2
+                limit *= min(2.0, left / max(spent, 1e-9))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +9,13 @@ from math import fsum, inf
 from typing import Any, Literal, get_args
 
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
-from descant.graders.base import BaseGrader, Grade, attempt_grade, checked_grade
+from descant.graders.base import BaseGrader, Grade, attempt_grades, checked_grade
 from descant.graders.finite import is_finite_number
 from descant.stats import summarize_scores
 from descant.threads.thread import StringThread
 
 AggregationMethod = Literal["mean", "sum"]
 
-_STATISTICS = frozenset(summarize_scores([0.0]))
 _IGNORED, _FAILED = "num_ignored", "num_failed"
 _WARNED = {"warned": True}  # an entry of a log whose readers have been warned
 
@@ -32,7 +30,8 @@ class CombinedGrader(BaseGrader):
     A child of weight 0 is measured and not counted.
 
     Metrics (``get_logs``):
-        ``score/*``: the combined grades.
+        ``score/*``: the combined grades. ``score/stderr``, here and of the children, is the standard error of the mean,
+        prompts being the independent units; it is left out where there is only one prompt.
         ``<child key>/score/*``: all grades that the child returned, whether it logs them or not.
         ``<child key>/num_ignored``, ``<child key>/num_failed``: threads that the child did not apply to or failed on,
         if any.
@@ -80,27 +79,28 @@ class CombinedGrader(BaseGrader):
     async def grade(self, sample: StringThread) -> Grade:
         """The combined grade; the reasoning has one line per child: its grade, weight and reasoning."""
         # all are awaited, also when one has failed, so that what the children's logs count does not depend on timing
-        results = await asyncio.gather(*(attempt_grade(child, sample) for child in self.graders))
+        results = await attempt_grades((child, sample) for child in self.graders)
         log: dict[str, Any] = {"children": dict(zip(self._keys, map(_outcome, results), strict=True))}
+        log["prompt"] = sample.without_completion().uuid()
         try:
-            log["score"] = value = self._combined(results)
+            value = self._combined(results)
+            grade = Grade(value, self.grader_key, "\n".join(map(_line, self._keys, self.weights, results)))
+            log["score"] = value
         finally:
             self.add_log(log)
-        lines = map(_line, self._keys, self.weights, results)
-        return Grade(value, self.grader_key, "\n".join(lines))
+        return grade
 
     def get_logs(self, clear: bool = False) -> dict[str, Any]:
         """The statistics of the combined grades, and everything of the children under their keys."""
-        samples = [log["children"] for log in self._scoped_logs() if "children" in log]
-        logs = super().get_logs()
+        graded = [log for log in self._scoped_logs() if "children" in log]
+        logs = _summary([(log["score"], log["prompt"]) for log in graded if "score" in log])
         for child, key in zip(self.graders, self._keys, strict=True):
-            outcomes = [sample[key] for sample in samples]
-            grades = [outcome for outcome in outcomes if isinstance(outcome, float)]
-            child_logs = {name: value for name, value in child.get_logs().items() if name not in _STATISTICS}
-            child_logs |= summarize_scores(grades) if grades else {}
-            child_logs |= Counter(outcome for outcome in outcomes if isinstance(outcome, str))
+            outcomes = [(log["children"][key], log["prompt"]) for log in graded]
+            child_logs = {name: value for name, value in child.get_logs().items() if not name.startswith("score/")}
+            child_logs |= _summary([(outcome, prompt) for outcome, prompt in outcomes if isinstance(outcome, float)])
+            child_logs |= Counter(outcome for outcome, _ in outcomes if isinstance(outcome, str))
             logs |= {f"{key}/{name}": value for name, value in child_logs.items()}
-        self._warn_of_ignored(samples)
+        self._warn_of_ignored([log["children"] for log in graded])
         if clear:
             self.clear_logs()
         return logs
@@ -167,6 +167,13 @@ class CombinedGrader(BaseGrader):
             ", ".join(f"{key!r}: {count}" for key, count in counts.most_common()),
             self.failure_rate_warning_threshold,
         )
+
+
+def _summary(scores_and_prompts: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    if not scores_and_prompts:
+        return {}
+    scores, prompts = zip(*scores_and_prompts, strict=True)
+    return dict(summarize_scores(scores, prompts))
 
 
 def _outcome(result: Grade | Exception) -> float | str:

@@ -6,10 +6,9 @@ from abc import abstractmethod
 from typing import Any
 
 from descant.errors import ConfigurationError, GradingError
-from descant.graders.base import BaseGrader, Grade
+from descant.graders.base import SHOWN_LENGTH, BaseGrader, Grade
+from descant.threads.quoting import quoted
 from descant.threads.thread import StringThread
-
-SHOWN_LENGTH = 200
 
 
 class CompletionGrader(BaseGrader):
@@ -78,5 +77,9 @@ class ReferenceGrader(CompletionGrader):
 
 def shown(value: object) -> str:
     """``repr(value)``, cut where it is long."""
-    text = repr(value[: SHOWN_LENGTH + 1] if isinstance(value, str) else value)
-    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
+    return quoted(value, SHOWN_LENGTH)
+
+
+def cut(text: str) -> str:
+    """The text, cut where it is long."""
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from descant.graders.completion_grader import ReferenceGrader
+from descant.graders.completion_grader import ReferenceGrader, shown
 from descant.threads.thread import StringThread
 
 
@@ -24,4 +24,4 @@ class ExactMatchGrader(ReferenceGrader):
         reference = self.reference_of(sample)
         if completion.strip() == reference.strip():
             return True, None
-        return False, f"expected {reference!r}, got {completion!r}"
+        return False, f"expected {shown(reference)}, got {shown(completion)}"

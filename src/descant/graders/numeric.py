@@ -7,7 +7,7 @@ from decimal import Context, Decimal, localcontext
 from typing import NamedTuple
 
 from descant.errors import ConfigurationError
-from descant.graders.completion_grader import ReferenceGrader, shown
+from descant.graders.completion_grader import ReferenceGrader, cut, shown
 from descant.graders.finite import is_finite_number
 from descant.threads.thread import StringThread
 
@@ -81,12 +81,12 @@ class NumericGrader(ReferenceGrader):
             raise self.unusable_reference(sample, "a finite number, or a text with one,")
         found = last_number(completion)
         if found is None:
-            return False, f"no number in {shown(completion)}, expected {reference.text}"
+            return False, f"no number in {shown(completion)}, expected {cut(reference.text)}"
         with localcontext(_EXACT):
             relative = Decimal(repr(float(self.relative_tolerance))) * abs(reference.value)
             tolerance = max(Decimal(repr(float(self.absolute_tolerance))), relative)
             agrees = abs(found.value - reference.value) <= tolerance
-        return agrees, f"the last number is {found.text}, expected {reference.text}"
+        return agrees, f"the last number is {cut(found.text)}, expected {cut(reference.text)}"
 
 
 def last_number(text: str) -> Number | None:

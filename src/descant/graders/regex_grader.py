@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from descant.errors import ConfigurationError
 from descant.graders.bounded_pattern import BoundedPattern
-from descant.graders.completion_grader import SHOWN_LENGTH, CompletionGrader, shown
+from descant.graders.completion_grader import CompletionGrader, cut, shown
 from descant.graders.daemon_pool import GRADER_THREADS
 from descant.graders.finite import is_finite_number
 from descant.threads.thread import StringThread
@@ -42,7 +42,7 @@ class RegexGrader(CompletionGrader):
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether there is a match; the reasoning shows it."""
-        pattern = f"'{self.pattern.pattern[:SHOWN_LENGTH]}'"  # not its repr, which would double every backslash
+        pattern = f"'{cut(self.pattern.pattern)}'"  # not its repr, which would double every backslash
         if self.full_match:
             match = await GRADER_THREADS.run(self.pattern.full_match, completion.strip())
         else:
