@@ -28,10 +28,28 @@ if TYPE_CHECKING:
     from descant.graders.numeric import NumericGrader
     from descant.graders.regex_grader import RegexGrader
     from descant.graders.remote_calls import RemoteCalls
+    from descant.loggers.composite_logger import CompositeLogger
+    from descant.loggers.logger import Logger, TrackerLogger
+    from descant.loggers.mlflow_logger import MLFlowLogger
+    from descant.loggers.prod_logger import get_prod_logger
+    from descant.loggers.stdout_logger import StdoutLogger
+    from descant.loggers.tensorboard_logger import TBMetricsLogger
+    from descant.loggers.trackio_logger import TrackioLogger
+    from descant.loggers.wandb_logger import WandbLogger
     from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
     from descant.models.training import TrainingModel
+    from descant.notifiers import (
+        JobNotifier,
+        SimpleProgressNotifier,
+        StageNotifier,
+        StdoutJobNotifier,
+        StdoutStageNotifier,
+    )
+    from descant.recipes.config import InputConfig
+    from descant.recipes.context import RecipeContext
+    from descant.recipes.recipe import recipe_main
     from descant.schedule import at, every, every_minutes, every_steps
     from descant.table import Table
     from descant.threads.contamination import find_contamination
@@ -53,6 +71,7 @@ _HOME_OF = {
     "CheckpointCallback": "callbacks.checkpoint",
     "CombinedGrader": "graders.combined_grader",
     "CombinedSchedule": "trainers.lr_schedulers",
+    "CompositeLogger": "loggers.composite_logger",
     "ContainsGrader": "graders.contains",
     "CosineScheduler": "trainers.lr_schedulers",
     "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
@@ -63,33 +82,49 @@ _HOME_OF = {
     "GraderEvalCallback": "callbacks.grader_eval",
     "IgnoreGradeException": "errors",
     "InferenceModel": "models.inference",
+    "InputConfig": "recipes.config",
     "JSONSchemaGrader": "graders.json_schema",
+    "JobNotifier": "notifiers",
+    "Logger": "loggers.logger",
+    "MLFlowLogger": "loggers.mlflow_logger",
     "ModelBuilder": "models.builder",
     "ModelCallback": "callbacks.model_callback",
     "NumericGrader": "graders.numeric",
     "RecipeCallback": "callbacks.base",
+    "RecipeContext": "recipes.context",
     "RegexGrader": "graders.regex_grader",
     "RemoteCalls": "graders.remote_calls",
     "RunView": "callbacks.base",
     "SFT": "trainers.sft",
+    "SimpleProgressNotifier": "notifiers",
+    "StageNotifier": "notifiers",
+    "StdoutJobNotifier": "notifiers",
+    "StdoutLogger": "loggers.stdout_logger",
+    "StdoutStageNotifier": "notifiers",
     "StringThread": "threads.thread",
     "StringTurn": "threads.thread",
+    "TBMetricsLogger": "loggers.tensorboard_logger",
     "Table": "table",
     "TokenizedThread": "threads.tokenized",
     "Tool": "threads.tools",
     "ToolCall": "threads.tools",
+    "TrackerLogger": "loggers.logger",
+    "TrackioLogger": "loggers.trackio_logger",
     "TrainingModel": "models.training",
     "TrainingResult": "trainers.loop",
     "ValidationLossCallback": "callbacks.validation_loss",
+    "WandbLogger": "loggers.wandb_logger",
     "at": "schedule",
     "callback": "callbacks.function_callback",
     "every": "schedule",
     "every_minutes": "schedule",
     "every_steps": "schedule",
     "find_contamination": "threads.contamination",
+    "get_prod_logger": "loggers.prod_logger",
     "live_model": "models.live_model",
     "load_pairs": "threads.datasets",
     "load_threads": "threads.datasets",
+    "recipe_main": "recipes.recipe",
     "train_validation_split": "threads.split",
 }
 
@@ -101,6 +136,7 @@ __all__ = [
     "CheckpointCallback",
     "CombinedGrader",
     "CombinedSchedule",
+    "CompositeLogger",
     "ContainsGrader",
     "CosineScheduler",
     "CosineSchedulerWithoutWarmup",
@@ -111,32 +147,48 @@ __all__ = [
     "GraderEvalCallback",
     "IgnoreGradeException",
     "InferenceModel",
+    "InputConfig",
     "JSONSchemaGrader",
+    "JobNotifier",
+    "Logger",
+    "MLFlowLogger",
     "ModelBuilder",
     "ModelCallback",
     "NumericGrader",
     "RecipeCallback",
+    "RecipeContext",
     "RegexGrader",
     "RemoteCalls",
     "RunView",
+    "SimpleProgressNotifier",
+    "StageNotifier",
+    "StdoutJobNotifier",
+    "StdoutLogger",
+    "StdoutStageNotifier",
     "StringThread",
     "StringTurn",
+    "TBMetricsLogger",
     "Table",
     "TokenizedThread",
     "Tool",
     "ToolCall",
+    "TrackerLogger",
+    "TrackioLogger",
     "TrainingModel",
     "TrainingResult",
     "ValidationLossCallback",
+    "WandbLogger",
     "at",
     "callback",
     "every",
     "every_minutes",
     "every_steps",
     "find_contamination",
+    "get_prod_logger",
     "live_model",
     "load_pairs",
     "load_threads",
+    "recipe_main",
     "train_validation_split",
 ]
 

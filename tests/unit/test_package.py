@@ -23,13 +23,16 @@ def modules_after(code):
 def test_public_names():
     assert sorted(descant.__all__) == sorted(descant._HOME_OF) == [
         "BaseGrader", "BestModelCallback", "CallbackRunner", "CheckpointCallback", "CombinedGrader",
-        "CombinedSchedule", "ContainsGrader", "CosineScheduler", "CosineSchedulerWithoutWarmup",
-        "EarlyStoppingCallback", "ExactMatchGrader", "GenerateSamplesCallback", "Grade", "GraderEvalCallback",
-        "IgnoreGradeException", "InferenceModel", "JSONSchemaGrader", "ModelBuilder", "ModelCallback",
-        "NumericGrader", "RecipeCallback", "RegexGrader", "RemoteCalls", "RunView", "SFT", "StringThread",
-        "StringTurn", "Table", "TokenizedThread", "Tool", "ToolCall", "TrainingModel", "TrainingResult",
-        "ValidationLossCallback", "at", "callback", "every", "every_minutes", "every_steps", "find_contamination",
-        "live_model", "load_pairs", "load_threads", "train_validation_split",
+        "CombinedSchedule", "CompositeLogger", "ContainsGrader", "CosineScheduler",
+        "CosineSchedulerWithoutWarmup", "EarlyStoppingCallback", "ExactMatchGrader", "GenerateSamplesCallback",
+        "Grade", "GraderEvalCallback", "IgnoreGradeException", "InferenceModel", "InputConfig",
+        "JSONSchemaGrader", "JobNotifier", "Logger", "MLFlowLogger", "ModelBuilder", "ModelCallback",
+        "NumericGrader", "RecipeCallback", "RecipeContext", "RegexGrader", "RemoteCalls", "RunView", "SFT",
+        "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutLogger", "StdoutStageNotifier",
+        "StringThread", "StringTurn", "TBMetricsLogger", "Table", "TokenizedThread", "Tool", "ToolCall",
+        "TrackerLogger", "TrackioLogger", "TrainingModel", "TrainingResult", "ValidationLossCallback",
+        "WandbLogger", "at", "callback", "every", "every_minutes", "every_steps", "find_contamination",
+        "get_prod_logger", "live_model", "load_pairs", "load_threads", "recipe_main", "train_validation_split",
     ]  # fmt: skip
     for name in descant.__all__:
         value = getattr(descant, name)
@@ -42,7 +45,9 @@ def test_importing_descant_imports_nothing_heavy():
     assert not modules_after("import descant") & set(HEAVY)
 
 
-@pytest.mark.parametrize("name", ["StringThread", "Table", "load_threads", "BaseGrader", "RecipeCallback"])
+@pytest.mark.parametrize(
+    "name", ["StringThread", "Table", "load_threads", "BaseGrader", "RecipeCallback", "get_prod_logger", "recipe_main"]
+)
 def test_light_names_do_not_import_torch(name):
     assert not modules_after(f"from descant import {name}") & {"torch", "transformers", "numpy"}
 

@@ -14,6 +14,7 @@ from descant.cli.compare import comparison_lines
 from descant.cli.new import write_recipe
 from descant.cli.runs import ListOptions, run_list_lines
 from descant.cli.show import Page, ShowOptions, show_run
+from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
 from descant.loggers.run_reader import RunReader, find_runs
 from descant.loggers.text import printable
@@ -46,6 +47,7 @@ def main(
       descant runs --sort validation/loss
       descant runs compare try-20261123-131637 try-20261123-140209
       descant show runs/sft-20261123-131637 --prompt "25+60="
+      descant sync sft-20261123-131637 --to trackio
     """
 
 
@@ -196,6 +198,33 @@ def show(
     options = ShowOptions(num_samples=samples, callback=callback, prompt=prompt, failures=failures, keys=keys)
     with _errors_as_lines(), RunReader(_find(run)) as reader:
         show_run(reader, options)
+
+
+@app.command()
+def sync(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's directory, or its name under runs/.", show_default=False),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="TRACKER", help="wandb, mlflow, tensorboard or trackio.", show_default=False)
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="From the beginning, also what the tracker was given before.")
+    ] = False,
+) -> None:
+    """Deliver a run that has ended, or was killed, to a tracker: what it is missing, or everything.
+
+    The tracker is found as the run recorded it, and by WANDB_API_KEY, MLFLOW_TRACKING_URI or TENSORBOARD_LOGGING_DIR.
+
+    \b
+    Examples:
+      descant sync runs/sft-20261123-131637 --to trackio
+      MLFLOW_TRACKING_URI=http://127.0.0.1:5000 descant sync sft-20261123-131637 --to mlflow
+    """
+    with _errors_as_lines():
+        for line in sync_lines(_find(run), to, everything=everything):
+            typer.echo(printable(line))
 
 
 @contextmanager

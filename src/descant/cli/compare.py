@@ -14,7 +14,7 @@ from descant.cli.runs import flattened
 from descant.loggers.run_reader import MetricSummary, RunReader
 from descant.loggers.text import printable
 
-_FOLLOWS_FROM_OTHERS = ("plan", "title", "environment")
+_FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers")
 _HIDDEN = ("callbacks/", "progress/", "completion_percentage")
 _LOW_IS_GOOD = ("loss", "perplexity", "num_failed")
 _HIGH_IS_GOOD = ("reward", "score", "accuracy", "pass@", "per_s")

@@ -20,7 +20,7 @@ from descant.loggers.run_reader import RunReader, find_runs
 from descant.loggers.text import printable
 
 _USUAL_METRICS = ("training/loss", "validation/loss", "validation/rewards/score/mean")
-_SILENT_S = 120.0
+SILENT_S = 120.0
 _HEADERS = ("name", "trainer", "steps", "outcome", "took", "started")
 _EXPENDABLE = ("started", "trainer", "took")
 
@@ -144,7 +144,7 @@ def _outcome(reader: RunReader) -> str:
     if reader.outcome is not None:
         return reader.outcome
     silent_s = max(0.0, time.time() - reader.last_written_at)
-    return "goes on" if silent_s < _SILENT_S else f"silent for {duration(silent_s)}"
+    return "goes on" if silent_s < SILENT_S else f"silent for {duration(silent_s)}"
 
 
 def _last_values(reader: RunReader, metrics: Sequence[str]) -> dict[str, float | str]:

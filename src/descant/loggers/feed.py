@@ -270,7 +270,7 @@ async def finish_feeds(
     return undone
 
 
-def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0) -> int:
+def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0, name: str | None = None) -> int:
     """Deliver a run that has ended, or was killed, to a tracker, and return how many records that were.
 
     The place that the tracker has got to is saved in the run log, also when it fails on the way. A stage that was
@@ -280,15 +280,16 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0) -> in
         run_dir: the run directory, or the ``run.sqlite`` in it.
         tracker: where to; nobody else may be using it.
         place: the number of the last record that is not wanted: 0 for everything,
-            ``RunReader(run_dir).sinks[tracker.tracker].place`` for what is missing.
+            ``RunReader(run_dir).sinks[name].place`` for what is missing.
+        name: what its place is saved under; by default the name of the tracker.
 
     Raises:
         RunLogError: there is no such run, its run log is damaged, or the place cannot be saved in it.
         whatever the tracker raises.
     """
-    num_records = 0
+    num_records, name = 0, name or tracker.tracker
     with RunReader(run_dir) as reader:
-        run, sink = _describe(reader, tracker.tracker)
+        run, sink = _describe(reader, name)
         try:
             tracker.start(run)
             for record in reader.records(place):
@@ -298,7 +299,7 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0) -> in
         finally:
             path = reader.path
             reader.close()  # it may have been told that nobody writes
-            _save_sink(path, tracker.tracker, SinkPlace(place, sink.run_id, sink.run_name, sink.step_offset))
+            _save_sink(path, name, SinkPlace(place, sink.run_id, sink.run_name, sink.step_offset))
     return num_records
 
 

@@ -87,6 +87,11 @@ class TrackerLogger(Logger):
     def finish(self, outcome: str) -> None:
         """The run has ended ("completed", "stopped", "interrupted", "failed", "cancelled"): flush and close."""
 
+    @property
+    def viewer(self) -> str | None:
+        """The command that shows what is written, if it takes one."""
+        return None
+
     run: RunInfo | None = None
     """The run that is written, between ``start`` and ``finish``."""
 

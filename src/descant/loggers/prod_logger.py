@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
 
+from descant.environment import MASK
 from descant.errors import ConfigurationError
 from descant.loggers.composite_logger import CompositeLogger
 from descant.loggers.logger import Logger, TrackerLogger
 from descant.loggers.mlflow_logger import MLFlowLogger
 from descant.loggers.stdout_logger import StdoutLogger
 from descant.loggers.tensorboard_logger import TBMetricsLogger
+from descant.loggers.tracker_rows import MAX_CELL_LENGTH
 from descant.loggers.trackio_logger import TrackioLogger
 from descant.loggers.wandb_logger import WandbLogger
+
+TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
 
 def get_prod_logger(ctx: Any = None) -> Logger:
@@ -40,37 +44,74 @@ def get_prod_logger(ctx: Any = None) -> Logger:
             ``MLFLOW_MONITORING_LINK`` and ``TENSORBOARD_MONITORING_LINK`` say where people look.
     """
     trackers: list[TrackerLogger] = []
-    for make in _configured(*_names(ctx)):
+    project, run = names_of(ctx)
+    for tracker in _configured():
         try:
-            trackers.append(make())
+            trackers.append(make_tracker(tracker, project, run))
         except ConfigurationError as error:
             logging.getLogger("descant").warning("metrics do not go to a tracker that is configured: %s", error)
     if not trackers:
         print("metrics go to standard output; install trackio for a dashboard on this machine", file=sys.stderr)
         return StdoutLogger()
-    print(f"metrics go to {', '.join(tracker.tracker for tracker in trackers)}", file=sys.stderr)
+    places = (
+        tracker.tracker if tracker.viewer is None else f"{tracker.tracker} ({tracker.viewer})" for tracker in trackers
+    )
+    print(f"metrics go to {', '.join(places)}", file=sys.stderr)
     return CompositeLogger(*trackers)
 
 
-def _configured(project: str, run: str) -> Iterator[Callable[[], TrackerLogger]]:
+def _configured() -> Iterator[str]:
     env = os.environ
     wandb_mode = env.get("WANDB_MODE", "online")
     if wandb_mode == "offline" or (env.get("WANDB_API_KEY") and wandb_mode != "disabled"):
-        wandb_project, wandb_run = env.get("WANDB_PROJECT") or project, env.get("WANDB_NAME") or run
-        yield lambda: WandbLogger(wandb_project, wandb_run, env.get("WANDB_ENTITY"))
+        yield "wandb"
     if env.get("MLFLOW_TRACKING_URI"):
-        experiment = env.get("MLFLOW_EXPERIMENT_NAME") or project
-        link = env.get("MLFLOW_MONITORING_LINK")
-        yield lambda: MLFlowLogger(experiment, run, env["MLFLOW_TRACKING_URI"], link)
+        yield "mlflow"
     if env.get("TENSORBOARD_LOGGING_DIR"):
-        board = env.get("TENSORBOARD_MONITORING_LINK")
-        yield lambda: TBMetricsLogger(run, env["TENSORBOARD_LOGGING_DIR"], board)
+        yield "tensorboard"
     if find_spec("trackio") is not None:
-        yield lambda: TrackioLogger(project, run)
+        yield "trackio"
 
 
-def _names(ctx: Any) -> tuple[str, str]:
-    """Of the project and of the run."""
+def make_tracker(tracker: str, project: str, run: str, recorded: Mapping[str, Any] | None = None) -> TrackerLogger:
+    """The logger of one tracker, configured by the environment.
+
+    Args:
+        tracker: one of ``TRACKERS``.
+        project, run: its names, where neither ``recorded`` nor the environment has others.
+        recorded: the settings of the tracker that a run has been given (``trackers`` of its config). Their names go before
+            those of the environment; their address is taken where the environment has none.
+
+    Raises:
+        ConfigurationError: the tracker is not installed, or nothing says where it is.
+    """
+    env, given = os.environ, recorded or {}
+    project, run = given.get("project_name") or project, given.get("run_name") or run
+    options = {"max_cell_length": given.get("max_cell_length", MAX_CELL_LENGTH)}
+    if tracker == "wandb":
+        if not given:
+            project, run = env.get("WANDB_PROJECT") or project, env.get("WANDB_NAME") or run
+        return WandbLogger(project, run, given.get("entity") or env.get("WANDB_ENTITY"), **options)
+    if tracker == "mlflow":
+        if not given:
+            project = env.get("MLFLOW_EXPERIMENT_NAME") or project
+        uri = _address("MLFLOW_TRACKING_URI", given.get("tracking_uri"), "http://127.0.0.1:5000")
+        return MLFlowLogger(project, run, uri, env.get("MLFLOW_MONITORING_LINK"), **options)
+    if tracker == "tensorboard":
+        folder = _address("TENSORBOARD_LOGGING_DIR", given.get("logging_dir"), "runs/tensorboard")
+        return TBMetricsLogger(run, folder, env.get("TENSORBOARD_MONITORING_LINK"), **options)
+    return TrackioLogger(project, run, **options)
+
+
+def _address(variable: str, recorded: str | None, example: str) -> str:
+    address = os.environ.get(variable) or recorded
+    if not address or MASK in address:
+        raise ConfigurationError(f"{variable} is not set: it says where to write, such as {variable}={example}")
+    return address
+
+
+def names_of(ctx: Any) -> tuple[str, str]:
+    """Of the project and of the run, from what ``ctx`` has of ``project``, ``recipe_name`` and ``name``."""
     recipe = getattr(ctx, "recipe_name", None)
     project = getattr(ctx, "project", None) or recipe or "descant"
     name = getattr(ctx, "name", None) or datetime.now().strftime("run-%Y%m%d-%H%M%S")

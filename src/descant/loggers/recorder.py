@@ -19,6 +19,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.costs import CallbackCost
+from descant.environment import plain_settings
 from descant.errors import ConfigurationError
 from descant.loggers.console import Console
 from descant.loggers.feed import Feed, finish_feeds
@@ -130,7 +131,7 @@ class RunRecorder:
                     )
                     message = (
                         f"{feed.name} has not got {what} of the run; once it works again: "
-                        f"`descant sync {quote(str(self.run_dir))} --to {feed.tracker.tracker}`"
+                        f"`descant sync {quote(str(self.run_dir))} --to {feed.name}`"
                     )
                     with suppress(Exception):
                         await self.record_event(self.step, "tracker_incomplete", feed.name, message)
@@ -139,7 +140,10 @@ class RunRecorder:
         """Record the settings and the plan, show the plan, and tell the loggers."""
         self._console.start(title, plan)
         run_id = uuid4().hex
-        config = {**config, "run_id": run_id, "plan": {line.name: list(line.steps) for line in plan}}
+        trackers = self._named_trackers()
+        settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
+        plans = {line.name: list(line.steps) for line in plan}
+        config = {**config, "run_id": run_id, "plan": plans, **({"trackers": settings} if settings else {})}
         await self._run_log.log_config(config)
         await self._run_log.log_event(0, "run_started", "trainer", title)
         plain = json.loads(json.dumps(config, default=repr))
@@ -147,10 +151,16 @@ class RunRecorder:
             if isinstance(logger, LoggerObject):
                 await self._ask(logger, partial(logger.log_config, plain))
         run = RunInfo(run_id, self.run_dir.resolve().name, self.run_dir, plain)
+        for name, tracker in trackers.items():
+            self._feeds.append(Feed(tracker, name, run, self._run_log, self._report_from_thread))
+
+    def _named_trackers(self) -> dict[str, TrackerLogger]:
+        """The trackers under distinct names: the second one of Trackio is ``trackio-2``."""
+        named: dict[str, TrackerLogger] = {}
         for number, tracker in enumerate(self._trackers):
             same = sum(other.tracker == tracker.tracker for other in self._trackers[:number])
-            name = f"{tracker.tracker}-{same + 1}" if same else tracker.tracker
-            self._feeds.append(Feed(tracker, name, run, self._run_log, self._report_from_thread))
+            named[f"{tracker.tracker}-{same + 1}" if same else tracker.tracker] = tracker
+        return named
 
     async def record(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
         """Write metrics of a step to the run log at once; the logger gets them with all others of the step."""

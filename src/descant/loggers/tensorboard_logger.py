@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from math import isinf
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from descant.errors import ConfigurationError
@@ -62,6 +63,11 @@ class TBMetricsLogger(TrackerLogger):
     def training_monitoring_link(self) -> str | None:
         """The link that was given."""
         return self._link
+
+    @property
+    def viewer(self) -> str:
+        """TensorBoard, with the tables of all evaluations."""
+        return f"tensorboard --logdir {quote(str(self.logging_dir))} --samples_per_plugin text=1000"
 
     def start(self, run: RunInfo) -> None:
         """Open an event file in the run's folder; a run that is continued gets another one there."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import import_module
+from shlex import quote
 from typing import Any
 
 from descant.loggers.extras import require_extra
@@ -45,6 +46,11 @@ class TrackioLogger(TrackerLogger):
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._config: dict[str, Any] = {}
         self._fragments: Any = None
+
+    @property
+    def viewer(self) -> str:
+        """The dashboard."""
+        return f"trackio show --project {quote(self.project_name)}"
 
     def start(self, run: RunInfo) -> None:
         """Check the project's name; the run appears with its first values.

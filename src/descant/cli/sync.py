@@ -1,0 +1,80 @@
+"""``descant sync``: a run that has ended, or was killed, for a tracker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from types import SimpleNamespace
+
+from descant.cli.figures import duration
+from descant.cli.runs import SILENT_S
+from descant.errors import ConfigurationError, DescantError
+from descant.loggers.feed import replay
+from descant.loggers.logger import TrackerLogger
+from descant.loggers.prod_logger import TRACKERS, make_tracker, names_of
+from descant.loggers.run_reader import RunReader
+
+
+class SyncError(DescantError):
+    """The tracker has failed."""
+
+
+def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
+    """Deliver a run to a tracker, and say line by line what is done.
+
+    Args:
+        run_dir: the run directory.
+        name: "wandb", "mlflow", "tensorboard" or "trackio"; "trackio-2" for the second one that a run was given.
+        everything: from the first record on, not from what the tracker has.
+
+    Raises:
+        ConfigurationError: there is no such tracker, it is not installed or configured, or the run goes on.
+        RunLogError: there is no such run, or its run log is damaged.
+        SyncError: the tracker has failed; what it had taken by then is not delivered again.
+    """
+    tracker, place = _describe(run_dir, name)
+    yield f"delivering {run_dir} to {name}"
+    try:
+        num_records = replay(run_dir, tracker, place=0 if everything else place, name=name)
+    except DescantError:
+        raise
+    except (Exception, SystemExit) as error:  # trackers may well call sys.exit
+        raise SyncError(_describe_failure(run_dir, name, error)) from error
+    has_had = f"; it had {place:,} before" if place and not everything else ""
+    yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
+    if link := tracker.training_monitoring_link or tracker.viewer:
+        yield f"look at it: {link}"
+
+
+def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
+    """The logger of the tracker, and the number of the last record that it has."""
+    with RunReader(run_dir) as reader:
+        kind = name.partition("-")[0]
+        if kind not in TRACKERS or (kind != name and name not in reader.sinks):
+            known = list(dict.fromkeys([*TRACKERS, *reader.sinks]))
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"trackers are {', '.join(known)}"
+            raise ConfigurationError(f"--to {name!r} is not a tracker; {hint}")
+        silent_s = time.time() - reader.last_written_at
+        if reader.outcome is None and silent_s < SILENT_S:
+            raise ConfigurationError(
+                f"{run_dir} goes on: it was written {duration(max(0.0, silent_s))} ago and has not ended. A run delivers "
+                f"by itself as long as it goes on; if it was killed, sync it {duration(SILENT_S)} later"
+            )
+        recipe = (reader.config.get("environment") or {}).get("recipe") or {}
+        project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=run_dir.resolve().name))
+        recorded = (reader.config.get("trackers") or {}).get(name)
+        place = reader.sinks[name].place if name in reader.sinks else 0
+    return make_tracker(kind, project, run, recorded), place
+
+
+def _describe_failure(run_dir: Path, name: str, error: BaseException) -> str:
+    with RunReader(run_dir) as reader:
+        place = reader.sinks[name].place if name in reader.sinks else 0
+    reason = str(error).strip() or "without a reason"
+    return (
+        f"{name} failed ({type(error).__name__}: {reason}); it has {place:,} records of {run_dir}. "
+        "The same command goes on from there"
+    )
