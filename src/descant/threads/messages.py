@@ -33,7 +33,7 @@ class Turns:
 
     def __init__(self, system: Any = None) -> None:
         """``system`` is the row's column of that name: a system prompt in front of the turns, if it says anything."""
-        if not isinstance(system, str | None):
+        if system is not None and not isinstance(system, str):
             raise BadRow(f"'system' is {type_of(system)}, not a string")
         self.roles: list[str] = ["system"] if system else []
         self.texts: list[str] = [sys.intern(system)] if system else []
