@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from descant import StringThread, ToolCall
+from descant.errors import ConfigurationError
 from descant.threads.contamination import find_contamination
 
 
@@ -32,8 +33,8 @@ def test_what_is_reported():
         ("v.jsonl:2", "training_set[1]", "what is it", False),
     ]
     assert report.describe() == (
-        "validation: 2 of 3 prompts also stand in the training set (1 exactly, 1 but for case, space and punctuation); "
-        "first: validation[2] = train.jsonl:17 '25+60=', v.jsonl:2 ≈ training_set[1] 'what is it'"
+        "validation: 2 of 3 prompts also stand in the training set (1 exactly, 1 but for case, space, punctuation and "
+        "system turns); first: validation[2] = train.jsonl:17 '25+60=', v.jsonl:2 ≈ training_set[1] 'what is it'"
     )
 
 
@@ -55,6 +56,12 @@ SAME = {
     "compatibility": ("ﬁve ＝ ５", "five = 5"),
     "sharp s": ("STRASSE", "straße"),
     "sums with spaces": ("3 - 2", "3-2"),
+    "letters with spaces": ("x * y + z", "x*y+z"),
+    "a question about a sum": ("What is 2+2?", "what is 2+2"),
+    "an exclamation": ("Hello, world!", "hello world"),
+    "quotes": ("“quoted”", '"quoted"'),
+    "dashes": ("a word — another", "a word another"),
+    "minus signs": ("5 − 3", "5-3"),
 }
 DIFFERENT = {
     "plus": ("1+23=", "12+3="),
@@ -65,6 +72,16 @@ DIFFERENT = {
     "currency": ("$5", "5"),
     "accents": ("café", "cafe"),
     "words": ("a b", "ab"),
+    "a leading minus": ("-5+3=", "5+3="),
+    "operators of letters": ("x*y", "x/y"),
+    "a difference of letters": ("x - y", "x y"),
+    "names": ("C#", "C"),
+    "factorials": ("What is n!", "What is n"),
+    "factorials of numbers": ("10!", "10"),
+    "unequal": ("a != b", "a = b"),
+    "brackets": ("2*(3+4)", "2*3+4"),
+    "points": (".5", "5"),
+    "other punctuation": ("?", "!"),
 }
 
 
@@ -89,8 +106,11 @@ def test_prompts_of_which_nothing_is_left_match_only_as_they_are():
 def test_every_prompt_that_training_answers_counts():
     conversation = StringThread().system("s").user("u1").assistant("a1").user("u2").assistant("a2").user("u3")
     first, second, third = (StringThread().user("u1"), conversation.first_turns(4), conversation)
-    assert found([conversation], [first, second, third]) == (1, 1)
+    assert found([conversation], [first, second, third]) == (2, 1)  # what the third was trained to, not where it ends
     assert found([conversation.with_weight_last_assistant_turn()], [first, second]) == (1, 0)
+    last = conversation.assistant("a3").with_weight_last_assistant_turn()
+    assert found([conversation], [last]) == (0, 0)
+    assert found([conversation], [last.with_weight_all_assistant_turns()]) == (1, 0)
     assert found([conversation.with_turn_weights([0] * 6)], [first, second, third]) == (0, 0)
     assert found([conversation], [StringThread().user("u2"), StringThread().user("u1 a1 u2")]) == (0, 0)
 
@@ -101,10 +121,42 @@ def test_system_turns_are_left_out_when_normalised():
     assert found([with_system], [with_system]) == (1, 0)
 
 
+def test_a_system_turn_before_the_first_answer_is_the_prompt():
+    story = StringThread().system("Write of a cat.").assistant("a")
+    assert found([story], [StringThread().system("write of a cat").assistant("b")]) == (0, 1)
+    assert found([story], [StringThread().system("Write of a dog.").assistant("a")]) == (0, 0)
+
+
+def test_ids_of_tool_calls_are_not_part_of_a_prompt():
+    def called(call_id):
+        start = StringThread().user("u").assistant("", [ToolCall("f", {}, call_id)]).tool("x", call_id)
+        return start.assistant("a").with_weight_last_assistant_turn()
+
+    assert found([called("1")], [called("2")]) == (0, 1)
+
+
+def test_sets_of_a_wrong_kind():
+    rows = [thread("x")]
+    for training, validation, message in (
+        (rows, rows, r"validation_sets is a list; it must be a dict of sets by their names"),
+        (rows, {"v": [(rows[0], rows[0])]}, r"validation_sets\['v'\]\[0\] is a tuple, .*; pass the chosen threads"),
+        (rows, {"v": rows[0]}, r"v is a StringThread; it must be a list of threads"),
+        (rows[0], {"v": rows}, r"training_set is a StringThread; it must be a list of threads"),
+        ([{"prompt": "x"}], {"v": rows}, r"training_set\[0\] is a dict, not a StringThread; read rows with"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            find_contamination(training, validation)
+
+
 def test_tool_calls_are_part_of_a_prompt():
     def called(city):
         return (
-            StringThread().user("u").assistant("", [ToolCall("weather", {"city": city})]).tool("sunny").assistant("a")
+            StringThread()
+            .user("u")
+            .assistant("", [ToolCall("weather", {"city": city})])
+            .tool("sunny")
+            .assistant("a")
+            .with_weight_last_assistant_turn()
         )
 
     assert found([called("Rome")], [called("Rome")]) == (1, 0)

@@ -57,10 +57,10 @@ BROKEN = {
     '{"messages": "hi"}': "line 2: 'messages' is a JSON string, not a list of messages",
     '{"messages": ["hi"]}': "line 2: messages[0] is a JSON string",
     '{"messages": [{"role": "user"}]}': "line 2: messages[0] has no 'content' (it has 'role')",
-    '{"messages": [{"role": "bot", "content": "x"}]}': "line 2: turn 0 has role 'bot'",
+    '{"messages": [{"role": "bot", "content": "x"}]}': "line 2: messages[0].role is 'bot'; roles are system, user, assistant, tool",  # noqa: E501
     '{"messages": [{"role": "user", "content": 3}]}': "line 2: messages[0].content is a JSON number, not a string",
     '{"prompt": "x", "completion": null}': "line 2: completion is a JSON null, not a string",
-    '{"prompt": "\\ud83d"}': "line 2: turn 0 (user) has content that is not valid Unicode",
+    '{"prompt": "\\ud83d"}': "line 2: the content of turn 0 (user) is not valid Unicode",
     '{"prompt": ' + "9" * 5000 + "}": "line 2: not JSON that can be read",
     "[" * 100_000: "line 2: not JSON",
     '{"messages": [{"role": "user", "content": "x"}], "weights": [1, 2]}': "line 2: 2 weights for a thread of 1 turns",
@@ -91,6 +91,33 @@ BROKEN = {
     '{"conversations": [{"from": "alien", "value": "x"}]}': "conversations[0].from is 'alien'; known are human, user",
     '{"conversations": [{"from": "system", "value": "x"}], "system": 3}': "'system' is a JSON number, not a string",
     '{"conversations": [{"from": "function_call", "value": "[]"}]}': "conversations[0].value is an empty list, not a",
+    '{"messages": [{"role": "developer", "content": "x"}]}': "messages[0].role is 'developer'; roles are system, user, "
+    "assistant, tool; write 'system'",
+    '{"messages": [{"role": "user", "content": "x"}], "images": ["a"]}': "a column 'images', which a thread cannot hold",  # noqa: E501
+    '{"messages": [{"role": "user", "content": "x"}], "functions": [{"name": "f"}]}': "write them as 'tools'",
+    '{"prompt": "x", "completion": "y", "weights": [1]}': "a column 'weights' beside 'prompt', where it is not read",
+    '{"prompt": "x", "completion": "y", "weight": 2}': "a column 'weight' beside 'prompt', where it is not read",
+    '{"messages": [{"role": "assistant", "content": "x", "train": false}]}': "messages[0] has 'train', which is not "
+    "read; write 'weight' instead",
+    '{"prompt": "x", "system": ["s"]}': "'system' is a JSON list, not a string",
+    '{"messages": [{"role": "system", "content": "x"}], "system": "s"}': "both a column 'system' and a system turn",
+    '{"prompt": "x", "completion": ""}': "'completion' is an empty string, which would train to say nothing",
+    '{"prompt": []}': "'prompt' is an empty list; one message is needed at least",
+    '{"prompt": "x", "completion": 3}': "completion is a JSON number, not a string or a list of messages",
+    '{"instruction": "x", "input": "", "output": "y"}': "write instruction and input together as 'prompt'",
+    '{"question": "x", "answer": "y"}': "rename them 'prompt' and 'completion'",
+    "{'prompt': 'x'}": "line 2: not JSON: Expecting property name enclosed in double quotes at column 2; this is a dict",  # noqa: E501
+    "<html>": "line 2: not JSON: Expecting value at column 1; this is HTML or XML",
+    "prompt,completion": "line 2: not JSON: Expecting value at column 1; if this is CSV, read it with datasets",
+    '          {"prompt": "x",, }': "at column 26",
+    '{"messages": [{"role": "tool", "content": "", "tool_call_id": "\\ud83d"}]}': "the call id of turn 0 (tool) is not valid",  # noqa: E501
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": "\\ud83d"}}]}]}': "not a JSON obj",  # noqa: E501
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{\\"a\\": \\"\\\\ud83d\\"}"}]}]}': "not a J",  # noqa: E501
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "id": "\\ud83d"}]}]}': "the id of the call of 'f' is",  # noqa: E501
+    '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": NaN}}]}]}': "not a JSON object: Out",  # noqa: E501
+    '{"prompt": "x", "tools": [{"name": "f", "description": "\\ud83d"}]}': "the description of tool 'f' is not valid Unicode",  # noqa: E501
+    '{"prompt": "x", "tools": [{"name": "f", "parameters": {"\\ud83d": 1}}]}': "parameters of tool 'f' are not JSON",
+    '{"prompt": "x", "tools": "[{\\"name\\": \\"f\\", \\"name\\": \\"g\\"}]"}': "tools: the key 'name' stands twice in one",  # noqa: E501
     '{"prompt": "x", "tools": "add"}': "tools is text that is not JSON",
     '{"prompt": "x", "tools": {"name": "f"}}': "tools is a JSON object, not a list of schemas",
     '{"prompt": "x", "tools": [{"type": "web_search"}]}': "tools[0] is a tool of type 'web_search'",
@@ -241,9 +268,49 @@ def test_every_thread_that_was_written_comes_back(builders, metadata):
     assert again.get_turn_weights() == thread.get_turn_weights()
 
 
+def test_a_system_prompt_may_stand_in_a_column():
+    expected = StringThread().system("s").user("x").assistant("y")
+    assert read(prompt="x", completion="y", system="s") == expected
+    assert read(messages=[user("x"), assistant("y")], system="s") == expected
+    weighted = read(messages=[user("x"), assistant("y")], system="s", weights=[0, 0.5])
+    assert weighted == expected.with_turn_weights([0, 0, 0.5])
+    assert (
+        read(prompt="x", completion="y", system="", images=[], functions=None).get_turns() == expected.get_turns()[1:]
+    )
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_rows_that_are_nested_too_deeply_are_bad_rows(on_bad_row):
+    deep = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a":' * 5000 + "1" + "}" * 5000}]}
+    rows = [
+        {"messages": [call]},
+        {"prompt": "x", "metadata": {"b": deep}, "b": copy.copy(deep)},
+        {"prompt": "x", "tools": [deep]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": deep}]}]},
+        {"prompt": "fine"},
+    ]
+    if on_bad_row == "skip":
+        with pytest.warns(UserWarning, match="of 5 rows cannot be read"):
+            assert load_threads(rows, on_bad_row="skip")[-1] == StringThread().user("fine")
+        return
+    with pytest.raises(DatasetError) as error:
+        load_threads(rows)
+    assert {"rows[0]", "rows[2]", "rows[3]"} <= {place for place, _ in error.value.problems}
+
+
+def test_metadata_that_no_utf8_can_be_written_of_are_escaped():
+    thread = read(prompt="x", note="\ud83d")
+    assert thread.to_json().isascii()
+    assert StringThread.from_json(thread.to_json()) == thread
+    assert thread.uuid() == StringThread().user("x").uuid()
+
+
 def test_metadata_is_kept_as_it_is():
-    assert read(prompt="x", score=float("inf"), none=None, weights=[1]).metadata == {
-        "score": float("inf"), "none": None, "weights": [1],
+    assert read(prompt="x", score=float("inf"), none=None).metadata == {
+        "score": float("inf"), "none": None,
     }  # fmt: skip
     row = {"prompt": "x", "metadata": {"id": 1}, "id": 1}
     before = copy.deepcopy(row)

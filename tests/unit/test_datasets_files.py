@@ -2,17 +2,19 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant import StringThread, load_threads
+from descant import StringThread, load_pairs, load_threads
 from descant.errors import ConfigurationError, DatasetError
 
 ROW = {"prompt": "1+1=", "completion": "2"}
@@ -45,7 +47,6 @@ def empty(path, suffix):
 
 
 def empty_inside(path, suffix):
-    path.write_bytes(encode([ROW], suffix) if suffix == "jsonl" else pack(b" \n", suffix))
     if suffix.startswith("json"):
         path.write_bytes(pack(b"\n \n" if suffix.startswith("jsonl") else b" [ ]\n", suffix))
     else:
@@ -53,9 +54,9 @@ def empty_inside(path, suffix):
     return r"is empty: there is no row in it"
 
 
-def truncated(path, suffix):
-    data = encode([{"prompt": f"{i}+{i * 7919 % 1000}=", "completion": "x"} for i in range(3000)], suffix)
-    path.write_bytes(data[: len(data) // 2])
+def truncated(path, suffix, answer=(("completion", "x"),)):
+    data = encode([{"prompt": f"{i}+{i * 7919 % 1000}=", **dict(answer)} for i in range(3000)], suffix)
+    path.write_bytes(data[: len(data) // 2 + 5])
     return {
         "jsonl": r"1 of \d+ rows.*\n  line \d+: not JSON: .*; the file ends within this line, so it seems",
         "json": r"seems to be cut off (in|after) row \[\d+\]: .* at line \d+, column \d+; copy or download it again",
@@ -89,13 +90,20 @@ def utf16(path, suffix):
 def wrong_type(path, suffix):
     path.write_bytes(encode([{"prompt": 1, "completion": "2"}, {"prompt": 3, "completion": "4"}], suffix))
     place = "line 1" if suffix.startswith("jsonl") else rf".*data\.{suffix}\[0\]"
-    return rf"2 of 2 rows cannot be read as threads\n  {place}: 'prompt' is a JSON number, not a list of messages"
+    reason = "'prompt' is a JSON number, not a string or a list of messages"
+    return rf"2 of 2 rows cannot be read as threads\n  {place}: {reason}"
 
 
 def another_format(path, suffix):
     wrong = "jsonl" if suffix == "parquet" else "parquet"
     path.write_bytes(encode([ROW], wrong))
-    return r"is a Parquet file; name it|is not a Parquet file: it begins with|is not packed by gzip, although its name"
+    return {
+        "parquet": r"is not a Parquet file: it begins with b'\{\"prompt\": \"1",
+        "jsonl": r"is a Parquet file; name it data\.parquet",
+        "json": r"is a Parquet file; name it data\.parquet",
+        "jsonl.gz": r"is not packed by gzip, although its name says so; name it data\.jsonl",
+        "json.gz": r"is not packed by gzip, although its name says so; name it data\.json",
+    }[suffix]
 
 
 def duplicate(path, suffix):
@@ -116,9 +124,14 @@ DEFECTS = (missing, empty, empty_inside, truncated, wrong_encoding, utf16, wrong
 def test_bad_files(tmp_path, defect, suffix):
     path = tmp_path / f"data.{suffix}"
     message = defect(path, suffix)
-    with pytest.raises(DatasetError, match=message) as error:
-        load_threads(path)
-    assert str(path) in str(error.value)
+    for load, rows in ((load_threads, "threads"), (load_pairs, "preference pairs")):
+        if load is load_pairs and defect is wrong_type:
+            path.write_bytes(encode([{"prompt": 1, "chosen": "2", "rejected": "3"}] * 2, suffix))
+        if load is load_pairs and defect is truncated:
+            truncated(path, suffix, (("chosen", "x"), ("rejected", "y")))
+        with pytest.raises(DatasetError, match=message.replace("threads", rows)) as error:
+            load(path)
+        assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -151,12 +164,38 @@ IN_MEMORY = {
         r"dataset\[1\]: completion",
     ),
     "wrong encoding": ([{"prompt": "\ud83d"}], DatasetError, r"unpaired surrogate '\\ud83d' at 0"),
-    "bytes": ([{"prompt": b"x"}], DatasetError, r"rows\[0\]: 'prompt' is of type bytes, not a list of messages"),
+    "bytes": (
+        [{"prompt": b"x"}],
+        DatasetError,
+        r"rows\[0\]: 'prompt' is bytes, which must be decoded to text, not a string or a list",
+    ),
     "wrong type": (3, ConfigurationError, "the source 3 is of type int"),
     "a table": (pa.table({"x": [1]}), ConfigurationError, r"the source pyarrow\.Table\\nx: int64.* is of type Table;"),
     "rows of a wrong type": ([ROW, "x"], DatasetError, r"rows\[1\]: a JSON string, not an object"),
     "one row": (ROW, ConfigurationError, r"a single row \(a dict\); pass a list of rows"),
     "dataset of a wrong type": (datasets.Dataset.from_dict({"prompt": [1]}), DatasetError, "'prompt' is a JSON number"),
+    "duplicate": ([{"prompt": "x", "tools": '[{"name": "f", "name": "g"}]'}], DatasetError, "stands twice"),
+    "huge": (
+        [{"prompt": 10**5000}, {"prompt": {"x" * 10**7: 1}}],
+        DatasetError,
+        r"2 of 2 rows.*\n.*rows\[0\]: 'prompt' is",
+    ),
+    "huge dataset": (datasets.Dataset.from_list([{"x" * 10**6: 1}]), DatasetError, r"dataset\[0\]: neither .{,200}$"),
+    "pandas": ([{"prompt": float("nan")}], DatasetError, "'prompt' is NaN, which pandas writes"),
+    "a slice": (datasets.Dataset.from_list([ROW, ROW])[:2], ConfigurationError, r"pass dataset\.select\(range\(2\)\)"),
+    "one row of messages": ({"messages": [{"role": "user"}]}, ConfigurationError, "is a single row"),
+    "arrays": ([{"messages": np.array([1, 2])}, ROW], DatasetError, r"rows\[0\]: 'messages' is of type ndarray"),
+    "arrays as content": (
+        [{"messages": [{"role": "user", "content": np.array([1, 2])}]}],
+        DatasetError,
+        r"rows\[0\]: ",
+    ),
+    "arrays as tools": ([{"prompt": "x", "tools": np.array([1, 2])}], DatasetError, r"rows\[0\]: "),
+    "transform": (
+        datasets.Dataset.from_list([ROW]).with_transform(lambda batch: {"prompt": ["x"], "completion": ["y", "z"]}),
+        DatasetError,
+        r"the dataset, from row \[0\] on: its columns are not of one length \('prompt' 1, 'completion' 2\)",
+    ),
     "splits": (
         datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]), test=datasets.Dataset.from_list([ROW])),
         ConfigurationError,
@@ -179,6 +218,21 @@ def test_streams_and_formats_of_datasets():
     assert load_threads(dataset.select([1, 0])) == expected[::-1]
     upper = dataset.with_transform(lambda batch: {"prompt": [text + "?" for text in batch["prompt"]]})
     assert load_threads(upper)[0] == StringThread().user("1+1=?")
+
+
+@pytest.mark.parametrize("name", ["numpy", "pandas", "arrow", "torch"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_formats_of_datasets_change_nothing(name, streamed):
+    rows = [{"messages": [{"role": "user", "content": "x"}], "score": 1}, {"messages": [], "score": 2}]
+    dataset = datasets.Dataset.from_list([rows[0], rows[0]])
+    dataset = (dataset.to_iterable_dataset() if streamed else dataset).with_format(name)
+    assert load_threads(dataset) == load_threads([rows[0], rows[0]])
+    assert type(load_threads(dataset)[0].metadata["score"]) is int
+
+
+def test_columns_that_a_format_leaves_out_stay_out():
+    dataset = datasets.Dataset.from_list([{**ROW, "score": 1}]).with_format("numpy", columns=["prompt", "completion"])
+    assert load_threads(dataset)[0].metadata is None
 
 
 def test_what_arrow_fills_in_is_not_there(tmp_path):
@@ -235,6 +289,10 @@ OTHER_FILES = {
         b"prompt,completion\n",
         r"neither JSON nor Parquet: it begins with b'prompt,compl.*formats are \.jsonl",
     ),
+    "table.csv.gz": (gzip.compress(b"prompt\n"), "neither JSON nor Parquet"),
+    "twice.jsonl.gz": (gzip.compress(gzip.compress(b"{}")), "is packed by gzip twice; unpack it once"),
+    "columns.jsonl": ('{"prompt": "ééééé'.encode() + b'\xe9"}', r"line 1: not UTF-8 \(byte 0xe9 at column 18\)"),
+    "columns.json": ('[\n{"prompt": "ééééé'.encode() + b'\xe9"}]', r"line 2: not UTF-8 \(byte 0xe9 at column 18\)"),
     "packed.jsonl": (gzip.compress(b"{}"), r"packed\.jsonl is packed by gzip; name it packed\.jsonl\.gz"),
     "plain.jsonl.gz": (b"{}", r"is not packed by gzip, although its name says so; name it plain\.jsonl$"),
     "lfs.jsonl": (
@@ -280,8 +338,45 @@ def test_files_that_are_not_what_they_seem(tmp_path, name):
 def test_places_that_are_no_files(tmp_path):
     with pytest.raises(DatasetError, match=r"there is no directory .*nowhere; the working directory is"):
         load_threads(tmp_path / "nowhere" / "data.jsonl")
-    with pytest.raises(DatasetError, match="is a directory"):
+    with pytest.raises(DatasetError, match="is a directory; pass one of the files in it"):
         load_threads(tmp_path)
+    with pytest.raises(DatasetError, match=r"cannot be read: File name too long$"):
+        load_threads(tmp_path / ("x" * 5000))
+    with pytest.raises(DatasetError, match=r"cannot be read: embedded null byte"):
+        load_threads("a\0b")
+    with pytest.raises(DatasetError, match=r"^'.*\\x1b\[31m' is not there") as error:
+        load_threads(tmp_path / "\x1b[31m")
+    assert str(error.value).isprintable()
+
+
+def test_links_and_pipes_do_not_suggest_themselves(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "link.jsonl").symlink_to("gone.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name, reason in (
+        ("pipe.jsonl", "is not a regular file"),
+        ("link.jsonl", "is a link to gone.jsonl, which is not there"),
+        ("loop.jsonl", "cannot be read: Too many levels of symbolic links"),
+    ):
+        with pytest.raises(DatasetError, match=rf"{name}'? {reason}$"):
+            load_threads(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", ["", ', "b": 1', ', "b": tru', ', "b": "\\ud8', ', "b": "x', ', "b": -', ","])
+def test_a_cut_is_named_wherever_it_is(tmp_path, end):
+    (tmp_path / "cut.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x"' + end)
+    with pytest.raises(DatasetError, match=r"line 2: not JSON: .* so it seems to be cut off$"):
+        load_threads(tmp_path / "cut.jsonl")
+
+
+@pytest.mark.parametrize(
+    "text", ["<html></html>", '{"prompt": "x"}\r{"prompt": "y"}', '\ufeff\ufeff{"prompt": "x"}', "{'a': 1}"]
+)
+def test_lines_that_are_bad_otherwise_are_not_called_cut(tmp_path, text):
+    (tmp_path / "whole.jsonl").write_bytes(text.encode())
+    with pytest.raises(DatasetError, match="line 1: not JSON: ") as error:
+        load_threads(tmp_path / "whole.jsonl")
+    assert "cut off" not in str(error.value)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):

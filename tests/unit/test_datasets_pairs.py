@@ -5,11 +5,12 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from descant import StringThread, Tool, ToolCall, load_threads
 from descant.errors import ConfigurationError, DatasetError
+from descant.threads.contamination import find_contamination
 from descant.threads.datasets import load_pairs
 from descant.threads.split import train_validation_split
 
@@ -66,7 +67,7 @@ BROKEN = {
         {"prompt": "x", "completion": "y"},
         r"nor 'preferred_completion' and .*; read such rows with load_threads",
     ),
-    "nothing": ({"text": "x"}, r"neither 'chosen' and 'rejected' nor .* \(columns: 'text'\)$"),
+    "nothing": ({"text": "x"}, r"neither 'chosen' and 'rejected' nor .* \(columns: 'text'\); text without turns"),
     "half": ({"prompt": "x", "chosen": "a", "rejected": None}, "'chosen' without 'rejected' beside it"),
     "equal": (
         {"prompt": "x", "chosen": "a", "rejected": "a"},
@@ -80,11 +81,28 @@ BROKEN = {
         {"chosen": [user("x"), user("y")], "rejected": [user("x"), assistant("a")]},
         r"'chosen' goes on with a user turn after the prompt \(turns: 1\), where an answer is needed",
     ),
+    "ends in user": (
+        {"chosen": [user("x"), assistant("a"), user("y")], "rejected": [user("x"), assistant("b")]},
+        "'chosen' ends in a user turn; an answer ends in an assistant turn",
+    ),
+    "openai": (
+        {"input": {}, "preferred_output": [], "non_preferred_output": []},
+        "rename them 'chosen' and 'rejected', write input's messages as 'prompt'",
+    ),
+    "images": ({"prompt": "x", "chosen": "a", "rejected": "b", "images": ["i"]}, "a column 'images', which a thread"),
     "other prompt": (
         {"prompt": "z", "chosen": [user("x"), assistant("a")], "rejected": "b"},
         "'chosen' begins with a user turn, but not with the turns of 'prompt'",
     ),
 }
+
+
+def test_a_system_prompt_of_a_pair_stands_in_both_threads():
+    for form in FORMS.values():
+        ((chosen, rejected),) = load_pairs([{**form, "system": "s"}])
+        assert chosen.get_turns() == StringThread().system("s").user("2+2=").assistant("4").get_turns()
+        assert chosen.messages() == rejected.messages()
+        assert chosen.get_turn_weights() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -160,16 +178,71 @@ def test_the_size_is_as_near_as_whole_groups_come():
 def test_a_split_is_the_same_everywhere_and_another_with_another_seed():
     rows = [thread(str(i)) for i in range(100)]
     validation = [row.get_turns()[0].content for row in train_validation_split(rows, 0.05)[1]]
-    assert validation == ["41", "50", "67", "74", "91"]
+    assert validation == ["18", "32", "45", "68", "71"]
     assert train_validation_split(rows, 0.05, seed=1)[1] != train_validation_split(rows, 0.05)[1]
 
 
-def test_tools_and_earlier_turns_are_part_of_a_prompt_but_answers_and_metadata_are_not():
+def test_threads_that_begin_alike_stay_together_whatever_else_they_have():
     plain, other = thread("x"), StringThread().user("y").assistant("a").user("x").assistant("b")
     same = StringThread([("user", "x"), ("assistant", "z")], {"id": 1})
-    training, validation = train_validation_split([plain, same, other, plain.with_tools(Tool("f"))], 0.5)
-    assert {len(training), len(validation)} == {2}
-    assert [plain, same] in (training, validation)
+    alike = [plain, same, plain.with_tools(Tool("f")), thread(" X?"), thread("x").user("more").assistant("b")]
+    alike.append(StringThread().system("s").user("x").assistant("c"))
+    for rows in (alike, [(row.assistant("a"), row.assistant("b")) for row in alike]):
+        rest = other if rows is alike else (other, other.assistant("c"))
+        assert [rest] in train_validation_split([*rows, rest], 0.5)
+
+
+turns = st.tuples(
+    st.sampled_from(["system", "user", "assistant", "tool"]), st.sampled_from(["", "a", "A ", "?", "!", "b"])
+)
+call_ids = st.none() | st.sampled_from(["1", "2"])
+
+
+@st.composite
+def conversations(draw):
+    made = StringThread()
+    for role, text in draw(st.lists(turns, max_size=5)):
+        if role == "assistant":
+            made = made.assistant(text, draw(st.sampled_from([(), (ToolCall("f", {}, draw(call_ids)),)])))
+        elif role == "tool":
+            made = made.tool(text, draw(call_ids))
+        else:
+            made = made.system(text) if role == "system" else made.user(text)
+    return made
+
+
+@given(st.lists(conversations(), min_size=2, max_size=12), st.floats(0.1, 0.9))
+def test_a_split_has_no_contamination(rows, fraction):
+    try:
+        training, held_out = train_validation_split(rows, fraction)
+    except DatasetError:
+        assume(False)
+    assert find_contamination(training, {"v": held_out}) == []
+    assert find_contamination(held_out, {"v": training}) == []
+
+
+def test_pairs_with_answers_that_begin_alike_are_split_by_their_prompt():
+    rows = [
+        {
+            "prompt": f"{i // 4}",
+            "chosen": [assistant(f"same {i}"), user("u"), assistant(f"{i}")],
+            "rejected": f"same {i}",
+        }
+        for i in range(48)
+    ]
+    training, held_out = train_validation_split(load_pairs(rows), 0.25)
+    for side in (0, 1):
+        assert find_contamination([pair[side] for pair in training], {"v": [pair[side] for pair in held_out]}) == []
+    with pytest.raises(ConfigurationError, match=r"threads\[1\] is a pair without a common prompt"):
+        train_validation_split([training[0], (thread("x"), thread("y"))])
+
+
+def test_a_split_takes_any_iterable_and_only_whole_numbers_as_seed():
+    rows = [thread("x"), thread("y")]
+    assert train_validation_split(iter(rows)) == train_validation_split(rows)
+    for seed in (None, [1], True, 1.5):
+        with pytest.raises(ConfigurationError, match=r"seed=.* must be a whole number"):
+            train_validation_split(rows, seed=seed)
 
 
 def test_splits_that_cannot_be_made():
@@ -177,7 +250,7 @@ def test_splits_that_cannot_be_made():
     for fraction in (0, 1, 1.5, -0.1, float("nan"), "0.1", True, None):
         with pytest.raises(ConfigurationError, match="validation_fraction="):
             train_validation_split(rows, fraction)
-    with pytest.raises(DatasetError, match="all 2 threads have the same prompt; a split needs two different prompts"):
+    with pytest.raises(DatasetError, match="all 2 threads begin alike; a split needs two different beginnings"):
         train_validation_split([thread("x", "a"), thread("x", "b")])
     with pytest.raises(DatasetError, match="there are no threads; a split needs"):
         train_validation_split([])

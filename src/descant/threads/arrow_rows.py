@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from descant.errors import DatasetError
 from descant.threads.bad_row import BadRow
-from descant.threads.quoting import quoted
+from descant.threads.quoting import quoted, shown
 from descant.threads.rows import CONVERSATION_COLUMNS
 
 _BATCH_SIZE = 4096
@@ -24,13 +24,15 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415
         import pyarrow.parquet as pq  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError:
-        raise DatasetError(f"{path}: reading Parquet needs pyarrow; pip install 'descant[parquet]'") from None
+        raise DatasetError(f"{shown(path)}: reading Parquet needs pyarrow; pip install 'descant[parquet]'") from None
     number = -1
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if repeated := [name for name in names if names.count(name) > 1]:
-                raise DatasetError(f"{path} has two columns of the name {quoted(repeated[0])}; rename one of them")
+                raise DatasetError(
+                    f"{shown(path)} has two columns of the name {quoted(repeated[0])}; rename one of them"
+                )
             for batch in file.iter_batches(batch_size=_BATCH_SIZE):
                 for row in _rows_of_batch(batch):
                     number += 1
@@ -40,13 +42,37 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def dataset_rows(dataset: Any) -> Iterator[tuple[int, Any]]:
-    """The rows of a ``datasets.Dataset`` or ``IterableDataset``, numbered from 0."""
+    """The rows of a ``datasets.Dataset`` or ``IterableDataset``, numbered from 0; transforms apply to them.
+
+    Raises:
+        DatasetError: a transform gives something else than columns of one length.
+    """
     number = -1
-    for batch in dataset.iter(batch_size=_BATCH_SIZE):
+    for batch in _without_format(dataset).iter(batch_size=_BATCH_SIZE):
+        if not isinstance(batch, Mapping) or not all(isinstance(column, Sized) for column in batch.values()):
+            found = type(batch).__name__
+            raise DatasetError(
+                f"the dataset, from row [{number + 1}] on: its transform gives a {found}, not a dict of columns"
+            )
+        if len(set(map(len, batch.values()))) > 1:
+            lengths = ", ".join(f"{quoted(name)} {len(column)}" for name, column in batch.items())
+            raise DatasetError(
+                f"the dataset, from row [{number + 1}] on: its columns are not of one length ({lengths})"
+            )
         names = list(batch)
         for values in zip(*batch.values(), strict=True):
             number += 1
             yield number, _without_filling(dict(zip(names, values, strict=True)))
+
+
+def _without_format(dataset: Any) -> Any:
+    """The dataset without arrays, tensors or frames in place of Python's values; transforms and columns stay."""
+    form = getattr(dataset, "format", None)
+    if form is None:  # an IterableDataset, whose transforms are no format
+        return dataset.with_format(None)
+    if form["type"] in (None, "custom"):
+        return dataset
+    return dataset.with_format(None, columns=form["columns"], output_all_columns=form["output_all_columns"])
 
 
 def _rows_of_batch(batch: Any) -> Iterable[Any]:
@@ -98,9 +124,9 @@ def _bad_parquet(path: Path, number: int, error: Exception) -> DatasetError:
         ends = file.read(4) == b"PAR1"
     if begins and not ends:
         return DatasetError(
-            f"{path} seems to be cut off: a Parquet file begins and ends with 'PAR1', this one only begins with it; "
-            "copy or download it again"
+            f"{shown(path)} seems to be cut off: a Parquet file begins and ends with 'PAR1', this one only begins with "
+            "it; copy or download it again"
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     where = f" after row [{number}]" if number >= 0 else ""
-    return DatasetError(f"{path} cannot be read as Parquet{where}, it may be damaged: {reason}")
+    return DatasetError(f"{shown(path)} cannot be read as Parquet{where}, it may be damaged: {reason}")

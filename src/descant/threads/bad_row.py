@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,4 +24,8 @@ def type_of(value: Any) -> str:
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     if value is None:
         return "a JSON null"
+    if type(value) is float and math.isnan(value):
+        return "NaN, which pandas writes where a value is missing"
+    if isinstance(value, bytes):
+        return "bytes, which must be decoded to text"
     return f"a JSON {names[type(value)]}" if type(value) in names else f"of type {type(value).__name__}"

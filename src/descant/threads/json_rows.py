@@ -10,14 +10,23 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, cast
 
 from descant.errors import DatasetError
 from descant.threads.bad_row import BadRow
-from descant.threads.quoting import quoted
+from descant.threads.quoting import quoted, shown
 
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NOT_JSON = {
+    "{'": "; this is a dict as Python prints it; write rows with json.dumps",
+    "<": "; this is HTML or XML, perhaps the error page of a download",
+    **dict.fromkeys(
+        (*ascii_letters, '"'), "; if this is CSV, read it with datasets.load_dataset('csv', ...) and pass that"
+    ),
+}
+"""What lines that are no JSON may be, by what they begin with."""
 _AGAIN = "copy or download it again"
 
 
@@ -32,17 +41,17 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     Raises:
         DatasetError: the file is not UTF-8, or its gzip data are damaged.
     """
-    decoder = _Decoder()
+    decoder = Decoder()
     number = 0
     try:
         # The buffer is for GzipFile, whose own lines cost a call of Python each.
         with io.BufferedReader(cast("io.RawIOBase", open_bytes(path, unpack))) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise _not_utf8(f"{path}, line {number}", error, error.start + 1) from None
-                if line:
+                    raise _not_utf8(f"{shown(path)}, line {number}", error) from None
+                if line and not line.isspace():
                     yield number, _row_of_line(decoder, line, is_cut_off=not raw.endswith(b"\n"))
     except GZIP_ERRORS as error:
         where = f"after line {number}" if number else "among its first lines"  # as near as the buffer lets us see
@@ -56,7 +65,7 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         DatasetError: the file is not UTF-8 or not JSON, or its gzip data are damaged.
     """
     text = _text(path, unpack)
-    decoder = _Decoder()
+    decoder = Decoder()
     position = _skip_space(text, _skip_space(text, 0) + 1)
     number = 0
     while text[position : position + 1] != "]" or number:
@@ -65,7 +74,7 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         except json.JSONDecodeError as error:
             raise _bad_list(path, f"in row [{number}]", error) from None
         except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{path}[{number}]: {_unreadable(error)}") from None
+            raise DatasetError(f"{shown(path)}[{number}]: {_unreadable(error)}") from None
         yield number, row
         number += 1
         position = _skip_space(text, position)
@@ -80,10 +89,10 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     position = _skip_space(text, position + 1)
     if position < len(text):
         line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
-        raise DatasetError(f"{path} is not JSON: the list is followed by more, at line {line}, column {column}")
+        raise DatasetError(f"{shown(path)} is not JSON: the list is followed by more, at line {line}, column {column}")
 
 
-class _Decoder:
+class Decoder:
     """A JSON decoder that notices keys that stand twice in an object, of which Python's would keep the last."""
 
     def __init__(self) -> None:
@@ -113,12 +122,16 @@ class _Decoder:
         return row
 
 
-def _row_of_line(decoder: _Decoder, line: str, *, is_cut_off: bool) -> Any:
+def _row_of_line(decoder: Decoder, line: str, *, is_cut_off: bool) -> Any:
     try:
-        return decoder.decode(line)
+        return decoder.decode(line.strip())
     except json.JSONDecodeError as error:
-        end = "; the file ends within this line, so it seems to be cut off" if is_cut_off else ""
-        return BadRow(f"not JSON: {_reason(error)} at column {error.colno}{end}")
+        if is_cut_off and _ended_early(error):
+            advice = "; the file ends within this line, so it seems to be cut off"
+        else:
+            advice = next((text for begin, text in _NOT_JSON.items() if error.doc.startswith(begin)), "")
+        column = error.pos + len(line) - len(line.lstrip()) + 1
+        return BadRow(f"not JSON: {_reason(error)} at column {column}{advice}")
     except (ValueError, RecursionError) as error:
         return BadRow(_unreadable(error))
 
@@ -141,9 +154,7 @@ def _text(path: Path, unpack: bool) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line_start = data.rfind(b"\n", 0, error.start) + 1
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(f"{path}, line {line}", error, error.start - line_start + 1) from None
+        raise _not_utf8(f"{shown(path)}, line {error.object.count(10, 0, error.start) + 1}", error) from None
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -151,7 +162,9 @@ def _skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _not_utf8(place: str, error: UnicodeDecodeError, column: int) -> DatasetError:
+def _not_utf8(place: str, error: UnicodeDecodeError) -> DatasetError:
+    line_start = error.object.rfind(b"\n", 0, error.start) + 1
+    column = len(error.object[line_start : error.start].decode()) + 1  # in characters, as editors count
     byte = f"byte 0x{error.object[error.start]:02x} at column {column}"
     if error.reason == "unexpected end of data":
         return DatasetError(f"{place}: the file seems to be cut off within a character ({byte}); {_AGAIN}")
@@ -160,15 +173,23 @@ def _not_utf8(place: str, error: UnicodeDecodeError, column: int) -> DatasetErro
 
 def _bad_gzip(path: Path, where: str, error: Exception) -> DatasetError:
     if isinstance(error, EOFError):
-        return DatasetError(f"{path} seems to be cut off: its gzip data end {where}; {_AGAIN}")
-    return DatasetError(f"{path} is damaged: its gzip data cannot be unpacked {where} ({error}); {_AGAIN}")
+        return DatasetError(f"{shown(path)} seems to be cut off: its gzip data end {where}; {_AGAIN}")
+    return DatasetError(f"{shown(path)} is damaged: its gzip data cannot be unpacked {where} ({error}); {_AGAIN}")
 
 
 def _bad_list(path: Path, where: str, error: json.JSONDecodeError) -> DatasetError:
     reason = f"{_reason(error)} at line {error.lineno}, column {error.colno}"
-    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
-        return DatasetError(f"{path} seems to be cut off {where}: {reason}; {_AGAIN}")
-    return DatasetError(f"{path} is not JSON {where}: {reason}")
+    if _ended_early(error):
+        return DatasetError(f"{shown(path)} seems to be cut off {where}: {reason}; {_AGAIN}")
+    return DatasetError(f"{shown(path)} is not JSON {where}: {reason}")
+
+
+def _ended_early(error: json.JSONDecodeError) -> bool:
+    """Whether all is well but for what is missing: within a text, an escape, a word or between tokens."""
+    rest = error.doc[error.pos :].rstrip()
+    within_escape = error.msg.startswith("Invalid \\u") and len(rest) < 6
+    within_word = any(word.startswith(rest) for word in ("true", "false", "null", "NaN", "Infinity", "-Infinity"))
+    return not rest or error.msg.startswith("Unterminated string") or within_escape or within_word
 
 
 def _reason(error: json.JSONDecodeError) -> str:

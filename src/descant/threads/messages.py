@@ -29,17 +29,23 @@ _SHAREGPT_CALLS = ("function_call", "tool_call")
 class Turns:
     """The turns of a row while they are read, by column."""
 
-    __slots__ = ("links", "names", "roles", "texts", "weights")
+    __slots__ = ("links", "names", "num_before", "roles", "texts", "weights")
 
-    def __init__(self) -> None:
-        self.roles: list[str] = []
-        self.texts: list[str] = []
+    def __init__(self, system: Any = None) -> None:
+        """``system`` is the row's column of that name: a system prompt in front of the turns, if it says anything."""
+        if system is not None and not isinstance(system, str):
+            raise BadRow(f"'system' is {type_of(system)}, not a string")
+        self.roles: list[str] = ["system"] if system else []
+        self.texts: list[str] = [sys.intern(system)] if system else []
+        self.num_before = len(self.roles)  # turns that are not among the row's messages
         self.weights: dict[int, float] = {}
         self.links: dict[int, ToolLink] = {}
         self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its place in the row
 
     def thread(self, metadata: Any, tools: Iterable[Tool] = ()) -> StringThread:
         """The thread of these turns."""
+        if self.num_before and "system" in self.roles[1:]:
+            raise BadRow("both a column 'system' and a system turn; keep one of them")
         thread = StringThread(zip(self.roles, self.texts, strict=True), metadata, tools=tools)
         if self.links:
             thread = thread.with_tool_links([self.links.get(i, ToolLink()) for i in range(len(self.roles))])
@@ -82,7 +88,7 @@ def read_answer(turns: Turns, answer: Any, column: str) -> None:
         turns.texts.append(answer)
         return
     if not isinstance(answer, list):
-        raise BadRow(f"{column} is {type_of(answer)}, not a string")
+        raise BadRow(f"{column} is {type_of(answer)}, not a string or a list of messages")
     start = len(turns.roles)
     read_messages(turns, answer, column)
     for index in (start, len(turns.roles) - 1):
@@ -104,19 +110,6 @@ def leave_untrained(turns: Turns) -> None:
             turns.weights.setdefault(index, 0.0)
 
 
-def read_conversations(turns: Turns, row: dict[str, Any]) -> None:
-    """The ShareGPT form; a system prompt may stand in a column of its own."""
-    system = row.pop("system", None)
-    if isinstance(system, str) and system:
-        turns.roles.append("system")
-        turns.texts.append(system)
-    elif system not in (None, ""):
-        raise BadRow(f"'system' is {type_of(system)}, not a string")
-    read_messages(turns, row.pop("conversations"), "conversations", sharegpt=True)
-    if system and "system" in turns.roles[1:]:
-        raise BadRow("both a column 'system' and a system turn in 'conversations'; keep one of them")
-
-
 def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = False) -> None:
     """A list of messages, by ``role`` and ``content``, or by ShareGPT's keys and roles.
 
@@ -124,13 +117,16 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
         BadRow: one of them is not a message; the text says which and why.
     """
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else type_of(messages)
-        raise BadRow(f"{column!r} is {found}, not a list of messages")
+        if isinstance(messages, list):
+            raise BadRow(f"{column!r} is an empty list; one message is needed at least")
+        either = "a string or " if column == "prompt" else ""
+        raise BadRow(f"{column!r} is {type_of(messages)}, not {either}a list of messages")
     roles, texts = turns.roles, turns.texts
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise BadRow(f"{column}[{index}] is {type_of(message)}, not an object with 'role' and 'content'")
-        role, text = message.get("role"), message.get("content")
+        role: Any = message.get("role")
+        text: Any = message.get("content")
         if len(message) > 2 or role not in ROLES or not isinstance(text, str):
             role, text = _read_message(turns, message, f"{column}[{index}]", sharegpt)
         roles.append(role)
@@ -148,6 +144,8 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
         raise BadRow(f"{place}.{role_key} is {type_of(role)}, not a string")
     if unusable := [key for key in _UNUSABLE if message.get(key)]:
         raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold{_advice(unusable[0])}")
+    if message.get("train") is not None:
+        raise BadRow(f"{place} has 'train', which is not read; write 'weight' instead (1 is trained, 0 is not)")
     index = len(turns.roles)
     if (weight := message.get("weight")) is not None:
         if not _is_number(weight):
@@ -161,6 +159,9 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
         if role not in _SHAREGPT_ROLES:
             raise BadRow(f"{place}.{role_key} is {quoted(role)}; known are {', '.join(_SHAREGPT_ROLES)}")
         role = _SHAREGPT_ROLES[role]
+    if role not in ROLES:
+        advice = "; write 'system'" if role == "developer" else ""
+        raise BadRow(f"{place}.role is {quoted(role)}; roles are {', '.join(ROLES)}{advice}")
     _read_links(turns, message, role, place)
     text = message.get(text_key)
     if text is None or text == []:

@@ -6,7 +6,7 @@ from typing import Any
 
 from descant.threads.bad_row import BadRow, listed
 from descant.threads.messages import Turns, read_answer, read_messages, read_prompt
-from descant.threads.rows import FORMS, PAIRS, columns_of, metadata_of, pair_columns
+from descant.threads.rows import FORMS, PAIRS, advice_for, columns_of, metadata_of, pair_columns
 from descant.threads.thread import StringThread
 from descant.threads.tool_rows import read_tools
 
@@ -26,17 +26,17 @@ def pair_of_row(row: Any) -> Pair:
     names = pair_columns(row)
     if names is None:
         raise BadRow(_why_no_pair(row))
-    prompt = row.pop("prompt", None)
+    prompt, system = row.pop("prompt", None), row.pop("system", None)
     answers = [row.pop(name) for name in names]
     tools = read_tools(row.pop("tools", None))
     for name in (name for both in PAIRS for name in both if row.get(name, ()) is None):
         del row[name]
     metadata = metadata_of(row)
     chosen, rejected = (
-        _conversation(prompt, answer, name).thread(metadata and dict(metadata), tools)
+        _conversation(system, prompt, answer, name).thread(metadata and dict(metadata), tools)
         for answer, name in zip(answers, names, strict=True)
     )
-    num_prompt_turns = common_prompt_length(chosen, rejected) if prompt is None else _prompt_turns(prompt)
+    num_prompt_turns = _common_prompt_length(chosen, rejected) if prompt is None else _num_turns(system, prompt)
     if num_prompt_turns == 0:
         raise BadRow(f"{names[0]!r} and {names[1]!r} have no turn in common that could be the prompt")
     for thread, name in ((chosen, names[0]), (rejected, names[1])):
@@ -44,12 +44,14 @@ def pair_of_row(row: Any) -> Pair:
         if not answer or answer[0].role != "assistant":
             found = f"goes on with a {answer[0].role} turn" if answer else "ends"
             raise BadRow(f"{name!r} {found} after the prompt (turns: {num_prompt_turns}), where an answer is needed")
+        if answer[-1].role != "assistant":
+            raise BadRow(f"{name!r} ends in a {answer[-1].role} turn; an answer ends in an assistant turn")
     if _same(chosen, rejected):
         raise BadRow(f"{names[0]!r} and {names[1]!r} are equal, so neither is better")
     return _answer_weighted(chosen, num_prompt_turns), _answer_weighted(rejected, num_prompt_turns)
 
 
-def common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
+def _common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
     """How many turns two conversations have in common at their beginning, final assistant turns left out."""
     prompts = [thread.without_completion() for thread in (chosen, rejected)]
     if _same(*prompts):
@@ -74,12 +76,12 @@ def _why_no_pair(row: dict[str, Any]) -> str:
         return f"{name!r} without {missing!r} beside it (columns: {listed(row)})"
     hint = "; read such rows with load_threads" if any(row.get(name) is not None for name in FORMS) else ""
     missing = "neither 'chosen' and 'rejected' nor 'preferred_completion' and 'other_completion'"
-    return f"{missing} (columns: {listed(row)}){hint}"
+    return f"{missing} (columns: {listed(row)}){hint or advice_for(row.keys())}"
 
 
-def _conversation(prompt: Any, answer: Any, column: str) -> Turns:
+def _conversation(system: Any, prompt: Any, answer: Any, column: str) -> Turns:
     """Prompt and answer; the answer may be the whole conversation already, as in the implicit form."""
-    turns = Turns()
+    turns = Turns(system)
     if prompt is None:
         if isinstance(answer, str):
             raise BadRow(f"{column!r} is a string without a 'prompt'; give the prompt in a column of its own")
@@ -90,7 +92,7 @@ def _conversation(prompt: Any, answer: Any, column: str) -> Turns:
     if not isinstance(first, dict) or first.get("role") not in ("system", "user"):
         read_answer(turns, answer, column)
         return turns
-    whole = Turns()
+    whole = Turns(system)
     read_messages(whole, answer, column)
     num_turns = len(turns.roles)
     if (whole.roles[:num_turns], whole.texts[:num_turns]) != (turns.roles, turns.texts):
@@ -98,8 +100,8 @@ def _conversation(prompt: Any, answer: Any, column: str) -> Turns:
     return whole
 
 
-def _prompt_turns(prompt: Any) -> int:
-    return 1 if isinstance(prompt, str) else len(prompt)
+def _num_turns(system: Any, prompt: Any) -> int:
+    return bool(system) + (1 if isinstance(prompt, str) else len(prompt))
 
 
 def _answer_weighted(thread: StringThread, num_prompt_turns: int) -> StringThread:

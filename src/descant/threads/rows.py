@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from descant.threads.bad_row import BadRow, listed, type_of
@@ -12,7 +12,6 @@ from descant.threads.messages import (
     checked_weights,
     leave_untrained,
     read_answer,
-    read_conversations,
     read_messages,
     read_prompt,
 )
@@ -27,6 +26,23 @@ PAIRS = (("chosen", "rejected"), ("preferred_completion", "other_completion"))
 CONVERSATION_COLUMNS = (*FORMS, "completion", *PAIRS[0], *PAIRS[1], "tools")
 """Columns whose values are turns or tools."""
 _PAIR_NAMES = frozenset((*PAIRS[0], *PAIRS[1]))
+_LOST = {
+    "functions": "write them as 'tools'",
+    "chat_template_kwargs": "leave the column out",
+    **dict.fromkeys(
+        ("images", "image", "videos", "video", "audios", "audio"), "leave it out if the text makes sense without it"
+    ),
+}
+"""Columns that other libraries train on and no thread can hold, and what to do about them."""
+_REMEDIES = (
+    ({"instruction", "output"}, "write instruction and input together as 'prompt', and output as 'completion'"),
+    ({"question", "answer"}, "rename them 'prompt' and 'completion'"),
+    (
+        {"preferred_output", "non_preferred_output"},
+        "rename them 'chosen' and 'rejected', write input's messages as 'prompt', and read it with load_pairs",
+    ),
+    ({"text"}, "text without turns cannot be read; split it into 'prompt' and 'completion', or into 'messages'"),
+)
 _FORM_NAMES = _PAIR_NAMES | {*FORMS, "completion"}
 
 
@@ -42,29 +58,38 @@ def thread_of_row(row: Any) -> StringThread:
             f"a preference pair ({pair[0]!r} and {pair[1]!r}); read it with load_pairs, or take out these columns"
         )
     form = _form(row)
-    turns = Turns()
-    if form == "messages":
-        read_messages(turns, row.pop("messages"), "messages")
-    elif form == "conversations":
-        read_conversations(turns, row)
+    turns = Turns(row.pop("system", None))
+    if form != "prompt":
+        read_messages(turns, row.pop(form), form, sharegpt=form == "conversations")
     else:
+        if weighted := [name for name in ("weights", "weight") if row.get(name) is not None]:
+            raise BadRow(
+                f"a column {weighted[0]!r} beside 'prompt', where it is not read; give the messages of the completion "
+                "a 'weight' each, or leave the column out"
+            )
         read_prompt(turns, row.pop("prompt"))
         if "completion" in row:
             leave_untrained(turns)
+            if row["completion"] == "":
+                raise BadRow("'completion' is an empty string, which would train to say nothing; leave the column out")
             read_answer(turns, row.pop("completion"), "completion")
-    weights = row.pop("weights", None) if form != "prompt" else None
+    weights = row.pop("weights", None)
     tools = read_tools(row.pop("tools", None))
     if weights is None:
         return turns.thread(metadata_of(row), tools)
     if turns.weights:
         raise BadRow("both a column 'weights' and messages with a 'weight'; keep one of them")
-    return turns.thread(metadata_of(row), tools).with_turn_weights(checked_weights(weights))
+    return turns.thread(metadata_of(row), tools).with_turn_weights([0.0] * turns.num_before + checked_weights(weights))
 
 
 def columns_of(row: Any) -> dict[str, Any]:
     """A copy of a row, so that the caller's is left as it is."""
     if type(row) is not dict and not isinstance(row, Mapping):
         raise BadRow(f"{type_of(row)}, not an object")
+    if not _LOST.keys().isdisjoint(row):
+        for name, advice in _LOST.items():
+            if row.get(name) not in (None, "", [], {}):
+                raise BadRow(f"a column {name!r}, which a thread cannot hold; {advice}")
     return dict(row)
 
 
@@ -87,12 +112,22 @@ def _form(row: dict[str, Any]) -> str:
             raise BadRow(f"{' and '.join(map(repr, nulls))} {'are' if len(nulls) > 1 else 'is'} null")
         if "completion" in row:
             raise BadRow(f"a 'completion' without a 'prompt' (columns: {listed(row)})")
-        raise BadRow(f"neither 'messages' nor 'prompt' nor 'conversations' (columns: {listed(row)})")
+        raise BadRow(
+            f"neither 'messages' nor 'prompt' nor 'conversations' (columns: {listed(row)}){advice_for(row.keys())}"
+        )
     form = present[0]
     for name in _FORM_NAMES & row.keys():
         if row[name] is None and not (form == "prompt" and name == "completion"):
             del row[name]
     return form
+
+
+def advice_for(columns: Iterable[Any]) -> str:
+    """What to do about the columns of usual rows that have none of the forms."""
+    for names, advice in _REMEDIES:
+        if names <= set(columns):
+            return f"; {advice}"
+    return ""
 
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from descant.errors import ConfigurationError, DatasetError
 from descant.seeds import derive_seed
-from descant.threads.pairs import Pair, common_prompt_length
+from descant.threads.normal_form import normal_turns
+from descant.threads.pairs import Pair
 from descant.threads.quoting import quoted
 from descant.threads.thread import StringThread
 
@@ -16,14 +17,15 @@ _ThreadOrPair = TypeVar("_ThreadOrPair", StringThread, Pair)
 
 
 def train_validation_split(
-    threads: Sequence[_ThreadOrPair], validation_fraction: float = 0.1, *, seed: int = 0
+    threads: Iterable[_ThreadOrPair], validation_fraction: float = 0.1, *, seed: int = 0
 ) -> tuple[list[_ThreadOrPair], list[_ThreadOrPair]]:
     """The training and the validation part of threads, or of pairs, each in the order that they had.
 
-    Equal prompts (all turns but a final assistant turn, and the tools) are always on the same side. Which side that
-    is depends on the prompts, their numbers and the seed, not on the order of the threads: prompts are taken in a
-    random order, each with all of its threads, as long as they fit. So sizes are exact if each prompt stands once, and
-    else as near as the next group of equal prompts lets them come. Neither side is empty.
+    Threads that begin alike are always on the same side: those whose first turns, system turns left out, are equal as
+    ``find_contamination`` normalises them. So it finds nothing of one side in the other, also in conversations. Which
+    side that is depends on these beginnings, their numbers and the seed, not on the order of the threads: beginnings
+    are taken in a random order, each with all of its threads, as long as they fit. So sizes are exact if each stands
+    once, and else as near as the next group lets them come. Neither side is empty.
 
     Args:
         threads: from ``load_threads`` or ``load_pairs``.
@@ -31,18 +33,22 @@ def train_validation_split(
         seed: another seed is another split.
 
     Raises:
-        ConfigurationError: a fraction that is not between 0 and 1, or something that is no thread and no pair.
-        DatasetError: there are not two different prompts.
+        ConfigurationError: a fraction that is not between 0 and 1, a seed that is not a whole number, or something
+            that is no thread and no pair.
+        DatasetError: all threads begin alike.
     """
     if isinstance(validation_fraction, bool) or not isinstance(validation_fraction, int | float):
         raise ConfigurationError(f"validation_fraction={quoted(validation_fraction)} must be a number between 0 and 1")
     if not 0 < validation_fraction < 1:
         raise ConfigurationError(f"validation_fraction={validation_fraction!r} must be above 0 and below 1")
-    prompts = [_prompt_id(thread, index) for index, thread in enumerate(threads)]
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigurationError(f"seed={quoted(seed)} must be a whole number")
+    threads = list(threads)
+    prompts = [_beginning(thread, index) for index, thread in enumerate(threads)]
     group_sizes = Counter(prompts)
     if len(group_sizes) < 2:
-        counted = f"all {len(prompts)} threads have the same prompt" if prompts else "there are no threads"
-        raise DatasetError(f"{counted}; a split needs two different prompts at least")
+        counted = f"all {len(prompts)} threads begin alike" if prompts else "there are no threads"
+        raise DatasetError(f"{counted}; a split needs two different beginnings at least")
     target = min(max(1, int(len(prompts) * validation_fraction + 0.5)), len(prompts) - 1)
     order = sorted(group_sizes, key=lambda prompt: derive_seed("split", seed, prompt))
     smaller_side = _choose(order, group_sizes, min(target, len(prompts) - target))
@@ -68,9 +74,13 @@ def _choose(prompts: list[str], group_sizes: Counter[str], target: int) -> set[s
     return chosen
 
 
-def _prompt_id(thread: StringThread | Pair, index: int) -> str:
+def _beginning(thread: StringThread | Pair, index: int) -> str:
+    """The first turn, normalised: threads whose prompts are equal, or go on from one another, have it in common."""
     if isinstance(thread, StringThread):
-        return thread.without_completion().uuid()
+        return "".join(f"{role}:{text}" for role, text in normal_turns(thread, 1))
     if isinstance(thread, tuple) and len(thread) == 2 and all(isinstance(side, StringThread) for side in thread):
-        return thread[0].first_turns(common_prompt_length(*thread)).uuid()
+        chosen, rejected = (_beginning(side, index) for side in thread)
+        if chosen == rejected:
+            return chosen
+        raise ConfigurationError(f"threads[{index}] is a pair without a common prompt: its sides begin differently")
     raise ConfigurationError(f"threads[{index}] is a {type(thread).__name__}, not a StringThread or a pair of them")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from descant.errors import ConfigurationError, DescantError
 from descant.threads.quoting import quoted
-from descant.threads.tools import Tool, ToolCall
+from descant.threads.tools import Tool, ToolCall, check_unicode
 from descant.threads.weights import assistant_turn_weights
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -132,7 +132,7 @@ class StringThread:
         if len(links) != len(self):
             raise ConfigurationError(f"{len(links)} tool links for a thread of {len(self)} turns")
         for index, link in enumerate(links):
-            _check_calls(index, self._roles[index], link.tool_calls)
+            _check_link(index, self._roles[index], link)
         thread = self._copy()
         thread._links = tuple(links) if any(link != _NO_LINK for link in links) else ()
         return thread
@@ -250,13 +250,21 @@ class StringThread:
     # JSON
 
     def to_json(self) -> str:
-        """The thread as one line of JSON, read back by ``from_json``."""
+        """The thread as one line of JSON, read back by ``from_json``.
+
+        It is ASCII if metadata have characters of which no UTF-8 can be written (unpaired surrogates).
+        """
         data: dict[str, Any] = {"messages": self.chat_messages(), "weights": self.get_turn_weights()}
         if self.tools:
             data["tools"] = [tool.as_schema() for tool in self.tools]
         if self.metadata is not None:
             data["metadata"] = self.metadata
-        return json.dumps(data, ensure_ascii=False)
+        text = json.dumps(data, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return json.dumps(data)
+        return text
 
     @staticmethod
     def from_json(text: str) -> StringThread:
@@ -293,7 +301,7 @@ class StringThread:
         self, role: str, content: str, tool_calls: tuple[ToolCall, ...] = (), call_id: str | None = None
     ) -> StringThread:
         check_turn(len(self), role, content)
-        _check_calls(len(self), role, tool_calls)
+        _check_link(len(self), role, ToolLink(tool_calls, call_id))
         thread = self._copy()
         thread._roles, thread._contents = (*self._roles, role), (*self._contents, content)
         thread._weights = (*self._weights, float(role == "assistant"))
@@ -319,9 +327,10 @@ def _checked_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:
     return checked
 
 
-def _check_calls(index: int, role: str, tool_calls: Sequence[ToolCall]) -> None:
-    if not all(isinstance(call, ToolCall) for call in tool_calls):
+def _check_link(index: int, role: str, link: ToolLink) -> None:
+    if not all(isinstance(call, ToolCall) for call in link.tool_calls):
         raise ConfigurationError(f"turn {index} ({role}) has tool_calls that are not of type ToolCall")
+    check_unicode(link.call_id or "", f"the call id of turn {index} ({role})")
 
 
 def check_turn(index: int, role: str, content: str) -> None:
@@ -330,10 +339,5 @@ def check_turn(index: int, role: str, content: str) -> None:
         raise ConfigurationError(f"turn {index} has role {quoted(role)}; roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ConfigurationError(f"turn {index} ({role}) has content of type {type(content).__name__}, not a string")
-    if content.isascii():
-        return
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        reason = f"content that is not valid Unicode (unpaired surrogate {content[error.start]!a} at {error.start})"
-        raise ConfigurationError(f"turn {index} ({role}) has {reason}") from None
+    if not content.isascii():  # a million rows feel the text of a message
+        check_unicode(content, f"the content of turn {index} ({role})")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from descant.errors import ConfigurationError
 from descant.threads.bad_row import BadRow, type_of
+from descant.threads.json_rows import Decoder
 from descant.threads.quoting import quoted
 from descant.threads.tools import Tool, ToolCall
 
@@ -20,9 +21,12 @@ def parsed(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        read = Decoder().decode(value)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{place} is text that is not JSON: {error}") from None
+    if isinstance(read, BadRow):
+        raise BadRow(f"{place}: {read}")
+    return read
 
 
 def read_tools(tools: Any) -> tuple[Tool, ...]:

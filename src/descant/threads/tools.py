@@ -30,9 +30,10 @@ class Tool:
 
     def __post_init__(self) -> None:
         _check_name(self.name, "tool")
+        check_unicode(self.description, f"the description of tool {quoted(self.name)}")
         try:
-            json.dumps(self.parameters)
-        except (TypeError, ValueError) as error:
+            _check_json(self.parameters)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"the parameters of tool {quoted(self.name)} are not JSON: {error}") from None
 
     def as_schema(self) -> dict[str, Any]:
@@ -61,15 +62,19 @@ class ToolCall:
 
     def __post_init__(self) -> None:
         _check_name(self.name, "tool call")
-        text = self.arguments
+        check_unicode(self.call_id or "", f"the id of the call of {quoted(self.name)}")
+        text, reason = self.arguments, ""
         try:
             text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-            is_object = isinstance(json.loads(text), dict)
-        except (TypeError, ValueError):
-            is_object = False
+            value = json.loads(text)
+            _check_json(value)
+            is_object = isinstance(value, dict)
+        except (TypeError, ValueError, RecursionError) as error:
+            is_object, reason = False, f": {error}"
         if not is_object:
             raise ConfigurationError(
                 f"the arguments of the call of {quoted(self.name)} are {quoted(self.arguments)}, not a JSON object"
+                f"{reason}"
             )
         object.__setattr__(self, "arguments", text)
 
@@ -91,3 +96,20 @@ class ToolCall:
 def _check_name(name: Any, what: str) -> None:
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"the name of a {what} is {quoted(name)}; it must be a string that is not empty")
+    check_unicode(name, f"the name of a {what}")
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raises a ``ConfigurationError`` if no UTF-8 can be written of this text."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"unpaired surrogate {text[error.start]!a} at {error.start}"
+        raise ConfigurationError(f"{what} is not valid Unicode ({surrogate})") from None
+
+
+def _check_json(value: Any) -> None:
+    """Raises a ``ValueError``, ``TypeError`` or ``RecursionError`` if no JSON in UTF-8 can be written of a value."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
