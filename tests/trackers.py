@@ -334,9 +334,7 @@ def mlflow_uri(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trackio_dir(tmp_path_factory):
-    """Trackio reads its folder when it is imported, so all tests of a process share one."""
+def trackio_dir():
+    """Trackio's folder, which all tests of a process share."""
     need("trackio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
-        yield import_module("trackio.utils").TRACKIO_DIR
+    return import_module("trackio.utils").TRACKIO_DIR

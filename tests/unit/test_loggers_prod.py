@@ -37,7 +37,10 @@ def test_every_tracker_that_is_configured(monkeypatch, capsys):
     assert [tracker.tracker for tracker in logger.loggers] == ["wandb", "mlflow", "tensorboard", "trackio"]
     assert {tracker.run_name for tracker in logger.loggers} == {"addition/small"}
     assert logger.loggers[0].project_name == "addition"
-    assert capsys.readouterr().err == "metrics go to wandb, mlflow, tensorboard, trackio\n"
+    assert capsys.readouterr().err == (
+        "metrics go to wandb, mlflow, tensorboard (tensorboard --logdir tb --samples_per_plugin text=1000), "
+        "trackio (trackio show --project addition)\n"
+    )
 
 
 @pytest.mark.parametrize(("mode", "number"), [("offline", 1), ("disabled", 0), ("online", 0)])

@@ -79,8 +79,8 @@ def make_tracker(tracker: str, project: str, run: str, recorded: Mapping[str, An
     Args:
         tracker: one of ``TRACKERS``.
         project, run: its names, where neither ``recorded`` nor the environment has others.
-        recorded: the settings of the tracker that a run has been given (``trackers`` of its config). Their names go before
-            those of the environment; their address is taken where the environment has none.
+        recorded: the settings of the tracker that a run has been given (``trackers`` of its config). Their names go
+            before those of the environment; their address is taken where the environment has none.
 
     Raises:
         ConfigurationError: the tracker is not installed, or nothing says where it is.

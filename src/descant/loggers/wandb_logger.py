@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from shlex import quote
 from typing import Any
 
 from descant.loggers.extras import require_extra
@@ -53,6 +54,7 @@ class WandbLogger(TrackerLogger):
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._wandb_run: Any = None
         self._link: str | None = None
+        self._offline_dir: str | None = None
         self._tables: dict[str, Any] = {}
         self._latest_steps: dict[str, int] = {}
         self._latest: dict[str, float | str] = {}
@@ -61,6 +63,11 @@ class WandbLogger(TrackerLogger):
     def training_monitoring_link(self) -> str | None:
         """The page of the run, once it has begun online."""
         return self._link
+
+    @property
+    def viewer(self) -> str | None:
+        """What sends the run, once it has begun offline, to W&B."""
+        return None if self._offline_dir is None else f"wandb sync {quote(self._offline_dir)}"
 
     def start(self, run: RunInfo) -> None:
         """Begin the W&B run whose id is made from ``run.run_id``, or continue it."""
@@ -81,6 +88,7 @@ class WandbLogger(TrackerLogger):
         self._wandb_run.define_metric("*", step_metric=STEP_KEY)
         offline = self._wandb_run.settings.mode != "online"
         self._link = None if offline else self._wandb_run.url
+        self._offline_dir = self._wandb_run.settings.sync_dir if offline else None
         self._tables.clear()  # an incremental table belongs to one wandb.Run
         self.run = run
 

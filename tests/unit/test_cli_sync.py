@@ -1,0 +1,116 @@
+"""``descant sync``: what a run has recorded arrives in a tracker, from where that has got to."""
+
+import os
+
+import pytest
+from test_cli_runs import invoke
+from trackers import TensorBoardPlace, TrackioPlace, need, trackio_dir  # noqa: F401 - one is a fixture
+
+from descant.loggers.recorder import RunRecorder
+from descant.loggers.run_log import RunLog
+from descant.loggers.run_reader import RunReader
+from descant.loggers.tensorboard_logger import TBMetricsLogger
+from descant.table import Table
+
+SAMPLES = Table(["example_id", "response"], [["a", "4"], ["b", "5"]])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+async def record(run_dir, num_steps=3, logger=None):
+    async with RunRecorder(run_dir, num_steps, logger, strict=False) as recorder:
+        await recorder.announce("SFT", {"lr": 0.1, "environment": {"recipe": {"name": "mine"}}}, [])
+        for step in range(1, num_steps + 1):
+            await recorder.record(step, {"loss": 1 / step})
+        await recorder.record(num_steps, {"validation/samples": SAMPLES}, "validation")
+
+
+async def test_a_run_arrives_in_tensorboard(folder, monkeypatch):
+    need("tensorboard")
+    await record(folder / "runs" / "first")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
+    done = invoke("sync", "first", "--to", "tensorboard")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "delivering runs/first to tensorboard",
+        "4 records delivered to tensorboard",
+        "look at it: tensorboard --logdir tb --samples_per_plugin text=1000",
+    ]
+    place = TensorBoardPlace(folder, "mine/first")
+    assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert place.table("validation/samples") == [["3", "a", "4"], ["3", "b", "5"]]
+    assert place.outcome() == "completed"
+    again = invoke("sync", "first", "--to", "tensorboard")
+    assert again.stdout.splitlines()[1] == "0 records delivered to tensorboard; it had 4 before"
+    assert len(place.numbers("loss")) == 3
+    assert "4 records delivered to tensorboard\n" in invoke("sync", "first", "--to", "tensorboard", "--all").stdout
+
+
+async def test_a_run_arrives_in_trackio(folder, trackio_dir):  # noqa: F811
+    await record(folder / "runs" / "first")
+    done = invoke("sync", folder / "runs" / "first" / "run.sqlite", "--to", "trackio", "--all")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "look at it: trackio show --project mine" in done.stdout
+    place = TrackioPlace(folder, "mine/first")
+    place._project = lambda: "mine"
+    assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert place.table("validation/samples") == [[3, "a", "4"], [3, "b", "5"]]
+
+
+async def test_what_a_tracker_has_missed_goes_where_the_run_has_put_the_rest(folder, monkeypatch):
+    need("tensorboard")
+    works = TBMetricsLogger.write
+
+    def write(self, step, *rest):
+        if step > 1:
+            raise OSError("disk full")
+        works(self, step, *rest)
+
+    monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0")
+    monkeypatch.setattr(TBMetricsLogger, "write", write)
+    await record(folder / "runs" / "first", logger=[TBMetricsLogger("a", "other"), TBMetricsLogger("b", "here")])
+    failed = invoke("sync", "first", "--to", "tensorboard-2")
+    assert failed.exit_code == 1
+    message = failed.stderr.strip()
+    assert message == (
+        "descant: tensorboard-2 failed (OSError: disk full); it has 1 records of runs/first. "
+        "The same command goes on from there"
+    )
+    monkeypatch.setattr(TBMetricsLogger, "write", works)
+    done = invoke("sync", "first", "--to", "tensorboard-2")
+    assert "3 records delivered to tensorboard-2; it had 1 before" in done.stdout
+    (event_folder,) = (folder / "here").iterdir()
+    assert event_folder.name == "b"
+    place = TensorBoardPlace(folder, "b")
+    (folder / "here").rename(folder / "tb")
+    assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    with RunReader(folder / "runs" / "first") as reader:
+        assert {name: sink.place for name, sink in reader.sinks.items()}["tensorboard-2"] == 4
+        assert reader.config["trackers"]["tensorboard"]["logging_dir"] == str(folder / "other")
+
+
+async def test_what_cannot_be_delivered(folder):
+    await record(folder / "runs" / "first")
+    log = RunLog(folder / "runs" / "going")
+    await log.log_metrics(1, {"loss": 1.0})
+    for arguments, reason in {
+        ("first", "--to", "trakio"): "--to 'trakio' is not a tracker; did you mean 'trackio'?",
+        ("first", "--to", "wandb-2"): "--to 'wandb-2' is not a tracker",
+        ("first", "--to", "mlflow"): "MLFLOW_TRACKING_URI is not set: it says where to write",
+        ("frist", "--to", "trackio"): "did you mean",
+        ("going", "--to", "trackio"): "runs/going goes on",
+    }.items():
+        done = invoke("sync", *arguments)
+        assert (done.exit_code, done.stdout) == (1, ""), done.stdout
+        assert reason in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert invoke("sync", "first").exit_code == 2
+    await log.close()
+    os.utime(log.path, (1e9, 1e9))
+    assert "goes on" not in invoke("sync", "going", "--to", "mlflow").stderr
