@@ -18,6 +18,7 @@ import pytest
 from descant.loggers.mlflow_logger import MLFlowLogger
 from descant.loggers.mlflow_names import mlflow_name
 from descant.loggers.tensorboard_logger import TBMetricsLogger
+from descant.loggers.text import printable
 from descant.loggers.tracker_rows import without_nan
 from descant.loggers.trackio_logger import TrackioLogger
 from descant.loggers.wandb_logger import WandbLogger
@@ -67,7 +68,8 @@ class TensorBoardPlace(Place):
         return rows
 
     def as_shown(self, row):
-        return ["" if cell is None else str(cell) for cell in row]
+        """Cells as text, with the codes of control characters."""
+        return ["\n".join(printable(line) for line in ("" if cell is None else str(cell)).split("\n")) for cell in row]
 
     def strings(self, key):
         return [(step, _text(re.fullmatch(r"<p>(.*)</p>", shown)[1])) for step, shown in self.shown(key)]
