@@ -1,6 +1,9 @@
 """Settings for the whole suite, made before torch is imported, and the tiny models that it runs on."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "disabled"  # no tracker is used but by tests of trackers, which set their own
 for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
     os.environ.pop(name, None)
+_FOLDER = tempfile.mkdtemp(
+    prefix="descant-trackers-"
+)  # Trackio reads its variable when it is imported: one per process
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+for name in ("TRACKIO_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME"):
+    os.environ[name] = os.path.join(_FOLDER, name.lower())  # nothing goes into the home directory
 
 import pytest
 from hypothesis import settings
@@ -16,16 +25,6 @@ from transformers import GPT2Config, Qwen3Config
 
 settings.register_profile("descant", deadline=None, derandomize=True)
 settings.load_profile("descant")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_in_the_home_directory(tmp_path_factory):
-    """Trackers keep their files where the tests do. Trackio reads its variable when it is imported: one per process."""
-    folder = tmp_path_factory.mktemp("trackers")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("TRACKIO_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME"):
-            patch.setenv(name, str(folder / name.lower()))
-        yield
 
 
 @pytest.fixture(scope="session")

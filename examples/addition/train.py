@@ -27,6 +27,7 @@ from descant import (
     StringThread,
     TrainingResult,
     ValidationLossCallback,
+    get_prod_logger,
     load_threads,
 )
 from descant.cli.app import app as descant_command
@@ -64,6 +65,7 @@ async def main() -> None:
         samples_per_batch=arguments.samples_per_batch,
         epochs=arguments.epochs,
         run_dir=arguments.run_dir,
+        logger=get_prod_logger(),  # Trackio, and other trackers that the environment configures
         callbacks=[
             GraderEvalCallback(validation, model, ExactMatchGrader(), frequency=0.1, max_gen_len=64),
             ValidationLossCallback(validation, model, frequency=0.1),

@@ -21,6 +21,7 @@ def test_the_model_learns_to_add(tmp_path):
     assert exact[0] == 0
     assert exact[732] >= 0.95
     assert re.search(r"Exact match went from 0\.0% to (9[5-9]|100)\.\d% in 732 steps", done.stdout)
+    assert "metrics go to trackio (trackio show --project descant)" in done.stderr
     assert f"run log  {Path('run') / 'run.sqlite'}" in done.stdout
     for key in ("characters/last_correct", "validation/loss", "generation/num_samples", "callbacks/samples/stall_s"):
         assert list(series(tmp_path / "run", key)) == list(exact)

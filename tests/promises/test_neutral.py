@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import BareLoop, CountingCallback, LengthGrader, addition_threads, training_model, weights_of
+from trackers import TensorBoardPlace, TrackioPlace, WandbPlace, need
 
 from descant import (
     SFT,
@@ -98,7 +99,7 @@ SETS = {
 }
 
 
-async def train(path, run_dir, make_callbacks):
+async def train(path, run_dir, make_callbacks, logger=None):
     async with training_model(path, max_batch_size=500) as model:
         callbacks = make_callbacks(model)
         result = await SFT(
@@ -109,6 +110,7 @@ async def train(path, run_dir, make_callbacks):
             epochs=2,
             callbacks=callbacks,
             run_dir=run_dir,
+            logger=logger,
         ).run()
         return weights_of(model), result
 
@@ -136,6 +138,51 @@ async def test_in_a_bare_loop_that_draws_from_the_global_generator(gpt2_dir, tmp
         weights.append(loop.weights())
         await loop.model.dealloc()
     assert sum(cost.num_runs for cost in runner.costs) >= 3
+    different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert not different, f"{len(different)} of {len(weights[0])} parameters differ, first {different[0]}"
+
+
+@pytest.fixture
+def trackers(tmp_path, monkeypatch):
+    """Trackers that are written to on threads of their own while training goes on."""
+    for package in ("tensorboard", "trackio", "wandb"):
+        need(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    places = [place(tmp_path / "places") for place in (TensorBoardPlace, TrackioPlace, WandbPlace)]
+    yield [place.logger() for place in places]
+    assert [len(place.numbers("vandal/draw")) >= 3 for place in places[:2]] == [True, True]  # they did have work
+
+
+async def test_trackers_leave_the_weights_alone(gpt2_dir, tmp_path, trackers):
+    alone, _ = await train(gpt2_dir, tmp_path / "alone", lambda model: [])
+    watched, _ = await train(gpt2_dir, tmp_path / "watched", SETS["all at once"], trackers)
+    different = [name for name in alone if not torch.equal(alone[name], watched[name])]
+    assert not different, f"{len(different)} of {len(alone)} parameters differ, first {different[0]}"
+
+
+class DrawingLoop(BareLoop):
+    """Draws from Python's and numpy's generators, too."""
+
+    def train_step(self):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-2 * (random.random() + np.random.rand())
+        return super().train_step()
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "synchronous"])
+async def test_trackers_in_a_bare_loop_that_draws_from_every_generator(gpt2_dir, tmp_path, trackers, is_async):
+    weights = []
+    for name in ("alone", "watched"):
+        random.seed(0), np.random.seed(0)
+        loop = DrawingLoop(gpt2_dir)
+        callbacks = SETS["all at once"](loop.model) if name == "watched" else []
+        logger = trackers if name == "watched" else None
+        if is_async:
+            await loop.run(8, callbacks, tmp_path / name, logger=logger)
+        else:
+            loop.run_synchronously(8, callbacks, tmp_path / name, logger=logger)
+        weights.append(loop.weights())
+        await loop.model.dealloc()
     different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
     assert not different, f"{len(different)} of {len(weights[0])} parameters differ, first {different[0]}"
 

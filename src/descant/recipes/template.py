@@ -11,6 +11,7 @@ from descant import (
     GenerateSamplesCallback,
     GraderEvalCallback,
     ValidationLossCallback,
+    get_prod_logger,
 )
 from descant.recipes import Dataset, Grader, InputConfig, Model, RecipeContext, recipe_main
 
@@ -39,7 +40,7 @@ async def main(ctx: RecipeContext, config: Config) -> None:
     result = await SFT(
         dataset=train,
         model=model,
-        # logger=...,  any callable that takes a dict of metrics; the run log is written in any case
+        logger=get_prod_logger(ctx),  # the trackers that the environment configures; the run log is written in any case
         stage_notifier=ctx.job.stage_notifier("train"),
         callbacks=[
             GraderEvalCallback(
