@@ -8,6 +8,12 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+from tiny_model import save_model
+from transformers import GPT2Config, Qwen3Config
+
 os.environ["WANDB_MODE"] = "disabled"  # no tracker is used but by tests of trackers, which set their own
 for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
     os.environ.pop(name, None)
@@ -17,11 +23,6 @@ _FOLDER = tempfile.mkdtemp(
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 for name in ("TRACKIO_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME"):
     os.environ[name] = os.path.join(_FOLDER, name.lower())  # nothing goes into the home directory
-
-import pytest
-from hypothesis import settings
-from tiny_model import save_model
-from transformers import GPT2Config, Qwen3Config
 
 settings.register_profile("descant", deadline=None, derandomize=True)
 settings.load_profile("descant")

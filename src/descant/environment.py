@@ -49,7 +49,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def plain_settings(configured: object) -> dict[str, Any]:
-    """Arguments of an object's constructors, its bases' too, that it keeps under their names: plain values and paths."""
+    """Arguments of an object's constructors, its bases' too, that it keeps under their names: plain values, paths."""
     settings: dict[str, Any] = {}
     constructors = [vars(base)["__init__"] for base in type(configured).__mro__[:-1] if "__init__" in vars(base)]
     for name in dict.fromkeys(name for init in constructors for name in inspect.signature(init).parameters):

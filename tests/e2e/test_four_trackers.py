@@ -4,7 +4,6 @@ import math
 import struct
 from collections import defaultdict
 
-import pytest
 from support import LengthGrader, addition_threads, training_model
 from trackers import (  # noqa: F401 - two are fixtures
     MLFlowPlace,

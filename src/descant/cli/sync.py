@@ -60,8 +60,8 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         silent_s = time.time() - reader.last_written_at
         if reader.outcome is None and silent_s < SILENT_S:
             raise ConfigurationError(
-                f"{run_dir} goes on: it was written {duration(max(0.0, silent_s))} ago and has not ended. While it goes "
-                f"on, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
+                f"{run_dir} goes on: it was written {duration(max(0.0, silent_s))} ago and has not ended. While it "
+                f"goes on, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
             )
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))
