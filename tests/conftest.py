@@ -17,9 +17,7 @@ from transformers import GPT2Config, Qwen3Config
 os.environ["WANDB_MODE"] = "disabled"  # no tracker is used but by tests of trackers, which set their own
 for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
     os.environ.pop(name, None)
-_FOLDER = tempfile.mkdtemp(
-    prefix="descant-trackers-"
-)  # Trackio reads its variable when it is imported: one per process
+_FOLDER = tempfile.mkdtemp(prefix="descant-trackers-")  # one per process: Trackio reads it when it is imported
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 for name in ("TRACKIO_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME"):
     os.environ[name] = os.path.join(_FOLDER, name.lower())  # nothing goes into the home directory

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from descant.cli.app import app
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.run_log import RunLog
 
 RECIPE = """
@@ -145,6 +146,17 @@ def test_two_runs_side_by_side(runs):
     assert "none" in listed("compare", "first", "first")[1]
 
 
+async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
+    for name in ("a", "b"):
+        async with RunRecorder(tmp_path / name, 1, None, strict=False) as recorder:
+            await recorder.announce("SFT", {"lr": 0.1}, [])
+            await recorder.record(1, {"loss": 1.0})
+    assert [line.strip() for line in listed("compare", tmp_path / "a", tmp_path / "b")][:2] == [
+        "settings that differ",
+        "none",
+    ]
+
+
 async def test_a_metric_that_fell_has_its_best_value(tmp_path):
     for name in ("a", "b"):
         log = RunLog(tmp_path / name)
@@ -247,7 +259,7 @@ def test_help_is_made_from_the_recipes_config(recipe):
 
 
 def test_every_command_has_help_with_an_example():
-    for command in ([], ["run"], ["runs"], ["new", "recipe"], ["show"]):
+    for command in ([], ["run"], ["runs"], ["new", "recipe"], ["show"], ["sync"]):
         done = invoke(*command, "--help")
         assert done.exit_code == 0
         assert "\n    descant " in done.stdout, command
