@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from descant.schedule import Plan
@@ -16,19 +16,21 @@ class CallbackCost:
     Attributes:
         name: of the callback.
         num_runs: calls that were made, failed ones included.
-        seconds: how long training waited for them.
+        call_s: how long training waited for them.
+        seconds: the same with ``on_start`` and ``on_end``.
         num_failed: failures: of its calls, its hooks, and of single values that it returned.
     """
 
     name: str
     num_runs: int = 0
+    call_s: float = 0.0
     seconds: float = 0.0
     num_failed: int = 0
 
     @property
     def mean_s(self) -> float:
         """Seconds of a call; 0 before the first."""
-        return self.seconds / self.num_runs if self.num_runs else 0.0
+        return self.call_s / self.num_runs if self.num_runs else 0.0
 
 
 class Costs:
@@ -46,6 +48,8 @@ class Costs:
         self._num_steps = num_steps
         self._plans = {plan.name: plan for plan in plans}
         self._costs = {plan.name: CallbackCost(plan.name) for plan in plans}
+        self._source_of_key: dict[str, str] = {}
+        self._no_more: set[str] = set()
 
     def __getitem__(self, name: str) -> CallbackCost:
         return self._costs[name]
@@ -63,12 +67,17 @@ class Costs:
         self.num_steps_made += num_steps
         self.training_s += seconds
 
-    def add_call(self, name: str, seconds: float) -> CallbackCost:
-        """A callback has run; returns what it has cost so far."""
+    def add_call(self, name: str, seconds: float, keys: Iterable[str]) -> CallbackCost:
+        """A callback has run and returned these keys; returns what it has cost so far."""
+        self._source_of_key |= dict.fromkeys(keys, name)
         cost = self._costs[name]
         cost.num_runs += 1
-        cost.seconds += seconds
+        cost.call_s += seconds
         return cost
+
+    def expect_no_more(self, name: str) -> None:
+        """A callback makes no more calls in this run."""
+        self._no_more.add(name)
 
     def time_fraction(self, name: str) -> float:
         """The share of the time so far that training waited for a callback."""
@@ -82,8 +91,7 @@ class Costs:
         """
         if not self.num_steps_made:
             return None
-        training_s = self.training_s / self.num_steps_made * (self._num_steps - step)
-        return training_s + sum(self._calls_to_come(cost, step) * cost.mean_s for cost in self)
+        return self._training_to_come_s(step) + sum(self._calls_to_come(cost.name, step) * cost.mean_s for cost in self)
 
     def forecast(self, step: int) -> str | None:
         """What the callbacks will take of the whole run, in words; None while nothing is known."""
@@ -91,7 +99,7 @@ class Costs:
         remaining_s = self.remaining_s(step)
         if not measured or remaining_s is None:
             return None
-        num_calls = {cost.name: cost.num_runs + self._calls_to_come(cost, step) for cost in measured}
+        num_calls = {cost.name: cost.num_runs + self._calls_to_come(cost.name, step) for cost in measured}
         seconds = {cost.name: num_calls[cost.name] * cost.mean_s for cost in measured}
         run_s = self.training_s + self.callbacks_s + remaining_s
         parts = [
@@ -103,12 +111,20 @@ class Costs:
         of_the_run = " of the run" if len(parts) == 1 else ""
         return f"forecast: {describe_seconds(run_s)} in all{share}: {', '.join(parts)}{of_the_run}"
 
-    def _calls_to_come(self, cost: CallbackCost, step: int) -> float:
-        """As planned; for a callback without a plan, as often in the training that is left as in that so far."""
-        plan = self._plans[cost.name]
-        if plan.is_complete:
-            return len(plan.steps) - bisect_right(plan.steps, step)
-        return cost.num_runs / max(self.num_steps_made, 1) * (self._num_steps - step)
+    def _calls_to_come(self, name: str, step: int) -> float:
+        """As planned; by the clock, as often as the training that is left allows; with a metric, as often as that is
+        measured."""
+        plan = self._plans[name]
+        if name in self._no_more:
+            return 0
+        num_calls: float = len(plan.steps) - bisect_right(plan.steps, step)
+        if plan.period_s is not None:
+            num_calls += self._training_to_come_s(step) / plan.period_s
+        source = self._source_of_key.get(plan.follows or "", name)
+        return num_calls if source == name else num_calls + self._calls_to_come(source, step)
+
+    def _training_to_come_s(self, step: int) -> float:
+        return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
 
 
 def describe_seconds(seconds: float) -> str:

@@ -59,12 +59,15 @@ class Owner:
         self._pending.add(job)
         job.future.add_done_callback(lambda _: self._pending.discard(job))
 
-    async def end(self, reason: str) -> None:
-        """Refuse whatever the owner asks of models from here on, and wait until engines have given up its jobs."""
+    def refuse(self, reason: str) -> None:
+        """Refuse whatever the owner asks of models from here on, and ask engines to give up its jobs."""
         self._ended = reason
+        for job in list(self._pending):
+            job.cancel()
+
+    async def settle(self) -> None:
+        """Wait until engines have given up the owner's jobs."""
         if jobs := list(self._pending):
-            for job in jobs:
-                job.cancel()
             await asyncio.wait([asyncio.ensure_future(_done(job.future)) for job in jobs])
 
     def next_sampling_seed(self, thread: StringThread) -> int:

@@ -35,9 +35,14 @@ class Schedule(ABC):
         """When, in words."""
 
     @property
+    def period_s(self) -> float | None:
+        """Seconds between those times that only the clock knows; None if ``due_steps`` is all."""
+        return None
+
+    @property
     def is_planned(self) -> bool:
         """Whether ``due_steps`` is all: a schedule by the clock is known only when its time has come."""
-        return True
+        return self.period_s is None
 
     @property
     def follows_progress(self) -> bool:
@@ -46,7 +51,7 @@ class Schedule(ABC):
 
     def plan(self, num_steps: int) -> Plan:
         """When it is due in a run of ``num_steps`` steps, to print."""
-        return Plan("", str(self), num_steps, tuple(self.due_steps(num_steps)), self.is_planned)
+        return Plan("", str(self), num_steps, tuple(self.due_steps(num_steps)), self.is_planned, self.period_s)
 
     def __or__(self, other: Schedule) -> Schedule:
         if not isinstance(other, Schedule):
@@ -69,6 +74,8 @@ class Plan:
         num_steps: the length of the run.
         steps: after which steps; 0 is before the first.
         is_complete: False if more calls may come, by the clock or with a metric.
+        period_s: seconds between the calls that come by the clock.
+        follows: the metric with which calls come.
     """
 
     name: str
@@ -76,6 +83,8 @@ class Plan:
     num_steps: int
     steps: Sequence[int]
     is_complete: bool = True
+    period_s: float | None = None
+    follows: str | None = None
 
     @property
     def num_calls(self) -> str:
@@ -168,9 +177,9 @@ class EveryMinutes(Schedule):
         return []
 
     @property
-    def is_planned(self) -> bool:
-        """It is not."""
-        return False
+    def period_s(self) -> float | None:
+        """The interval."""
+        return float(self.minutes * 60)
 
     def __str__(self) -> str:
         return f"every {float(self.minutes):g} min"
@@ -214,9 +223,10 @@ class Either(Schedule):
         return sorted({step for part in self.parts for step in part.due_steps(num_steps)})
 
     @property
-    def is_planned(self) -> bool:
-        """Whether all parts are."""
-        return all(part.is_planned for part in self.parts)
+    def period_s(self) -> float | None:
+        """That of all parts together: their rates add up."""
+        periods = [part.period_s for part in self.parts if part.period_s is not None]
+        return 1 / sum(1 / period for period in periods) if periods else None
 
     @property
     def follows_progress(self) -> bool:

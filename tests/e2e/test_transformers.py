@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 
 import pytest
 import torch
@@ -255,6 +256,85 @@ def test_final_calls_see_the_last_weights_and_not_the_best_ones(gpt2_dir, tmp_pa
     assert seen[last] != sum(p.detach().norm().item() for p in trainer.model.parameters())
 
 
+def test_early_stopping_at_the_end_of_an_epoch_is_seen_before_the_best_weights_are_loaded(gpt2_dir, tmp_path):
+    seen, norms = {}, {}
+
+    def norm():
+        return sum(p.detach().norm().item() for p in trainer.model.parameters())
+
+    class Norm(CountingCallback):
+        async def callback(self, current_percentage):
+            seen[self.run.step] = norm()
+            return {"norm": seen[self.run.step]}
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            norms[state.global_step] = norm()
+
+    trainer = plain_trainer(
+        gpt2_dir, tmp_path / "out", eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="loss", greater_is_better=True, max_steps=-1, num_train_epochs=5, save_total_limit=2,
+    )  # fmt: skip
+    add_callbacks(trainer, [Norm(1)], run_dir=tmp_path / "run")
+    trainer.add_callback(EarlyStoppingCallback(1))
+    trainer.add_callback(Remember())
+    trainer.train()
+    last = trainer.state.global_step
+    assert last == 12
+    assert seen[last] == norms[last] != norm()
+    rows = [row for row in trainer.state.log_history if row["step"] == last]
+    assert [row["eval_counting/norm"] for row in rows if "eval_counting/norm" in row] == [seen[last]]
+
+
+def test_a_training_that_begins_anew_closes_the_run_before(gpt2_dir, tmp_path):
+    """As auto_find_batch_size does after running out of memory."""
+    counting = CountingCallback(0.5)
+
+    class OutOfMemoryOnce(TrainerCallback):
+        done = False
+
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 1 and not self.done:
+                self.done = True
+                raise RuntimeError("CUDA out of memory.")
+
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", auto_find_batch_size=True, max_steps=4)
+    trainer.add_callback(OutOfMemoryOnce())
+    add_callbacks(trainer, [counting], run_dir=tmp_path / "run")
+    threads = threading.active_count()
+    trainer.train()
+    assert threading.active_count() <= threads
+    assert [hook for hook, _ in counting.hooks] == ["start", "end"] * 2
+    assert query(tmp_path / "run", "SELECT count(*) FROM events WHERE kind = 'run_failed'") == [(1,)]
+    assert query(tmp_path / "run-2", "SELECT count(*) FROM events WHERE kind = 'run_completed'") == [(1,)]
+
+
+def test_evaluating_is_not_training_time(gpt2_dir, tmp_path):
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", eval_strategy="steps", eval_steps=1)
+    added = add_callbacks(trainer, [], run_dir=tmp_path / "run")
+    clock = [0.0]
+
+    class Slow(TrainerCallback):
+        def on_evaluate(self, args, state, control, **_):
+            added.runner._resumed_at -= 100.0  # as if a hundred seconds had passed
+            clock[0] += 100.0
+
+    trainer.add_callback(Slow())
+    trainer.train()
+    assert clock[0] == 600.0
+    assert max(series(tmp_path / "run", "training/step_s").values()) < 100
+
+
+def test_two_lists_of_callbacks_do_not_record_each_other(gpt2_dir, tmp_path):
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out")
+    add_callbacks(trainer, [CountingCallback(0.5, "one")], run_dir=tmp_path / "one")
+    add_callbacks(trainer, [CountingCallback(0.5, "two")], run_dir=tmp_path / "two")
+    trainer.train()
+    for name, other in (("one", "two"), ("two", "one")):
+        assert list(series(tmp_path / name, f"{name}/calls")) == [0, 3, 6]
+        assert not query(tmp_path / name, "SELECT 1 FROM metrics WHERE key LIKE ?", f"%{other}/calls")
+
+
 def test_a_training_that_fails_closes_the_run(gpt2_dir, tmp_path):
     counting = CountingCallback(0.5)
 
@@ -316,6 +396,12 @@ def test_what_cannot_work_is_said_before_training(gpt2_dir, tmp_path):
         add_callbacks(trainer, [CountingCallback(), CountingCallback()])
     with pytest.raises(ConfigurationError, match="contamination='off' must be one of"):
         add_callbacks(trainer, [], contamination="off")
+    with pytest.raises(ConfigurationError, match="is a callback; give a list of them, or a function of a model"):
+        add_callbacks(trainer, CountingCallback())
+    made_anew = plain_trainer(gpt2_dir, tmp_path / "out")
+    made_anew.model_init = lambda: None
+    with pytest.raises(ConfigurationError, match="makes its model anew"):
+        add_callbacks(made_anew, callbacks)
     trainer.processing_class = None
     with pytest.raises(ConfigurationError, match="no tokenizer; give it one as processing_class="):
         add_callbacks(trainer, callbacks)

@@ -31,6 +31,11 @@ class Scripted(RecipeCallback):
         return {"score": self.values[self.run.step]}
 
 
+class ValidationKeys(Scripted):
+    def declared_keys(self):
+        return frozenset({"declared/score"})
+
+
 async def drive(callbacks, run_dir, num_steps=10, **options):
     async with CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, **options) as runner:
         for step in range(1, num_steps + 1):
@@ -78,7 +83,9 @@ async def test_it_runs_when_the_metric_is_measured_and_starts_anew_in_the_next_r
 
 async def test_a_metric_that_nobody_measures_is_an_error_that_lists_the_keys_there_are(tmp_path):
     stopping = EarlyStoppingCallback("scripted/scores", "max")
-    runner = await drive([stopping, Scripted([1] * 11), Scripted([1] * 11, 0.5, "late", at_start=False)], tmp_path)
+    late = Scripted([1] * 11, 0.5, "late", at_start=False)
+    other = ValidationKeys([1] * 11, 0.9, "declared", at_start=False)  # says itself that it will not measure it
+    runner = await drive([stopping, Scripted([1] * 11), late, other], tmp_path)
     assert [failure.step for failure in runner.failures] == [5]  # when all others have run, and once
     assert runner.failures[0].message == (
         "callback 'early_stopping' failed at step 5 of 10: ConfigurationError: callback "
@@ -162,6 +169,42 @@ async def keep(model, run_dir, values=(4, 9, 1, 8, 2, 7, 3, 6, 5), **options):
     runner = await drive(callbacks, run_dir, num_steps=len(values))
     left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     return runner, callbacks[0], left
+
+
+async def test_a_watcher_of_a_watcher_comes_after_it(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        callbacks = [
+            EarlyStoppingCallback("best_model/step", "max", patience=2),
+            BestModelCallback(model, "scripted/score", "max"),
+            Scripted([1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ]
+        runner = await drive(callbacks, tmp_path)
+    assert runner.failures == []
+    assert runner.step == 3
+
+
+async def test_a_final_checkpoint_knows_what_was_measured_at_its_step(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        checkpoint = CheckpointCallback(
+            model, "policy", 0.9, keep_best=1, metric="scripted/score", mode="max", at_end=True
+        )
+        stopping = EarlyStoppingCallback("scripted/score", "max", patience=2)
+        runner = await drive([checkpoint, Scripted([1] * 11), stopping], tmp_path)
+    assert runner.step == 2
+    assert runner.failures == []
+    assert [(kept.step, kept.value) for kept in checkpoint.kept] == [(2, 1.0)]
+
+
+async def test_a_metric_that_was_never_a_number(tmp_path):
+    runner = await drive([Scripted([NAN] * 11), EarlyStoppingCallback("scripted/score", "min", patience=3)], tmp_path)
+    assert runner.stop_reason == "early_stopping: scripted/score has not been a number in 3 measurements"
+    assert series(tmp_path, "early_stopping/best") == {}
+
+
+async def test_a_missing_metric_does_not_keep_old_checkpoints(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        _, _, left = await keep(model, tmp_path, keep_last=2, keep_best=1, metric="scripted/typo", mode="max")
+    assert left == ["policy-7", "policy-8"]
 
 
 async def test_which_checkpoints_are_kept(qwen3_dir, tmp_path):

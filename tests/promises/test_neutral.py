@@ -2,8 +2,12 @@
 generator. On a model with dropout, because that is where a borrowed random number would show."""
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,3 +216,74 @@ async def test_the_comparison_can_fail(gpt2_dir, tmp_path):
         ).run()  # fmt: skip
         other = weights_of(model)
     assert any(not torch.equal(alone[name], other[name]) for name in alone)
+
+
+class Switches(RecipeCallback):
+    """Leaves every switch of torch that it can find in another position."""
+
+    async def callback(self, current_percentage):
+        torch.set_autocast_enabled("cpu", True)
+        torch.set_autocast_dtype("cpu", torch.float16)
+        torch.backends.mkldnn.set_flags(False)
+        torch.backends.cudnn.benchmark = True
+        torch.set_default_device("meta")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # torch refuses to read the older setting from here on
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        return {"switched": 1}
+
+
+def switches():
+    return (
+        torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch._C._get_mkldnn_enabled(),
+        torch.backends.cudnn.benchmark, torch.get_default_device(), torch.get_deterministic_debug_mode(),
+        torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision,
+        torch.get_float32_matmul_precision(),
+    )  # fmt: skip
+
+
+async def test_switches_of_torch_are_where_they_were(gpt2_dir, tmp_path):
+    before = switches()
+    loop = BareLoop(gpt2_dir)
+    runner = await loop.run(4, [Switches(0.25)], tmp_path)
+    assert runner.failures == []
+    assert switches() == before
+    await loop.model.dealloc()
+
+
+PRECISIONS = """
+import torch
+torch.backends.fp32_precision = "ieee"
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as TrainingArguments(tf32=True) does for CUDA
+import asyncio, sys
+from support import BareLoop, CountingCallback
+loop = BareLoop(sys.argv[1])
+runner = asyncio.run(loop.run(2, [CountingCallback(0.5)], sys.argv[2]))
+assert runner.failures == [] and runner.step == 2
+assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+"""
+
+
+def test_the_newer_precision_settings_of_torch_are_no_obstacle(gpt2_dir, tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "examples" / "addition")])
+    command = [sys.executable, "-c", PRECISIONS, str(gpt2_dir), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class RarelyVandal(Vandal):
+    """Leaves its task behind for steps at which nothing is due."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.frequency = 0.5
+
+
+async def test_what_is_left_behind_draws_nothing_between_calls_of_a_synchronous_loop(gpt2_dir, tmp_path):
+    weights = []
+    for name in ("alone", "watched"):
+        loop = BareLoop(gpt2_dir)
+        loop.run_synchronously(8, [RarelyVandal(loop.model)] if name == "watched" else [], tmp_path / name)
+        weights.append(loop.weights())
+        await loop.model.dealloc()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -189,7 +189,10 @@ class RecipeCallback(ABC):
                 f"callback {self.name!r} runs {self.schedule}, and maybe_call knows the progress only; use a "
                 "CallbackRunner, or a frequency that is a share of the run"
             )
-        progress = Progress.from_percentage(current_percentage)
+        try:
+            progress = Progress.from_percentage(current_percentage)
+        except (ValueError, TypeError):
+            raise ConfigurationError(f"maybe_call({current_percentage!r}): a number from 0 to 1 is needed") from None
         previous = Progress.from_percentage(self.last_call) if self.last_call >= 0 else None
         if not self.is_due(previous, progress):
             return {}
@@ -216,7 +219,20 @@ class RecipeCallback(ABC):
         """When the callback runs in a run of ``num_steps`` steps, to print."""
         schedule = str(self.schedule) if self.watched_key is None else f"with {self.watched_key}"
         is_complete = self.schedule.is_planned and self.watched_key is None
-        return Plan(self.name, schedule, num_steps, self.due_steps(num_steps), is_complete)
+        steps = self.due_steps(num_steps)
+        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, self.watched_key)
+
+    def running(self) -> RunView:
+        """The run that the callback is in.
+
+        Raises:
+            ConfigurationError: it is driven by hand, and needs a run.
+        """
+        if self.run is None:
+            raise ConfigurationError(
+                f"callback {self.name!r} was called by hand, and needs a run: give it to a trainer or a CallbackRunner"
+            )
+        return self.run
 
     def with_prefix(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The metrics under the callback's prefix."""

@@ -66,9 +66,9 @@ class BestModelCallback(RecipeCallback):
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save the model if it is the best so far."""
-        assert self.run is not None
+        run = self.running()
         value = self.watch.value(self)
         if self.watch.is_better(value, self.best):
-            await self.model.save(self.run.run_dir / "checkpoints" / self.checkpoint_name)
-            self.best, self.best_step = value, self.run.step
+            await self.model.save(run.run_dir / "checkpoints" / self.checkpoint_name)
+            self.best, self.best_step = value, run.step
         return {"value": self.best, "step": self.best_step} if self.best_step >= 0 else {}

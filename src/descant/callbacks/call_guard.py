@@ -8,6 +8,7 @@ from typing import Any
 
 from descant.callbacks.watchdog import Watchdog
 from descant.engine.process_state import preserved_process_state
+from descant.errors import CallbackError
 from descant.owner import Owner, owner_scope
 
 GRACE_S = 1.0
@@ -32,34 +33,46 @@ class CallGuard:
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; it was cancelled, and may not use models any more.
+            CallbackError: it was cancelled, and not from outside.
             and whatever ``work`` raises.
         """
         reason = "has returned"
         with preserved_process_state(), owner_scope(owner), self.watchdog.watching(owner.name):
-            task = asyncio.ensure_future(work())  # has a copy of the context: the owner is in it
+            task = asyncio.ensure_future(_contained(work))  # has a copy of the context: the owner is in it
             try:
                 await asyncio.wait({task}, timeout=timeout_s)
                 if not task.done():
                     reason = f"was cancelled after its timeout_s={timeout_s:g}"
                     raise TimeoutError(f"it took longer than timeout_s={timeout_s:g} and was cancelled")
-                return task.result()
+                if task.cancelled():
+                    raise CallbackError("it was cancelled from within: something that it awaited was")
+                value, leaving = task.result()
+                if leaving is not None:
+                    raise leaving
+                return value
             except asyncio.CancelledError:
                 reason = "was cancelled"
                 raise
             finally:
+                owner.refuse(reason)  # at once: a second cancellation may come before the rest is done
                 if not task.done():
                     await self._abandon(task, owner.name)
-                await owner.end(reason)
+                await owner.settle()
 
     async def _abandon(self, task: asyncio.Task[Any], name: str) -> None:
         task.cancel()
+        self.lingering[task] = name
+        task.add_done_callback(self._forget)
         await asyncio.wait({task}, timeout=GRACE_S)
-        if task.done():
-            _ = task.cancelled() or task.exception()  # it has been asked to end: nobody wants to hear how it did
-        else:
-            self.lingering[task] = name
-            task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        _ = task.cancelled() or task.exception()
+        _ = task.cancelled() or task.exception()  # it has been asked to end: nobody wants to hear how it did
         del self.lingering[task]
+
+
+async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    """What ``work`` returns, or what it raises to end the program: a task that raised it would tear down the loop."""
+    try:
+        return await work(), None
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        return None, leaving

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import uuid
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -103,18 +104,22 @@ class CheckpointCallback(RecipeCallback):
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save, then delete."""
-        assert self.run is not None
-        path = self.run.run_dir / "checkpoints" / f"{self.checkpoint_name}-{self.run.step}"
+        run = self.running()
+        path = run.run_dir / "checkpoints" / f"{self.checkpoint_name}-{run.step}"
         await self.model.save(path)
-        checkpoint = Checkpoint(self.run.step, path, None)
+        try:
+            value = nan if self.watch is None else self.watch.value(self)
+        except ConfigurationError:
+            await self._keep(Checkpoint(run.step, path, None))
+            raise
+        await self._keep(Checkpoint(run.step, path, None if isnan(value) else value))
+        return {"step": run.step, "path": str(path), "num_kept": len(self.kept)}
+
+    async def _keep(self, checkpoint: Checkpoint) -> None:
         self.kept.append(checkpoint)
-        if self.watch is not None:
-            value = self.watch.value(self)
-            self.kept[-1] = Checkpoint(self.run.step, path, None if isnan(value) else value)
         for outdated in self._outdated():
             await asyncio.to_thread(_delete, outdated.path)
             self.kept.remove(outdated)
-        return {"step": checkpoint.step, "path": str(path), "num_kept": len(self.kept)}
 
     def _outdated(self) -> list[Checkpoint]:
         if self.keep_last is None and self.keep_best is None:
@@ -147,4 +152,4 @@ def check_checkpoint_name(name: str) -> str:
 def _delete(path: Path) -> None:
     """Under another name first, so that a kill never leaves half a checkpoint under its own."""
     if path.exists():
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}-deleted")))
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}-deleted")))

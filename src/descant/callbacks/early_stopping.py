@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Unpack
 
 from descant.arguments import check_finite_number, check_whole_number
@@ -61,19 +62,18 @@ class EarlyStoppingCallback(RecipeCallback):
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Compare the metric of this step with the best so far."""
-        assert self.run is not None
+        run = self.running()
         value = self.watch.value(self)
         if self.watch.is_better(value, self.best, by=self.min_delta):
-            self.best, self.best_step, self.num_without_improvement = value, self.run.step, 0
+            self.best, self.best_step, self.num_without_improvement = value, run.step, 0
         else:
             self.num_without_improvement += 1
         if self.num_without_improvement >= self.patience:
-            self.run.request_stop(
-                f"{self.watch.metric} has not become better than {self.best:.4g} (step {self.best_step}) in "
-                f"{self.num_without_improvement} measurements"
+            best = (
+                f"become better than {self.best:.4g} (step {self.best_step})"
+                if isfinite(self.best)
+                else "been a number"
             )
-        return {
-            "best": self.best,
-            "best_step": self.best_step,
-            "num_without_improvement": self.num_without_improvement,
-        }
+            run.request_stop(f"{self.watch.metric} has not {best} in {self.num_without_improvement} measurements")
+        best_so_far = {"best": self.best, "best_step": self.best_step} if isfinite(self.best) else {}
+        return {**best_so_far, "num_without_improvement": self.num_without_improvement}

@@ -43,7 +43,9 @@ class FunctionCallback(RecipeCallback):
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """What the function returns."""
-        values = {"run": self.run, "current_percentage": current_percentage}
+        values: dict[str, Any] = {"current_percentage": current_percentage}
+        if "run" in self._parameters:
+            values["run"] = self.running()
         return await self._function(*(values[parameter] for parameter in self._parameters))
 
 

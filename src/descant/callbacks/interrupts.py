@@ -14,53 +14,80 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While entered, the first signal is only noted; the second does what Ctrl-C did before (and is the last noted).
+    """While entered, the first signal is only noted; the second is raised where the main thread is.
 
-    Signals are a matter of the main thread: elsewhere this does nothing.
+    All runs of the process that are open hear of a signal. The handlers are there as long as a run of the main thread
+    is open, whatever the order in which runs end; a signal that is ignored on purpose (``nohup``) stays ignored.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         """The first signal."""
-        self._previous: dict[signal.Signals, Any] = {}
-        self._left: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):  # set by C, or ignored on purpose (nohup)
-                    self._previous[number] = signal.signal(number, self._note)
+        _RUNS.open(self)
 
     def __exit__(self, *_: object) -> None:
-        previous, self._previous = self._previous, {}
-        for number, handler in previous.items():
-            if signal.getsignal(number) == self._note:  # else another run has put its own on top of it
-                signal.signal(number, handler)
-        self._left = previous
+        _RUNS.close(self)
 
     def raise_received(self) -> None:
-        """End the program as the signal would have: ``KeyboardInterrupt``, or ``SystemExit`` with 128 + its number."""
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:
-            raise SystemExit(128 + self.received)
+        """End the program as the signal would have: ``KeyboardInterrupt``, or ``SystemExit`` with 128 + its number.
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        is_first = self._previous and self.received is None
-        if is_first:
-            self.received = signal.Signals(number)
-            _say(
-                f"{self.received.name}: the run ends after this step, with the final calls of its callbacks; once more "
-                "to leave at once"
-            )
-            return
-        handlers = self._previous or self._left
-        interrupt = handlers[signal.SIGINT] if self._previous else handlers[signal.Signals(number)]
-        self.__exit__()
-        if callable(interrupt):
-            interrupt(number, frame)
-        else:
-            os.kill(os.getpid(), number)  # the handler is the system's again
+        Not while other runs are still ending in order, and not in another than the main thread.
+        """
+        if self.received is not None and _is_main_thread() and not _RUNS.are_open():
+            raise _as_exception(self.received)
+
+
+class _OpenRuns:
+    """The runs of the process that listen to signals."""
+
+    def __init__(self) -> None:
+        self._of_thread: dict[Interrupts, bool] = {}  # whether the run was entered in the main thread
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def open(self, run: Interrupts) -> None:
+        self._of_thread[run] = _is_main_thread()
+        if self._of_thread[run] and not self._previous:
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):  # None: set by C
+                    self._previous[number] = signal.signal(number, self._hear)
+
+    def close(self, run: Interrupts) -> None:
+        if self._of_thread.pop(run, False) and not any(self._of_thread.values()):
+            self._restore()
+
+    def are_open(self) -> bool:
+        return bool(self._of_thread)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._hear:
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        if all(run.received for run in self._of_thread):
+            self._restore()
+            raise _as_exception(received)
+        for run in self._of_thread:
+            run.received = run.received or received
+        _say(
+            f"{received.name}: the run ends after this step, with the final calls of its callbacks; once more to leave "
+            "at once"
+        )
+
+
+_RUNS = _OpenRuns()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _as_exception(received: signal.Signals) -> BaseException:
+    return KeyboardInterrupt() if received == signal.SIGINT else SystemExit(128 + received)
 
 
 def _say(message: str) -> None:

@@ -49,6 +49,10 @@ class MetricKeys:
                     )
                 checkpoints[checkpoint] = callback.name
 
+    def owner(self, key: str) -> str | None:
+        """The callback that a key belongs to, if it does to one."""
+        return self._owners.get(key)
+
     def claim(self, callback: str, key: object) -> str:
         """The key, if it is one and the callback's own.
 

@@ -53,11 +53,11 @@ class MetricWatch:
         Raises:
             ConfigurationError: it was not, with the keys that there are; or it is not a number.
         """
-        assert watcher.run is not None
-        value = watcher.run.evaluations.get(self.metric)
+        run = watcher.running()
+        value = run.evaluations.get(self.metric)
         if value is None:
-            keys = ", ".join(sorted(watcher.run.known_keys)) or "none yet"
-            when = "at this step" if self.metric in watcher.run.known_keys else "by any callback"
+            keys = ", ".join(sorted(run.known_keys)) or "none yet"
+            when = "at this step" if self.metric in run.known_keys else "by any callback"
             raise ConfigurationError(
                 f"{self.owner} watches {self.metric!r}, which was not measured {when}; the keys that callbacks have "
                 f"returned are: {keys}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from descant.callbacks.call_guard import CallGuard
 from descant.callbacks.contamination_check import ContaminationCheck, Policy
 from descant.callbacks.interrupts import Interrupts
 from descant.callbacks.metric_keys import MetricKeys
+from descant.callbacks.requests import Requests, SaveCheckpoint, describe
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
 from descant.engine.process_state import preserved_process_state
@@ -33,11 +34,8 @@ from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
 
 _FAILED = object()
-_FORECAST_STEP = 3  # the first steps are slow, and a forecast is wanted early
+_NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
-
-SaveCheckpoint = Callable[[Path], Awaitable[Path | None] | Path | None]
-"""Writes the weights as they are now to a directory, or to another one that it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +119,10 @@ class CallbackRunner:
         self.step = first_step
         """Completed steps."""
         self.failures: list[CallbackFailure] = []
-        self.stop_reason: str | None = None
-        """Why the loop should end after this step, if it should."""
         self.costs = Costs(self.plan(), num_steps)
         self.recorder = RunRecorder(self.run_dir, num_steps, logger, strict=strict)
         self._seed, self._strict, self._title, self._config = seed, strict, title, dict(config or {})
-        self._save_checkpoint = save_checkpoint
+        self._requests = Requests(self.recorder, save_checkpoint, strict=strict)
         self._contamination = ContaminationCheck(training_set, contamination)
         self._progress = Progress(first_step, num_steps)
         self._training_metrics: Mapping[str, Metric] = {}
@@ -135,8 +131,10 @@ class CallbackRunner:
         self._known_keys: set[str] = set()
         self._last_call: dict[str, int] = {}
         self._disabled: set[str] = set()
+        self._started: list[RecipeCallback] = []
+        self._first_step = first_step
+        self._is_open = self._has_forecast = False
         self._told_missing: set[str] = set()
-        self._checkpoint_requested_by: str | None = None
         self._warnings: list[tuple[str, int, str, str | None]] = []
         self.interrupts = Interrupts()
         self._guard = CallGuard(self.recorder.show_warning)
@@ -144,6 +142,11 @@ class CallbackRunner:
     def plan(self) -> list[Plan]:
         """When each callback will run, if training is not stopped early."""
         return [callback.plan(self.num_steps) for callback in self.callbacks]
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Which callback has requested the end of the run, and why, if one has."""
+        return self._requests.stop_reason
 
     @property
     def should_stop(self) -> bool:
@@ -183,15 +186,18 @@ class CallbackRunner:
             stack.push_async_exit(self._end)
             for callback in self.callbacks:
                 callback.last_call = -1.0
+                self._started.append(callback)
                 await self._attempt(callback, partial(callback.on_start, self._show_run(callback)))
             if self.step == 0:
                 await self._call_due(before=None)
             await self.recorder.publish()
             self._stack = stack.pop_all()
-        self._resumed_at = time.perf_counter()
+        self._is_open = True
+        self.resume_training_time()
 
     async def close(self, error: BaseException | None) -> None:
         """What leaving does, but for the signals; ``error`` is what has ended the training, if it has failed."""
+        self._is_open = False
         await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     def synchronous(self) -> SynchronousRunner:
@@ -210,21 +216,26 @@ class CallbackRunner:
             RunLogError: the run log cannot be written.
             ConfigurationError: a step that is not after the last one, or a metric that cannot be recorded.
         """
+        if not self._is_open:
+            raise ConfigurationError("after_step was called outside of the runner's `with` block")
         training_s = time.perf_counter() - self._resumed_at
         before, self._progress = self._progress, self._progress_at(step)
-        num_new_steps, self.step = step - self.step, step
+        num_new_steps, self.step = int(step) - self.step, int(step)
         self.costs.add_steps(num_new_steps, training_s)
         self._training_metrics = {"training/step_s": training_s / num_new_steps, **self._checked(metrics or {})}
         self.evaluations = {}
-        await self.recorder.record(step, self._training_metrics)
+        await self.recorder.record(self.step, self._training_metrics)
         is_due = any(callback.is_due(before, self._progress) for callback in self.callbacks)
         # Whenever others have a turn on the event loop, what an earlier call has left behind has one too.
         with preserved_process_state() if is_due or self.recorder.has_logger else nullcontext():
             if is_due:
                 await self._call_due(before)
-            if step == min(_FORECAST_STEP, self.num_steps) and (forecast := self.costs.forecast(step)):
-                await self.recorder.record_note(step, "forecast", "callbacks", forecast)
-            await self.recorder.publish(self.costs.remaining_s(step))
+            await self._forecast()
+            await self.recorder.publish(self.costs.remaining_s(self.step))
+        self.resume_training_time()
+
+    def resume_training_time(self) -> None:
+        """What has passed since the last step was not training: a loop that evaluates or saves on its own says so."""
         self._resumed_at = time.perf_counter()
 
     async def record(self, metrics: Mapping[str, Any]) -> None:
@@ -238,14 +249,14 @@ class CallbackRunner:
     async def make_final_calls(self) -> None:
         """Make the final calls that have not been made at this step yet. Leaving does it too; a loop that changes its
         weights after its last step (to those of its best one, say) does it before."""
-        self.evaluations = {}
+        if self.step == self._first_step > 0:
+            return  # of a run that is continued, nothing has been trained: this was evaluated by the run before
+
+        def is_due(callback: RecipeCallback) -> bool:
+            return callback.at_end and self._last_call.get(callback.name) != self.step
+
         with preserved_process_state():
-            for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
-                if self._last_call.get(callback.name) == self.step:
-                    continue
-                if callback.at_end or self._has_news_for(callback, is_final=True):
-                    await self._call(callback)
-            await self._apply_requests()
+            await self._call_all(is_due, is_final=True)
 
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -254,7 +265,7 @@ class CallbackRunner:
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
-        first_error: Exception | None = None
+        first_error: BaseException | None = None
         try:
             if error is None or (isinstance(error, Exception) and not isinstance(error, CallbackError)):
                 with suppress(Exception) if error else nullcontext():  # what stopped training is what must be raised
@@ -264,11 +275,13 @@ class CallbackRunner:
             raise
         finally:
             is_cancelled = error is not None and not isinstance(error, Exception)
-            for callback in self.callbacks:
+            for callback in self._started:
                 work = partial(callback.on_end, self._show_run(callback))
                 try:
                     await self._attempt(callback, work, _LEAVING_S if is_cancelled else callback.timeout_s)
-                except Exception as failure:  # strict, or the run log cannot be written
+                except (
+                    BaseException
+                ) as failure:  # strict, or the run log cannot be written, or cancelled: all have a turn
                     first_error = first_error or failure
                 callback.run = None
             for name in self._guard.lingering.values():
@@ -287,31 +300,60 @@ class CallbackRunner:
 
     async def _call_due(self, before: Progress | None) -> None:
         """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
-        for callback in sorted(self.callbacks, key=lambda callback: callback.runs_last):
-            if callback.is_due(before, self._progress) or self._has_news_for(callback):
-                await self._call(callback)
-        await self._apply_requests()
+        await self._call_all(lambda callback: callback.is_due(before, self._progress))
 
-    def _has_news_for(self, callback: RecipeCallback, *, is_final: bool = False) -> bool:
-        """Whether the metric that a callback watches was measured at this step; or, once, will never be."""
+    async def _call_all(self, is_due: Callable[[RecipeCallback], bool], *, is_final: bool = False) -> None:
+        """The calls that are due at this step: in list order, and those that look at what others return after these.
+
+        Whoever has watched for a metric that nobody measures is called, once, to say so.
+        """
+        try:
+            for callback in self.callbacks:
+                if not callback.runs_last and is_due(callback):
+                    await self._call(callback)
+            last = [callback for callback in self.callbacks if callback.runs_last]
+            while ready := [c for c in last if self._has_news_for(c) or (c.watched_key is None and is_due(c))]:
+                last.remove(ready[0])  # its metrics may be news for another
+                await self._call(ready[0])
+            for callback in last:
+                if self._watches_in_vain(callback, is_final):
+                    self._told_missing.add(callback.name)
+                    await self._call(callback)
+        finally:
+            await self._record_warnings()
+            await self._requests.apply(self.step)
+
+    def _has_news_for(self, callback: RecipeCallback) -> bool:
+        """Whether the metric that a callback watches was measured at this step, and it has not looked at it yet."""
+        return callback.watched_key in self.evaluations and self._last_call.get(callback.name) != self.step
+
+    def _watches_in_vain(self, callback: RecipeCallback, is_final: bool) -> bool:
+        """Whether all that could measure what a callback watches have run (or run no more), and nobody has."""
         key = callback.watched_key
-        if key is None or key in self.evaluations:
-            return key is not None
-        others = [other.name for other in self.callbacks if not other.runs_last]
-        all_others_ran = bool(self.evaluations) and all(name in self._last_call for name in others)
-        if key in self._known_keys or callback.name in self._told_missing or not (all_others_ran or is_final):
+        if key is None or key in self._known_keys or callback.name in self._told_missing:
             return False
-        self._told_missing.add(callback.name)
-        return True
+        return is_final or all(
+            other.name in self._last_call or (bool(keys := other.declared_keys()) and key not in keys)
+            for other in self.callbacks
+            if other.watched_key is None
+        )
+
+    async def _forecast(self) -> None:
+        """Once, what the callbacks will take of the run."""
+        is_early = self.costs.num_steps_made < _NUM_STEPS_BEFORE_FORECAST and self.step < self.num_steps
+        if not self._has_forecast and not is_early and (forecast := self.costs.forecast(self.step)):
+            self._has_forecast = True
+            await self.recorder.record_note(self.step, "forecast", "callbacks", forecast)
 
     def _progress_at(self, step: int) -> Progress:
-        if not isinstance(step, int) or step <= self.step:
+        if not isinstance(step, Integral) or step <= self.step:
             raise ConfigurationError(
                 f"after_step({step!r}) follows step {self.step}: steps are whole numbers that grow"
             )
         if step > self.num_steps >= self.step:
-            self._warn("runner", step, f"step {step} is beyond num_steps={self.num_steps}, by which calls are planned")
-        return Progress(min(step, self.num_steps), self.num_steps, time.monotonic() - self._started_at)
+            message = f"step {step} is beyond num_steps={self.num_steps}, by which calls are planned"
+            self._warn("runner", int(step), message)
+        return Progress(min(int(step), self.num_steps), self.num_steps, time.monotonic() - self._started_at)
 
     # One call
 
@@ -328,7 +370,7 @@ class CallbackRunner:
         metrics = {} if returned is _FAILED else await self._accept(callback, returned)
         self.evaluations |= metrics
         self._known_keys |= metrics.keys()
-        cost = self.costs.add_call(name, seconds)
+        cost = self.costs.add_call(name, seconds, metrics)
         await self.recorder.record_evaluation(
             self.step,
             name,
@@ -347,12 +389,14 @@ class CallbackRunner:
     ) -> Any:
         """The result of ``work``, or ``_FAILED`` once its exception has been recorded."""
         owner = Owner(f"callback {callback.name!r}", derive_seed(self._seed, callback.name), observer=True)
+        started_at = time.perf_counter()
         try:
             return await self._guard.run(work, owner, timeout_s or callback.timeout_s)
         except Exception as error:
             await self._record_failure(callback, error)
             return _FAILED
         finally:
+            self.costs[callback.name].seconds += time.perf_counter() - started_at
             if report := self._guard.watchdog.take_report():
                 message = f"{callback.name}: it has blocked the event loop"
                 await self.recorder.record_note(self.step, "callback_blocked", callback.name, message, report)
@@ -376,7 +420,7 @@ class CallbackRunner:
     async def _record_failure(self, callback: RecipeCallback, error: Exception, place: str = "") -> None:
         name = callback.name
         says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
-        reason = place + (str(error) if says_it_all else _describe(error))
+        reason = place + (str(error) if says_it_all else describe(error))
         message = f"callback {name!r} failed at step {self.step} of {self.num_steps}: {reason}"
         failure = CallbackFailure(name, self.step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
@@ -386,6 +430,7 @@ class CallbackRunner:
             raise CallbackError(message) from error
         if callback.on_error == "disable" and name not in self._disabled:
             self._disabled.add(name)
+            self.costs.expect_no_more(name)
             message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
             await self.recorder.record_event(self.step, "callback_disabled", name, message)
 
@@ -409,51 +454,13 @@ class CallbackRunner:
             run_dir=self.run_dir,
             seed=derive_seed(self._seed, callback.name, self.step),
             warn=partial(self._warn, callback.name, self.step),
-            request_stop=partial(self._request_stop, callback.name),
-            request_checkpoint=partial(self._request_checkpoint, callback.name),
+            request_stop=partial(self._requests.stop, callback.name),
+            request_checkpoint=partial(self._requests.checkpoint, callback.name),
         )
         return callback.run
 
     def _warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
         self._warnings.append((source, step, message, details))
-
-    def _request_stop(self, source: str, reason: str) -> None:
-        if self.stop_reason is None:
-            self.stop_reason = f"{source}: {reason}"
-
-    def _request_checkpoint(self, source: str) -> None:
-        self._checkpoint_requested_by = source
-
-    async def _apply_requests(self) -> None:
-        """Between steps: write the checkpoint that was requested, and say why the run will stop."""
-        await self._record_warnings()
-        source, self._checkpoint_requested_by = self._checkpoint_requested_by, None
-        if source is not None:
-            await self._write_checkpoint(source)
-        if self.stop_reason is not None and not self.recorder.has_event("stop_requested"):
-            message = f"the run stops after step {self.step} of {self.num_steps} ({self.stop_reason})"
-            await self.recorder.record_note(self.step, "stop_requested", self.stop_reason.partition(":")[0], message)
-
-    async def _write_checkpoint(self, source: str) -> None:
-        path = self.run_dir / "checkpoints" / f"step-{self.step}"
-        if self._save_checkpoint is None:
-            message = f"{source} requested a checkpoint, but this loop was not given save_checkpoint="
-            await self.recorder.record_event(self.step, "checkpoint_failed", source, message)
-            return
-        try:
-            written = self._save_checkpoint(path)
-            if inspect.isawaitable(written):
-                written = await written
-        except Exception as error:
-            message = (
-                f"the checkpoint that {source} requested at step {self.step} could not be written: {_describe(error)}"
-            )
-            await self.recorder.record_event(self.step, "checkpoint_failed", source, message, error)
-            if self._strict:
-                raise
-        else:
-            message = f"checkpoint at step {self.step}: {written or path}"
-            await self.recorder.record_note(self.step, "checkpoint_saved", source, message)
 
     # What is recorded
 
@@ -470,6 +477,8 @@ class CallbackRunner:
                 checked[key] = as_metric(value)
             except TypeError as error:
                 raise ConfigurationError(f"the metric {key!r} of step {self.step}: {error}") from error
+            if (owner := self._keys.owner(key)) is not None:
+                raise ConfigurationError(f"the metric {key!r} of step {self.step} is what callback {owner!r} returns")
         return checked
 
     def _settings(self) -> list[dict[str, Any]]:
@@ -478,8 +487,3 @@ class CallbackRunner:
             | {"frequency": str(c.frequency)}
             for c in self.callbacks
         ]
-
-
-def _describe(error: Exception) -> str:
-    """Type and words, also of an exception that has none."""
-    return traceback.format_exception_only(error)[0].strip().removeprefix(f"{type(error).__module__}.")

@@ -13,10 +13,47 @@ import torch
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 """How to read a setting and how to write it."""
 
+_FP32_PRECISION = [
+    (backend, op)
+    for backend, ops in (
+        ("generic", ("all",)),
+        ("cuda", ("all", "matmul", "conv", "rnn")),
+        ("mkldnn", ("all", "matmul")),
+    )
+    for op in ops
+]
+
+
+def _read_float32_precision() -> Any:
+    """How float32 products are computed, by torch's older interface and, where there is one, its newer.
+
+    The older one refuses to answer once the newer was used.
+    """
+    try:
+        legacy: Any = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        legacy = None
+    read = getattr(torch._C, "_get_fp32_precision_getter", None)
+    return legacy, tuple(read(backend, op) for backend, op in _FP32_PRECISION) if read else ()
+
+
+def _write_float32_precision(state: Any) -> None:
+    legacy, precisions = state
+    write = getattr(torch._C, "_set_fp32_precision_setter", None)
+    if legacy is not None:
+        torch.set_float32_matmul_precision(legacy)
+    if write:
+        for (backend, op), precision in zip(_FP32_PRECISION, precisions, strict=True):
+            write(backend, op, precision)
+
+
 COMPUTE_SETTINGS: Sequence[Setting] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_read_float32_precision, _write_float32_precision),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    (torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark),
     (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
     (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
@@ -24,8 +61,28 @@ COMPUTE_SETTINGS: Sequence[Setting] = (
 )
 """Settings that change the bits of a computation."""
 
+
+def _read_autocast() -> Any:
+    return tuple(
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
+    )
+
+
+def _write_autocast(state: Any) -> None:
+    for device, is_enabled, dtype in state:
+        torch.set_autocast_enabled(device, is_enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _read_default_device() -> Any:
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
+
+
 _SETTINGS: Sequence[Setting] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
+    (_read_autocast, _write_autocast),
+    (_read_default_device, torch.set_default_device),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     *COMPUTE_SETTINGS,
 )

@@ -14,7 +14,7 @@ from descant.callbacks.contamination_check import Policy
 from descant.callbacks.runner import CallbackFailure, CallbackRunner
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import new_run_dir
+from descant.loggers.recorder import new_run_dir, unused_run_dir
 from descant.metrics import Metric
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
@@ -57,9 +57,18 @@ def add_callbacks(
         what there is to see of the run.
 
     Raises:
-        ConfigurationError: callbacks that cannot work, a trainer whose weights are sharded (FSDP, DeepSpeed), or
-            one without a tokenizer (``processing_class``).
+        ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed), whose
+            model is not made yet (``model_init``), or that has no tokenizer (``processing_class``).
     """
+    if isinstance(callbacks, RecipeCallback):
+        raise ConfigurationError(
+            f"callbacks={callbacks!r} is a callback; give a list of them, or a function of a model"
+        )
+    if trainer.model_init is not None:
+        raise ConfigurationError(
+            "the trainer makes its model anew at every train() (model_init=), so there is none to look at yet; build "
+            "it with model="
+        )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigurationError("the weights of this trainer are sharded (FSDP or DeepSpeed): no process has them all")
     if callable(callbacks):
@@ -79,6 +88,8 @@ class AddedCallbacks(TrainerCallback):
         runner: of the latest ``train()``; None before the first.
     """
 
+    _is_logging = False  # for all that were added to a trainer: what one of them logs is not the trainer's own
+
     def __init__(
         self,
         trainer: Trainer,
@@ -88,11 +99,12 @@ class AddedCallbacks(TrainerCallback):
     ) -> None:
         self.runner: CallbackRunner | None = None
         self._trainer = trainer
+        self._module = trainer.model
         self._callbacks = callbacks
         self._run_dir = run_dir
         self._options = options
         self._waiting: SynchronousRunner | None = None
-        self._is_logging = False
+        self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
         CallbackRunner(callbacks, num_steps=1, run_dir=Path(), **options)  # what cannot work is refused now
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
@@ -105,22 +117,31 @@ class AddedCallbacks(TrainerCallback):
         """Open the run log and make the calls that are due before the first step."""
         if not state.is_world_process_zero:
             return
+        if self._trainer.model is not self._module:
+            raise ConfigurationError("the trainer has another model than when add_callbacks was called; call it after")
+        self._close(RuntimeError("the training began anew"))  # with another batch size (auto_find_batch_size), say
         name = type(self._trainer).__name__
         self.runner = CallbackRunner(
             self._callbacks,
             num_steps=state.max_steps,
             first_step=state.global_step,
-            run_dir=self._run_dir or new_run_dir(name.lower()),
+            run_dir=new_run_dir(name.lower()) if self._run_dir is None else unused_run_dir(Path(self._run_dir)),
             seed=args.seed,
             **self._options,
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
             config={"trainer": name, "seed": args.seed, "arguments": args.to_sanitized_dict()},
             save_checkpoint=lambda _: self._request_save(args, state, control),
         )
+        self._logged = {}
         waiting = self.runner.synchronous()
         waiting.__enter__()
         self._waiting = waiting
         self._after_calls(state, control)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """What the trainer did since the last step (evaluating, saving) is not training time."""
+        if self._waiting:
+            self._waiting.resume_training_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Make the calls that are due after this step."""
@@ -136,14 +157,13 @@ class AddedCallbacks(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """What the trainer logs goes into the run log too."""
-        if self._waiting and logs and not self._is_logging:
-            numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-            self._waiting.record({_training_key(key): value for key, value in numbers.items()})
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """If the training stops here, the final calls: later the trainer may load the weights of another step."""
-        if self._waiting and control.should_training_stop:
+        """What the trainer logs goes into the run log too. With the last of it, which comes when the steps are over and
+        before the trainer may load the weights of another step, the final calls are made."""
+        if not self._waiting or not logs or AddedCallbacks._is_logging:
+            return
+        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        self._waiting.record({_training_key(key): value for key, value in numbers.items()})
+        if "train_runtime" in logs:
             self._waiting.make_final_calls()
             self._after_calls(state, control)
 
@@ -155,16 +175,24 @@ class AddedCallbacks(TrainerCallback):
         assert self.runner is not None
         if self.runner.should_stop:
             control.should_training_stop = True
-        if numbers := {f"eval_{key}": value for key, value in self.runner.evaluations.items() if _is_number(value)}:
+        step, evaluations = state.global_step, self.runner.evaluations
+        new = {key: value for key, value in evaluations.items() if self._logged.get(key) != step}
+        self._logged |= dict.fromkeys(new, step)
+        if numbers := {f"eval_{key}": value for key, value in new.items() if _is_number(value)}:
             # As Trainer.log does, which subclasses override with what belongs to their training metrics.
             state.log_history.append(cast("Any", {**numbers, "epoch": state.epoch, "step": state.global_step}))
-            self._is_logging, should_log = True, control.should_log
+            AddedCallbacks._is_logging, should_log = True, control.should_log
             try:
                 self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
             finally:
-                self._is_logging, control.should_log = False, should_log  # the trainer's own log is still to come
+                AddedCallbacks._is_logging, control.should_log = (
+                    False,
+                    should_log,
+                )  # the trainer's own log is still to come
 
     def _request_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> Path:
+        if state.global_step == 0:
+            raise ConfigurationError("trainers of Transformers save after steps, and none has been made")
         control.should_save = True
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 

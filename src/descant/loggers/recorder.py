@@ -165,7 +165,7 @@ class RunRecorder:
     async def record(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
         """Write metrics of a step to the run log at once; the logger gets them with all others of the step."""
         self.step = step
-        metrics = {**metrics, "progress/step": step, "completion_percentage": step / self.num_steps}
+        metrics = {**metrics, "progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
         self._unpublished |= metrics
         self.latest |= {key: value for key, value in metrics.items() if not isinstance(value, Table)}
         self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
@@ -280,9 +280,13 @@ def _as_text(details: BaseException | str | None) -> str | None:
 
 def new_run_dir(name: str) -> Path:
     """``runs/<name>-<date>-<time>``, with a number behind it if a run started in the same second."""
-    base = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidate, number = base, 1
-    while candidate.exists():
+    return unused_run_dir(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def unused_run_dir(path: Path) -> Path:
+    """The path, with a number behind it if there is something already."""
+    candidate, number = path, 1
+    while candidate.exists() and any(candidate.iterdir()):
         number += 1
-        candidate = base.with_name(f"{base.name}-{number}")
+        candidate = path.with_name(f"{path.name}-{number}")
     return candidate

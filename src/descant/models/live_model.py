@@ -47,6 +47,8 @@ def live_model(
         ConfigurationError: something that is not a causal language model of Transformers.
         ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
     """
+    if any(getattr(config, "is_prompt_learning", False) for config in getattr(module, "peft_config", {}).values()):
+        raise ConfigurationError("module has learned prompts (PEFT), which are not part of the model inside; use LoRA")
     causal_lm = _unwrapped(module)
     if not isinstance(causal_lm, PreTrainedModel) or cast("Any", causal_lm).get_output_embeddings() is None:
         raise ConfigurationError(
