@@ -33,7 +33,7 @@ TRAINER = {
     "scheduler": ({"lr_scheduler": 1e-3}, r"lr_scheduler=0\.001 must be callable"),
     "logger": ({"logger": "wandb"}, r"logger='wandb' must be callable with a dict of metrics"),
     "not yet": ({"checkpoint_frequency": 0.2}, r"no argument 'checkpoint_frequency' yet: it belongs to the recipe API"),
-    "notifier": ({"stage_notifier": None}, r"no argument 'stage_notifier' yet"),
+    "notifier": ({"stage_notifier": print}, r"stage_notifier=.* must have report_progress"),
     "typo": ({"sample_per_batch": 3}, r"no argument 'sample_per_batch'; did you mean 'samples_per_batch'\?"),
     "unknown": ({"warmup": 3}, r"no argument 'warmup'; arguments are dataset, model"),
     "callbacks": ({"callbacks": CountingCallback()}, r"is a CountingCallback; a list is needed"),
