@@ -65,7 +65,6 @@ class RunRecorder:
         """The latest table under every key."""
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
-        self._kinds_of_events: set[str] = set()
         self._unpublished: dict[str, Metric] = {}
         self._console = Console(num_steps)
         loggers = flat_loggers(logger)
@@ -228,14 +227,9 @@ class RunRecorder:
         """Show a warning at once, from any thread, without recording it."""
         self._console.warn(message)
 
-    def has_event(self, kind: str) -> bool:
-        """Whether an event of this kind was recorded."""
-        return kind in self._kinds_of_events
-
     async def _log_event(
         self, step: int, kind: str, source: str, message: str, details: BaseException | str | None
     ) -> None:
-        self._kinds_of_events.add(kind)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
     def _report_from_thread(self, step: int, kind: str, source: str, message: str, error: BaseException | None) -> None:
