@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
+    from descant.models.replica import EvaluationPlacement
     from descant.models.training import TrainingModel
     from descant.notifiers import (
         JobNotifier,
@@ -76,6 +77,7 @@ _HOME_OF = {
     "CosineScheduler": "trainers.lr_schedulers",
     "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
     "EarlyStoppingCallback": "callbacks.early_stopping",
+    "EvaluationPlacement": "models.replica",
     "ExactMatchGrader": "graders.exact_match",
     "GenerateSamplesCallback": "callbacks.generate_samples",
     "Grade": "graders.base",
@@ -141,6 +143,7 @@ __all__ = [
     "CosineScheduler",
     "CosineSchedulerWithoutWarmup",
     "EarlyStoppingCallback",
+    "EvaluationPlacement",
     "ExactMatchGrader",
     "GenerateSamplesCallback",
     "Grade",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from descant.schedule import Plan
 
@@ -15,22 +16,44 @@ class CallbackCost:
 
     Attributes:
         name: of the callback.
-        num_runs: calls that were made, failed ones included.
-        call_s: how long training waited for them.
-        seconds: the same with ``on_start`` and ``on_end``.
+        mode: what training waits for: all of a call ("inline"), what the model does ("overlap"), or a copy of the
+            weights ("background").
+        num_runs: calls that were begun, failed ones included.
+        stall_s: how long training waited for these.
+        wait_s: how long training waited for room for a copy of the weights.
+        seconds: both, and the time in ``on_start`` and ``on_end``.
+        busy_s: of calls that go on while training does, how long the evaluation itself took.
+        num_landed: calls of that kind whose result, or failure, has arrived.
+        num_tokens: tokens of prompts, completions and scored sequences.
         num_failed: failures: of its calls, its hooks, and of single values that it returned.
+        num_skipped: calls that were not made because there was no room (``when_busy="skip"``).
+        num_replaced: calls that were given up for a newer one (``when_busy="replace"``).
+        num_deferred: calls that were put off by ``callback_budget``.
     """
 
     name: str
+    mode: Literal["inline", "overlap", "background"] = "inline"
     num_runs: int = 0
-    call_s: float = 0.0
+    stall_s: float = 0.0
+    wait_s: float = 0.0
     seconds: float = 0.0
+    busy_s: float = 0.0
+    num_landed: int = 0
+    num_tokens: int = 0
     num_failed: int = 0
+    num_skipped: int = 0
+    num_replaced: int = 0
+    num_deferred: int = 0
 
     @property
     def mean_s(self) -> float:
-        """Seconds of a call; 0 before the first."""
-        return self.call_s / self.num_runs if self.num_runs else 0.0
+        """Seconds that training waits for a call; 0 before the first."""
+        return (self.stall_s + self.wait_s) / self.num_runs if self.num_runs else 0.0
+
+    @property
+    def mean_busy_s(self) -> float:
+        """Seconds that an evaluation beside training takes; 0 before the first has landed."""
+        return self.busy_s / self.num_landed if self.num_landed else 0.0
 
 
 class Costs:
@@ -39,15 +62,24 @@ class Costs:
     Args:
         plans: when each callback will run.
         num_steps: planned steps.
+        modes: the mode of each callback, by name; "inline" for those that are not in it.
+        budget: the share of the time that callbacks may cost, if there is a limit.
     """
 
-    def __init__(self, plans: Sequence[Plan], num_steps: int) -> None:
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        num_steps: int,
+        modes: Mapping[str, Literal["inline", "overlap", "background"]] | None = None,
+        budget: float | None = None,
+    ) -> None:
         self.training_s = 0.0
         """Seconds of training alone, without callbacks."""
         self.num_steps_made = 0
         self._num_steps = num_steps
+        self._budget = budget
         self._plans = {plan.name: plan for plan in plans}
-        self._costs = {plan.name: CallbackCost(plan.name) for plan in plans}
+        self._costs = {plan.name: CallbackCost(plan.name, (modes or {}).get(plan.name, "inline")) for plan in plans}
         self._source_of_key: dict[str, str] = {}
         self._no_more: set[str] = set()
 
@@ -67,13 +99,22 @@ class Costs:
         self.num_steps_made += num_steps
         self.training_s += seconds
 
-    def add_call(self, name: str, seconds: float, keys: Iterable[str]) -> CallbackCost:
-        """A callback has run and returned these keys; returns what it has cost so far."""
-        self._source_of_key |= dict.fromkeys(keys, name)
+    def add_stall(self, name: str, stall_s: float, wait_s: float = 0.0) -> None:
+        """A call has begun, and training has waited for it."""
         cost = self._costs[name]
         cost.num_runs += 1
-        cost.call_s += seconds
-        return cost
+        cost.stall_s += stall_s
+        cost.wait_s += wait_s
+        cost.seconds += stall_s + wait_s
+
+    def add_result(self, name: str, keys: Iterable[str], num_tokens: int, busy_s: float | None = None) -> None:
+        """A call has returned these keys; ``busy_s`` is how long it went on beside training, if it did."""
+        self._source_of_key |= dict.fromkeys(keys, name)
+        cost = self._costs[name]
+        cost.num_tokens += num_tokens
+        if busy_s is not None:
+            cost.busy_s += busy_s
+            cost.num_landed += 1
 
     def expect_no_more(self, name: str) -> None:
         """A callback makes no more calls in this run."""
@@ -84,14 +125,22 @@ class Costs:
         total = self.training_s + self.callbacks_s
         return self._costs[name].seconds / total if total else 0.0
 
+    def share_with(self, name: str) -> float:
+        """The share of the time so far that callbacks will have cost after one more call of this one."""
+        callbacks_s = self.callbacks_s + self._costs[name].mean_s
+        total = self.training_s + callbacks_s
+        return callbacks_s / total if total else 0.0
+
     def remaining_s(self, step: int) -> float | None:
         """Seconds from now, after ``step`` steps, to the end of the run, the calls still to come included.
 
-        None before the first step. A call costs what its callback's calls cost so far on average.
+        None before the first step. A call costs what its callback's calls cost so far on average. What goes on in the
+        background takes the run longer only when it is not done by the time that training is.
         """
         if not self.num_steps_made:
             return None
-        return self._training_to_come_s(step) + sum(self._calls_to_come(cost.name, step) * cost.mean_s for cost in self)
+        in_the_way = self._training_to_come_s(step) + self._callbacks_to_come_s(step)
+        return max(in_the_way, sum(self._background_to_come_s(cost, step) for cost in self))
 
     def forecast(self, step: int) -> str | None:
         """What the callbacks will take of the whole run, in words; None while nothing is known."""
@@ -104,12 +153,30 @@ class Costs:
         run_s = self.training_s + self.callbacks_s + remaining_s
         parts = [
             f"{cost.name} {num_calls[cost.name]:.0f} × {describe_seconds(cost.mean_s)} "
-            f"≈ {_percent(seconds[cost.name], run_s)}"
+            f"≈ {_percent(seconds[cost.name], run_s)}{_beside_training(cost)}"
             for cost in sorted(measured, key=lambda cost: -seconds[cost.name])
         ]
         share = f", of which callbacks {_percent(sum(seconds.values()), run_s)}" if len(parts) > 1 else ""
         of_the_run = " of the run" if len(parts) == 1 else ""
-        return f"forecast: {describe_seconds(run_s)} in all{share}: {', '.join(parts)}{of_the_run}"
+        text = f"forecast: {describe_seconds(run_s)} in all{share}: {', '.join(parts)}{of_the_run}"
+        if self._budget is not None and sum(seconds.values()) > self._budget * run_s:
+            text += f"; calls will be deferred to keep within callback_budget={self._budget:g}"
+        return text
+
+    def _callbacks_to_come_s(self, step: int) -> float:
+        """How long training will wait for calls, within the budget if there is one, but for the final calls."""
+        to_come = sum(self._calls_to_come(cost.name, step) * cost.mean_s for cost in self)
+        if self._budget is None:
+            return to_come
+        training_s = self.training_s + self._training_to_come_s(step)
+        allowed = max(0.0, training_s * self._budget / (1 - self._budget) - self.callbacks_s)
+        return min(to_come, allowed + sum(cost.mean_s for cost in self))
+
+    def _background_to_come_s(self, cost: CallbackCost, step: int) -> float:
+        if cost.mode != "background":
+            return 0.0
+        num_under_way = cost.num_runs - cost.num_landed - cost.num_replaced
+        return (self._calls_to_come(cost.name, step) + num_under_way) * cost.mean_busy_s
 
     def _calls_to_come(self, name: str, step: int) -> float:
         """As planned; by the clock, as often as the training that is left allows; with a metric, as often as that is
@@ -129,9 +196,17 @@ class Costs:
 
 def describe_seconds(seconds: float) -> str:
     """A duration with two or three digits and its unit: ``"0.35 s"``, ``"42 s"``, ``"12.5 min"``, ``"3.2 h"``."""
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.2g} ms"
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def _beside_training(cost: CallbackCost) -> str:
+    if cost.mode == "inline":
+        return ""
+    return f" ({cost.mode}{f', {describe_seconds(cost.mean_busy_s)} beside training' if cost.num_landed else ''})"
 
 
 def _percent(part: float, whole: float) -> str:

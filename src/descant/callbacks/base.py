@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
@@ -50,7 +52,10 @@ class RunView:
         request_stop: asks for the end of the run after this step, with a reason; final calls are made as usual. It
             returns at once and is recorded.
         request_checkpoint: likewise for a checkpoint of the weights as they are after this step, in
-            ``run_dir / "checkpoints" / "step-<step>"``.
+            ``run_dir / "checkpoints" / "step-<step>"``. (A call that goes on while training does gets it after the step
+            at which it asks.)
+        as_measured: the model with the weights that ``evaluations`` were measured on: the model itself, or, when the
+            evaluation went on in the background, a handle on its snapshot.
     """
 
     step: int
@@ -65,8 +70,11 @@ class RunView:
     warn: WarningSink
     request_stop: Callable[[str], None]
     request_checkpoint: Callable[[], None]
+    as_measured: Callable[[Any], Any]
 
 
+CallbackMode = Literal["inline", "overlap", "background"]
+"""What training waits for: all of a call; the work of the model; or a copy of the weights."""
 OnError = Literal["warn", "raise", "disable"]
 """What a failure of a callback leads to."""
 
@@ -108,6 +116,14 @@ class RecipeCallback(ABC):
         ConfigurationError: an argument that cannot work, with what is allowed.
     """
 
+    modes: ClassVar[tuple[CallbackMode, ...]] = ("inline",)
+    """The modes that it can run in: of what cannot be taken apart, training waits for all."""
+    num_schedule_changes: ClassVar[int] = 0
+    """How often any callback was given a frequency: whoever has looked ahead looks again."""
+    needs_measured_weights: ClassVar[bool] = False
+    """Whether it uses ``run.as_measured``."""
+    same_step_key: str | None = None
+    """A metric that it needs at the steps of its own schedule."""
     runs_last: ClassVar[bool] = False
     """Whether it runs after the other callbacks of a step, because it looks at what they return."""
     watched_key: str | None = None
@@ -123,6 +139,7 @@ class RecipeCallback(ABC):
         at_end: bool = True,
         on_error: OnError = "warn",
         timeout_s: float | None = None,
+        mode: CallbackMode | None = None,
     ) -> None:
         if isinstance(log_key_prefix, bool):
             at_end = log_key_prefix
@@ -140,14 +157,27 @@ class RecipeCallback(ABC):
             raise ConfigurationError(
                 f"callback {self.name!r}: timeout_s={timeout_s!r} must be a number of seconds above 0, or None for none"
             )
+        self._check_mode(mode)
         self.at_start = at_start
         self.at_end = at_end
         self.on_error = on_error
         self.timeout_s = timeout_s
         self.last_call = -1.0
         """Progress of the latest call as a float, -1 before the first."""
-        self.run: RunView | None = None
-        """The run as it was when the present call began; None outside of a run."""
+        self._run: RunView | None = None
+
+    @property
+    def run(self) -> RunView | None:
+        """The run as it was when the present call began; None outside of a run.
+
+        Of two calls that go on at the same time, each sees its own.
+        """
+        shown = _shown_run.get()
+        return shown[1] if shown is not None and shown[0] is self else self._run
+
+    @run.setter
+    def run(self, run: RunView | None) -> None:
+        self._run = run
 
     @property
     def frequency(self) -> Frequency:
@@ -158,6 +188,7 @@ class RecipeCallback(ABC):
     def frequency(self, frequency: Frequency) -> None:
         self.schedule = as_schedule(frequency)
         self._frequency = frequency
+        RecipeCallback.num_schedule_changes += 1
 
     @abstractmethod
     async def callback(self, current_percentage: float) -> dict[str, Any]:
@@ -172,6 +203,13 @@ class RecipeCallback(ABC):
 
     async def on_end(self, run: RunView) -> None:  # noqa: B027 - every hook is optional
         """Called once after the last call of a run, also when training failed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it must remember to go on in a run that is continued, as plain data; a new callback is given it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from what ``state_dict`` of another process returned. Called after ``on_start``."""
 
     async def maybe_call(self, current_percentage: float) -> dict[str, Any]:
         """Drive the callback by hand: run it if it is due at this progress, and return its prefixed metrics.
@@ -252,12 +290,35 @@ class RecipeCallback(ABC):
         """The threads that the callback evaluates on; a trainer compares their prompts with those it trains on."""
         return ()
 
+    def _check_mode(self, mode: CallbackMode | None) -> None:
+        if mode is not None and mode not in get_args(CallbackMode):
+            allowed = ", ".join(map(repr, get_args(CallbackMode)))
+            raise ConfigurationError(f"callback {self.name!r}: mode={mode!r} must be one of {allowed}")
+        if mode is not None and mode not in self.modes:
+            raise ConfigurationError(
+                f"callback {self.name!r}: mode={mode!r} needs a ModelCallback, whose `measure` can look at a copy of "
+                f"the weights; {type(self).__name__} holds its own model and does all in `callback`, so it is inline"
+            )
+
     def warn(self, message: str, details: str | None = None) -> None:
         """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
         if self.run is None:
             logger.warning("%s: %s", self.name, message)
         else:
             self.run.warn(message, details)
+
+
+_shown_run: ContextVar[tuple[RecipeCallback, RunView] | None] = ContextVar("descant_run", default=None)
+
+
+@contextmanager
+def shown(callback: RecipeCallback, run: RunView) -> Iterator[None]:
+    """In this task and those that it starts, ``callback.run`` is this view."""
+    token = _shown_run.set((callback, run))
+    try:
+        yield
+    finally:
+        _shown_run.reset(token)
 
 
 def _is_positive_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
@@ -14,14 +15,14 @@ from descant.schedule import NEVER
 class BestModelCallback(RecipeCallback):
     """Saves the model whenever a metric is better than ever, in ``<run directory>/checkpoints/<checkpoint_name>``.
 
-    It runs whenever another callback has measured the metric, after the others, on the weights that were measured. The
-    directory is replaced in whole: a kill leaves the old or the new one. If nobody has measured the metric by the time
-    that all others have run, that is a failure, with the keys that there are.
+    It runs whenever another callback has measured the metric, after the others, on the weights that were measured, also
+    where that went on in the background. The directory is replaced in whole: a kill leaves the old or the new one. If
+    nobody has measured the metric by the time that all others have run, that is a failure, with the keys that there are.
 
     Metrics: ``best_model/value``, ``best_model/step``: of the weights that are kept.
 
     Args:
-        model: what to save, with its live weights.
+        model: what to save.
         metric: the full key of a metric of another callback, such as ``validation/rewards/score/mean``.
         mode: "max" or "min": which values are better.
         checkpoint_name: the name of the directory.
@@ -33,6 +34,7 @@ class BestModelCallback(RecipeCallback):
     """
 
     runs_last = True
+    needs_measured_weights = True
 
     def __init__(
         self,
@@ -64,11 +66,19 @@ class BestModelCallback(RecipeCallback):
         """Forget an earlier run."""
         self.best, self.best_step = self.watch.worst, -1
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, and its step."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Only what is better than that is kept."""
+        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save the model if it is the best so far."""
         run = self.running()
         value = self.watch.value(self)
         if self.watch.is_better(value, self.best):
-            await self.model.save(run.run_dir / "checkpoints" / self.checkpoint_name)
+            await run.as_measured(self.model).save(run.run_dir / "checkpoints" / self.checkpoint_name)
             self.best, self.best_step = value, run.step
         return {"value": self.best, "step": self.best_step} if self.best_step >= 0 else {}

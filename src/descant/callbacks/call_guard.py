@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from descant.callbacks.watchdog import Watchdog
@@ -16,8 +17,8 @@ GRACE_S = 1.0
 
 
 class CallGuard:
-    """Runs one call at a time. After it, random generators and torch's settings are what they were, and nothing that
-    the call has left behind uses a model.
+    """Runs calls. After one, random generators and torch's settings are what they were, and nothing that it has left
+    behind uses a model.
 
     Args:
         warn: told at once, from another thread, when a call blocks the event loop.
@@ -28,8 +29,18 @@ class CallGuard:
         self.lingering: dict[asyncio.Task[Any], str] = {}
         """Calls that go on although they were cancelled, and whose they are."""
 
-    async def run(self, work: Callable[[], Awaitable[Any]], owner: Owner, timeout_s: float | None) -> Any:
+    async def run(
+        self,
+        work: Callable[[], Awaitable[Any]],
+        owner: Owner,
+        timeout_s: float | None,
+        *,
+        is_detached: bool = False,
+    ) -> Any:
         """What ``work`` returns; what it asks of models, it asks as ``owner``.
+
+        Calls that training waits for run one at a time. Detached ones go on side by side while it does: whoever turns
+        the event loop for them preserves the process's state.
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; it was cancelled, and may not use models any more.
@@ -37,7 +48,7 @@ class CallGuard:
             and whatever ``work`` raises.
         """
         reason = "has returned"
-        with preserved_process_state(), owner_scope(owner), self.watchdog.watching(owner.name):
+        with nullcontext() if is_detached else self._watching(owner.name), owner_scope(owner):
             task = asyncio.ensure_future(_contained(work))  # has a copy of the context: the owner is in it
             try:
                 await asyncio.wait({task}, timeout=timeout_s)
@@ -58,6 +69,11 @@ class CallGuard:
                 if not task.done():
                     await self._abandon(task, owner.name)
                 await owner.settle()
+
+    @contextmanager
+    def _watching(self, name: str) -> Iterator[None]:
+        with preserved_process_state(), self.watchdog.watching(name):
+            yield
 
     async def _abandon(self, task: asyncio.Task[Any], name: str) -> None:
         task.cancel()

@@ -87,6 +87,7 @@ class CheckpointCallback(RecipeCallback):
             )
         self.keep_last, self.keep_best = keep_last, keep_best
         self.watch = None if metric is None or mode is None else MetricWatch(metric, mode, f"callback {self.name!r}")
+        self.same_step_key = metric
         self.kept: list[Checkpoint] = []
         """The checkpoints of this run that have not been deleted, oldest first."""
 

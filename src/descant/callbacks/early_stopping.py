@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Unpack
 
@@ -59,6 +60,17 @@ class EarlyStoppingCallback(RecipeCallback):
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run."""
         self.best, self.best_step, self.num_without_improvement = self.watch.worst, run.step, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, its step, and the measurements since."""
+        return {
+            "best": self.best, "best_step": self.best_step, "num_without_improvement": self.num_without_improvement
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting."""
+        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+        self.num_without_improvement = int(state["num_without_improvement"])
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Compare the metric of this step with the best so far."""

@@ -28,13 +28,13 @@ class GenerateSamplesCallback(GenerationCallback):
 
     Args:
         thread_set: what to answer; a completion at the end of a thread is taken off and shown as reference.
-        model: sees the live weights.
+        model: what answers, with its weights after the step of the call.
         frequency: the share of the run between two calls.
         log_key: names the table, and the callback.
         temperature: 1 shows the variety of the model, 0 its most probable answer.
         log_key_prefix: in place of ``generation``, so that two of these callbacks do not share keys.
         options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
-            ``RecipeCallback``.
+            ``ModelCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.

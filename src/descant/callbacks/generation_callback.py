@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from descant.arguments import check_whole_number
-from descant.callbacks.base import CallbackOptions, RunView
+from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example, make_examples
-from descant.callbacks.model_callback import ModelCallback
+from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import ConfigurationError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
@@ -23,12 +23,12 @@ SAMPLE_COLUMNS = (
 )  # fmt: skip
 
 
-class GenerationOptions(CallbackOptions, total=False):
+class GenerationOptions(ModelOptions, total=False):
     """The settings that callbacks which generate take by keyword.
 
     ``max_gen_len``: the longest completion in tokens; by default the model's setting. ``limit``: only the first so many
     threads. ``num_completions``: completions of each thread, with random numbers of their own (the temperature must
-    be above 0). The rest: see ``RecipeCallback``.
+    be above 0). The rest: see ``ModelCallback``.
     """
 
     max_gen_len: int | None
@@ -64,7 +64,7 @@ class Completion:
 
 
 class GenerationCallback(ModelCallback[list[Completion]]):
-    """Generates ``num_completions`` per thread, on the live weights; a subclass says what to report of them.
+    """Generates ``num_completions`` per thread, ; a subclass says what to report of them.
 
     A completion at the end of a thread is taken off before generating. A thread for which generation fails is
     counted and reported; the others are not affected. At temperatures above 0 an example is sampled with the same
@@ -83,7 +83,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         max_gen_len: int | None = None,
         limit: int | None = None,
         num_completions: int = 1,
-        **options: Unpack[CallbackOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__(model, frequency, log_key_prefix, **options)
         given = make_examples(threads, argument, limit)

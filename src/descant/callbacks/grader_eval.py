@@ -45,7 +45,7 @@ class GraderEvalCallback(GenerationCallback):
     Args:
         validation_set: what to answer; a completion at the end of a thread is taken off and becomes
             ``metadata["reference"]``.
-        model: sees the live weights.
+        model: what answers, with its weights after the step of the call.
         grader: grades the threads with their completions.
         frequency: the share of the run between two calls.
         log_key: the prefix of all metrics, and the callback's name.
@@ -55,7 +55,7 @@ class GraderEvalCallback(GenerationCallback):
         max_concurrent_samples: how many samples are graded at a time; by default all.
         pass_threshold: the grade from which on a completion passes, for ``pass@<k>``.
         options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
-            ``RecipeCallback``.
+            ``ModelCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.

@@ -3,31 +3,58 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypeVar, Unpack, get_args
 
-from descant.callbacks.base import CallbackOptions, RecipeCallback
+from descant.callbacks.base import CallbackMode, CallbackOptions, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
 
 MeasurementT = TypeVar("MeasurementT")
+WhenBusy = Literal["wait", "skip", "replace"]
+"""What a background evaluation does that finds no room for its snapshot."""
+
+
+class ModelOptions(CallbackOptions, total=False):
+    """The settings that every ``ModelCallback`` takes by keyword; see there."""
+
+    mode: CallbackMode | None
+    when_busy: WhenBusy
 
 
 class ModelCallback(RecipeCallback, Generic[MeasurementT]):
     """A callback in two halves: ``measure`` needs the model's weights, ``report`` does not.
 
-    Training waits for both today. The halves are apart so that the second can go on while training does.
+    ========== ===================================== ============================ ===========================
+    mode       ``measure``                           ``report``                   training waits for
+    ========== ===================================== ============================ ===========================
+    inline     in the loop, on the live weights      in the loop                  all of it
+    overlap    in the loop, on the live weights      while training goes on       ``measure``
+    background elsewhere, on a copy of the weights   while training goes on       the copy
+    ========== ===================================== ============================ ===========================
+
+    The metrics are the same, and belong to the step whose weights were measured, whenever they arrive. Several calls of
+    one callback may be under way at a time, so ``measure`` hands over to ``report`` by what it returns.
 
     Args:
-        model: the model to look at, usually the one that is being trained; it sees the live weights.
-        frequency, log_key_prefix, options: see ``RecipeCallback``.
+        model: the model to look at, usually the one that is being trained.
+        frequency, log_key_prefix, options: see ``RecipeCallback``. ``timeout_s`` counts from the copy of the weights.
+        mode: see above; by default the trainer's ``callback_mode``.
+        when_busy: in the background, when all copies that there is room for are still being evaluated: "wait" for one
+            of them (nothing is lost; the time is reported as ``wait_s``), "skip" this evaluation, or let it "replace"
+            the oldest one of this callback that goes on. The last two are recorded. The final call waits in any case.
     """
+
+    modes = get_args(CallbackMode)
 
     def __init__(
         self,
         model: InferenceModel,
         frequency: Frequency,
         log_key_prefix: str | None = None,
+        *,
+        mode: CallbackMode | None = None,
+        when_busy: WhenBusy = "wait",
         **options: Unpack[CallbackOptions],
     ) -> None:
         if not isinstance(model, InferenceModel):
@@ -35,12 +62,21 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
                 f"model={model!r} is a {type(model).__name__}; a model made by ModelBuilder.spawn_train or "
                 "spawn_inference is needed"
             )
-        super().__init__(frequency, log_key_prefix, **options)
+        super().__init__(frequency, log_key_prefix, mode=mode, **options)
+        if when_busy not in get_args(WhenBusy):
+            allowed = ", ".join(map(repr, get_args(WhenBusy)))
+            raise ConfigurationError(f"callback {self.name!r}: when_busy={when_busy!r} must be one of {allowed}")
         self.model = model
+        self.mode = mode
+        self.when_busy = when_busy
 
     @abstractmethod
     async def measure(self, model: InferenceModel) -> MeasurementT:
-        """What the model says: completions, log-probabilities. Nothing here waits for anything but the model."""
+        """What the model says: completions, log-probabilities. Nothing here waits for anything but the model.
+
+        Args:
+            model: the weights to look at; ``self.model``, or a copy of it as it was at this step.
+        """
 
     @abstractmethod
     async def report(self, measurement: MeasurementT) -> dict[str, Any]:

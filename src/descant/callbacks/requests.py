@@ -40,6 +40,11 @@ class Requests:
         """Ask for a checkpoint of the weights after this step."""
         self._checkpoint_source = source
 
+    @property
+    def are_pending(self) -> bool:
+        """Whether there is anything to apply."""
+        return bool(self._stops) or self._checkpoint_source is not None
+
     async def apply(self, step: int) -> None:
         """Write the checkpoint that was requested, and say why the run will stop, if it has not ended by itself.
 

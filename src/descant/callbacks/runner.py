@@ -4,48 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 
-from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback, RunView
-from descant.callbacks.call_guard import CallGuard
+from descant.callbacks.base import RESERVED_PREFIXES, CallbackMode, RecipeCallback, RunView
+from descant.callbacks.calls import Call, CallbackFailure, Calls
 from descant.callbacks.contamination_check import ContaminationCheck, Policy
+from descant.callbacks.due_calls import DueCalls, check_budget
+from descant.callbacks.evaluations import Evaluations
 from descant.callbacks.interrupts import Interrupts
 from descant.callbacks.metric_keys import MetricKeys
-from descant.callbacks.requests import Requests, SaveCheckpoint, describe
+from descant.callbacks.modes import modes_of
+from descant.callbacks.requests import Requests, SaveCheckpoint
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
 from descant.engine.process_state import preserved_process_state
 from descant.environment import describe_environment, masked, plain_settings
-from descant.errors import CallbackError, ConfigurationError, DescantError
+from descant.errors import CallbackError, ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
 from descant.metrics import Metric, as_metric
-from descant.owner import Owner
+from descant.models.replica import EvaluationPlacement
 from descant.progress import Progress
 from descant.schedule import Plan
 from descant.seeds import derive_seed
+from descant.table import Table
 from descant.threads.thread import StringThread
 
-_FAILED = object()
 _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
-
-
-@dataclass(frozen=True, slots=True)
-class CallbackFailure:
-    """A call that failed, or one returned value that is not a metric: which callback, after how many steps, and why."""
-
-    callback: str
-    step: int
-    message: str
-    traceback: str
 
 
 class CallbackRunner:
@@ -59,9 +51,10 @@ class CallbackRunner:
     ...             break
 
     Entering it opens the run log, prints the plan, calls ``on_start`` and makes the calls that are due before the first
-    step. ``after_step`` makes those that are due after a step, one after another in list order, while training waits.
-    Leaving it makes the final calls, if they have not been made at this step, calls ``on_end`` and closes the run log;
-    also when training failed. In synchronous code, ``with runner.synchronous() as runner:`` gives the same without
+    step. ``after_step`` makes those that are due after a step, one after another in list order, while training waits;
+    in the modes "overlap" and "background", only for a part of them. Leaving it makes the final calls, if they have not
+    been made at this step, waits for everything that is under way, calls ``on_end`` and closes the run log; also when
+    training failed. In synchronous code, ``with runner.synchronous() as runner:`` gives the same without
     ``await``.
 
     A callback that raises, takes too long, or returns what is not a metric, is recorded; the others and training go
@@ -84,6 +77,11 @@ class CallbackRunner:
         training_set: the threads that are trained on, if the loop trains on threads: prompts that callbacks evaluate
             on and that stand in it, too, are reported at the start.
         contamination: "warn" about such prompts, refuse to start with an "error", or "ignore" them.
+        callback_mode: the mode of every ``ModelCallback`` that has none of its own, see there.
+        callback_budget: the share of the time that callbacks may cost training, such as 0.05; by default there is no
+            limit. A call that would go beyond it is deferred to the first step at which it fits, and that is recorded.
+            First and last calls are always made.
+        callback_placement: where the mode "background" evaluates; by default in a process of its own.
 
     Raises:
         ConfigurationError: an argument that cannot work, something that is not a callback, or names or keys that
@@ -105,8 +103,13 @@ class CallbackRunner:
         save_checkpoint: SaveCheckpoint | None = None,
         training_set: Sequence[StringThread] | None = None,
         contamination: Policy = "warn",
+        callback_mode: CallbackMode = "inline",
+        callback_budget: float | None = None,
+        callback_placement: EvaluationPlacement | None = None,
     ) -> None:
         self._keys = MetricKeys(callbacks)
+        modes = modes_of(callbacks, callback_mode)
+        check_budget(callback_budget)
         if not isinstance(num_steps, int) or num_steps < 1:
             raise ConfigurationError(f"num_steps={num_steps!r} must be a whole number of planned steps, at least 1")
         if not isinstance(first_step, int) or not 0 <= first_step <= num_steps:
@@ -118,30 +121,40 @@ class CallbackRunner:
         self.run_dir = new_run_dir("run") if run_dir is None else Path(run_dir)
         self.step = first_step
         """Completed steps."""
-        self.failures: list[CallbackFailure] = []
-        self.costs = Costs(self.plan(), num_steps)
+        self.costs = Costs(self.plan(), num_steps, modes, callback_budget)
         self.recorder = RunRecorder(self.run_dir, num_steps, logger, strict=strict)
-        self._seed, self._strict, self._title, self._config = seed, strict, title, dict(config or {})
+        self._calls = Calls(self.recorder, self.costs, self._keys, seed=seed, num_steps=num_steps, strict=strict)
+        placement = callback_placement or EvaluationPlacement()
+        self._evaluations = Evaluations(
+            self.callbacks, modes, self._calls, self.costs, self.recorder, placement, self._landed
+        )
+        self._due = DueCalls(self.callbacks, num_steps, self.costs, callback_budget)
+        self._seed, self._title = seed, title
+        self._config = {**(config or {}), "callback_mode": callback_mode, "callback_budget": callback_budget}
         self._requests = Requests(self.recorder, save_checkpoint, strict=strict)
         self._contamination = ContaminationCheck(training_set, contamination)
         self._progress = Progress(first_step, num_steps)
         self._training_metrics: Mapping[str, Metric] = {}
         self.evaluations: dict[str, Metric] = {}
-        """What callbacks have returned at the latest step, under their full keys."""
+        """What callbacks have returned in the loop at the latest step, under their full keys."""
+        self.late_evaluations: list[tuple[int, dict[str, Metric]]] = []
+        """Steps and numbers of the evaluations that went on beside training, in the order in which they arrived."""
         self._known_keys: set[str] = set()
         self._last_call: dict[str, int] = {}
-        self._disabled: set[str] = set()
         self._started: list[RecipeCallback] = []
         self._first_step = first_step
         self._is_open = self._has_forecast = False
         self._told_missing: set[str] = set()
-        self._warnings: list[tuple[str, int, str, str | None]] = []
         self.interrupts = Interrupts()
-        self._guard = CallGuard(self.recorder.show_warning)
 
     def plan(self) -> list[Plan]:
         """When each callback will run, if training is not stopped early."""
         return [callback.plan(self.num_steps) for callback in self.callbacks]
+
+    @property
+    def failures(self) -> Sequence[CallbackFailure]:
+        """The calls that have failed, and the returned values that are no metrics, in order."""
+        return self._calls.failures
 
     @property
     def stop_reason(self) -> str | None:
@@ -184,12 +197,14 @@ class CallbackRunner:
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             stack.push_async_exit(self._end)
+            await self._evaluations.start()
             for callback in self.callbacks:
                 callback.last_call = -1.0
                 self._started.append(callback)
-                await self._attempt(callback, partial(callback.on_start, self._show_run(callback)))
+                await self._call_hook(callback, callback.on_start)
             if self.step == 0:
                 await self._call_due(before=None)
+            self._due.look_ahead(self.step)
             await self.recorder.publish()
             self._stack = stack.pop_all()
         self._is_open = True
@@ -225,11 +240,14 @@ class CallbackRunner:
         self._training_metrics = {"training/step_s": training_s / num_new_steps, **self._checked(metrics or {})}
         self.evaluations = {}
         await self.recorder.record(self.step, self._training_metrics)
-        is_due = any(callback.is_due(before, self._progress) for callback in self.callbacks)
+        is_quiet = not self._evaluations.are_under_way and not self._requests.are_pending
+        is_quiet = is_quiet and self._due.is_quiet(self.step)
         # Whenever others have a turn on the event loop, what an earlier call has left behind has one too.
-        with preserved_process_state() if is_due or self.recorder.has_logger else nullcontext():
-            if is_due:
+        with nullcontext() if is_quiet and not self.recorder.has_logger else preserved_process_state():
+            if not is_quiet:
+                await self._evaluations.turn()
                 await self._call_due(before)
+                self._due.look_ahead(self.step)
             await self._forecast()
             await self.recorder.publish(self.costs.remaining_s(self.step))
         self.resume_training_time()
@@ -252,11 +270,12 @@ class CallbackRunner:
         if self.step == self._first_step > 0:
             return  # of a run that is continued, nothing has been trained: this was evaluated by the run before
 
-        def is_due(callback: RecipeCallback) -> bool:
-            return callback.at_end and self._last_call.get(callback.name) != self.step
-
+        due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self.step]
         with preserved_process_state():
-            await self._call_all(is_due, is_final=True)
+            await self._call_all(due, is_final=True)
+            if self._evaluations.are_under_way:
+                await self._evaluations.wait()
+                await self._call_all([], is_final=True)  # whoever has watched for a metric in vain
 
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -275,16 +294,17 @@ class CallbackRunner:
             raise
         finally:
             is_cancelled = error is not None and not isinstance(error, Exception)
+            leave = [partial(self._evaluations.close, at_once=is_cancelled)]
             for callback in self._started:
-                work = partial(callback.on_end, self._show_run(callback))
+                leave.append(partial(self._call_hook, callback, callback.on_end, _LEAVING_S if is_cancelled else None))
+            for each in leave:  # strict, or the run log cannot be written, or cancelled: all have a turn
                 try:
-                    await self._attempt(callback, work, _LEAVING_S if is_cancelled else callback.timeout_s)
-                except (
-                    BaseException
-                ) as failure:  # strict, or the run log cannot be written, or cancelled: all have a turn
+                    await each()
+                except BaseException as failure:
                     first_error = first_error or failure
+            for callback in self._started:
                 callback.run = None
-            for name in self._guard.lingering.values():
+            for name in self._calls.guard.lingering.values():
                 self.recorder.show_warning(f"{name} still goes on, although it was cancelled when its time was up")
             self.recorder.conclude(self._outcome(), list(self.costs))
         if error is None and first_error is not None:
@@ -300,19 +320,27 @@ class CallbackRunner:
 
     async def _call_due(self, before: Progress | None) -> None:
         """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
-        await self._call_all(lambda callback: callback.is_due(before, self._progress))
+        due, deferred = self._due.take(before, self._progress)
+        for callback in deferred:
+            self.costs[callback.name].num_deferred += 1
+            message = (
+                f"{callback.name}: the call that is due at step {self.step} is deferred; with it, callbacks would have "
+                f"taken {self.costs.share_with(callback.name):.1%} of the time, which callback_budget does not allow"
+            )
+            await self.recorder.record_note(self.step, "callback_deferred", callback.name, message)
+        await self._call_all(due)
 
-    async def _call_all(self, is_due: Callable[[RecipeCallback], bool], *, is_final: bool = False) -> None:
+    async def _call_all(self, due: Sequence[RecipeCallback], *, is_final: bool = False) -> None:
         """The calls that are due at this step: in list order, and those that look at what others return after these.
 
         Whoever has watched for a metric that nobody measures is called, once, to say so.
         """
         try:
-            for callback in self.callbacks:
-                if not callback.runs_last and is_due(callback):
-                    await self._call(callback)
+            for callback in due:
+                if not callback.runs_last:
+                    await self._call(callback, is_final=is_final or self._progress.is_complete)
             last = [callback for callback in self.callbacks if callback.runs_last]
-            while ready := [c for c in last if self._has_news_for(c) or (c.watched_key is None and is_due(c))]:
+            while ready := [c for c in last if self._has_news_for(c) or (c.watched_key is None and c in due)]:
                 last.remove(ready[0])  # its metrics may be news for another
                 await self._call(ready[0])
             for callback in last:
@@ -320,7 +348,7 @@ class CallbackRunner:
                     self._told_missing.add(callback.name)
                     await self._call(callback)
         finally:
-            await self._record_warnings()
+            await self._calls.record_warnings()
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:
@@ -331,6 +359,8 @@ class CallbackRunner:
         """Whether all that could measure what a callback watches have run (or run no more), and nobody has."""
         key = callback.watched_key
         if key is None or key in self._known_keys or callback.name in self._told_missing:
+            return False
+        if self._evaluations.are_under_way:
             return False
         return is_final or all(
             other.name in self._last_call or (bool(keys := other.declared_keys()) and key not in keys)
@@ -352,98 +382,66 @@ class CallbackRunner:
             )
         if step > self.num_steps >= self.step:
             message = f"step {step} is beyond num_steps={self.num_steps}, by which calls are planned"
-            self._warn("runner", int(step), message)
+            self._calls.warn("runner", int(step), message)
         return Progress(min(int(step), self.num_steps), self.num_steps, time.monotonic() - self._started_at)
 
     # One call
 
-    async def _call(self, callback: RecipeCallback) -> None:
-        name = callback.name
-        if name in self._disabled:
+    async def _call(self, callback: RecipeCallback, *, is_final: bool = False) -> None:
+        if callback.name in self._calls.disabled:
             return
-        self._last_call[name] = self.step
+        self._last_call[callback.name] = self.step
         callback.last_call = self._progress.percentage
-        self._show_run(callback)
+        await self._evaluations.begin(callback, self._show_run(callback), is_final=is_final)
+
+    async def _call_hook(
+        self, callback: RecipeCallback, hook: Callable[[RunView], Awaitable[None]], timeout_s: float | None = None
+    ) -> None:
+        """``on_start`` or ``on_end``."""
+        run = self._show_run(callback)
         started_at = time.perf_counter()
-        returned = await self._attempt(callback, partial(callback.callback, self._progress.percentage))
-        seconds = time.perf_counter() - started_at
-        metrics = {} if returned is _FAILED else await self._accept(callback, returned)
-        self.evaluations |= metrics
+        await self._calls.make(Call(callback, run), partial(hook, run), timeout_s)
+        self.costs[callback.name].seconds += time.perf_counter() - started_at
+
+    async def _landed(self, call: Call, metrics: dict[str, Metric]) -> None:
+        """The metrics of a call are recorded. If it went on beside training, those that watch them are called now."""
         self._known_keys |= metrics.keys()
-        cost = self.costs.add_call(name, seconds, metrics)
-        await self.recorder.record_evaluation(
-            self.step,
-            name,
-            metrics,
-            {
-                f"callbacks/{name}/stall_s": seconds,
-                f"callbacks/{name}/num_runs": cost.num_runs,
-                f"callbacks/{name}/total_s": cost.seconds,
-                f"callbacks/{name}/time_fraction": self.costs.time_fraction(name),
-                f"callbacks/{name}/num_failed": cost.num_failed,
-            },
+        if call.started_at is None:
+            self.evaluations |= metrics
+            return
+        numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
+        self.late_evaluations.append((call.run.step, numbers))
+        for watcher in self.callbacks:
+            if watcher.watched_key in metrics:
+                await self._call_watcher(watcher, call, metrics)
+
+    async def _call_watcher(self, watcher: RecipeCallback, call: Call, metrics: dict[str, Metric]) -> None:
+        """A call that goes by what another one has measured beside training, at the step of that one."""
+        measured = call.run
+        run = replace(
+            self._view(watcher, measured.step),
+            step=measured.step,
+            progress=measured.progress,
+            metrics=measured.metrics,
+            evaluations=metrics,
+            as_measured=call.as_measured or partial(_refuse_weights, watcher.name, call),
         )
-
-    async def _attempt(
-        self, callback: RecipeCallback, work: Callable[[], Awaitable[Any]], timeout_s: float | None = None
-    ) -> Any:
-        """The result of ``work``, or ``_FAILED`` once its exception has been recorded."""
-        owner = Owner(f"callback {callback.name!r}", derive_seed(self._seed, callback.name), observer=True)
-        started_at = time.perf_counter()
-        try:
-            return await self._guard.run(work, owner, timeout_s or callback.timeout_s)
-        except Exception as error:
-            await self._record_failure(callback, error)
-            return _FAILED
-        finally:
-            self.costs[callback.name].seconds += time.perf_counter() - started_at
-            if report := self._guard.watchdog.take_report():
-                message = f"{callback.name}: it has blocked the event loop"
-                await self.recorder.record_note(self.step, "callback_blocked", callback.name, message, report)
-            await self._record_warnings()
-
-    async def _accept(self, callback: RecipeCallback, returned: Any) -> dict[str, Metric]:
-        """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
-        if not isinstance(returned, dict):
-            error = TypeError(f"it returned {type(returned).__name__}; a dict of metrics is needed ({{}} for none)")
-            await self._record_failure(callback, error)
-            return {}
-        accepted: dict[str, Metric] = {}
-        for key, value in callback.with_prefix(returned).items():
-            try:
-                accepted[self._keys.claim(callback.name, key)] = as_metric(value)
-            except Exception as error:  # whatever a value of the user's does when it is looked at
-                error.add_note(f"in what callback {callback.name!r} returned under the key {key!a}")
-                await self._record_failure(callback, error, f"key {key!a}: ")
-        return accepted
-
-    async def _record_failure(self, callback: RecipeCallback, error: Exception, place: str = "") -> None:
-        name = callback.name
-        says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
-        reason = place + (str(error) if says_it_all else describe(error))
-        message = f"callback {name!r} failed at step {self.step} of {self.num_steps}: {reason}"
-        failure = CallbackFailure(name, self.step, message, "".join(traceback.format_exception(error)))
-        self.failures.append(failure)
-        self.costs[name].num_failed += 1
-        await self.recorder.record_event(self.step, "callback_failed", name, message, failure.traceback)
-        if self._strict or callback.on_error == "raise":
-            raise CallbackError(message) from error
-        if callback.on_error == "disable" and name not in self._disabled:
-            self._disabled.add(name)
-            self.costs.expect_no_more(name)
-            message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
-            await self.recorder.record_event(self.step, "callback_disabled", name, message)
-
-    async def _record_warnings(self) -> None:
-        warnings, self._warnings = self._warnings, []
-        for source, step, message, details in warnings:
-            await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
+        watching = Call(watcher, run, started_at=call.started_at)
+        self.costs.add_stall(watcher.name, 0.0)
+        work = partial(watcher.callback, measured.step / measured.num_steps)
+        returned = await self._calls.make(watching, work, is_detached=True)
+        await self._landed(watching, await self._calls.land(watching, returned))
 
     # What callbacks see and request
 
     def _show_run(self, callback: RecipeCallback) -> RunView:
         """Let the callback see the run as it is now."""
-        callback.run = RunView(
+        run = callback.run = self._view(callback, self.step)
+        return run
+
+    def _view(self, callback: RecipeCallback, step: int) -> RunView:
+        """The run as it is now; what is recorded and drawn by it belongs to ``step``."""
+        return RunView(
             step=self.step,
             num_steps=self.num_steps,
             progress=self._progress.fraction,
@@ -452,15 +450,12 @@ class CallbackRunner:
             evaluations=dict(self.evaluations),
             known_keys=frozenset(self._known_keys),
             run_dir=self.run_dir,
-            seed=derive_seed(self._seed, callback.name, self.step),
-            warn=partial(self._warn, callback.name, self.step),
+            seed=derive_seed(self._seed, callback.name, step),
+            warn=partial(self._calls.warn, callback.name, step),
             request_stop=partial(self._requests.stop, callback.name),
             request_checkpoint=partial(self._requests.checkpoint, callback.name),
+            as_measured=lambda model: model,
         )
-        return callback.run
-
-    def _warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
-        self._warnings.append((source, step, message, details))
 
     # What is recorded
 
@@ -487,3 +482,10 @@ class CallbackRunner:
             | {"frequency": str(c.frequency)}
             for c in self.callbacks
         ]
+
+
+def _refuse_weights(name: str, call: Call, model: object) -> Never:
+    raise ConfigurationError(
+        f"callback {name!r} needs the weights that {call} has measured, and in the mode of {call.callback.name!r} no "
+        "copy of them is kept: give it mode='background' or 'inline'"
+    )

@@ -9,9 +9,8 @@ from statistics import fmean
 from typing import Any, Unpack
 
 from descant.arguments import check_text
-from descant.callbacks.base import CallbackOptions
 from descant.callbacks.examples import make_examples
-from descant.callbacks.model_callback import ModelCallback
+from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import DatasetError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
@@ -38,7 +37,7 @@ class ThreadLoss:
 
 
 class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
-    """The negative log-likelihood of a validation set under the live weights, without dropout.
+    """The negative log-likelihood of a validation set, without dropout.
 
     Metrics, with the default ``log_key`` (with another, ``validation/<log_key>`` is the loss and the others are under
     ``validation/<log_key>/``):
@@ -56,11 +55,11 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
 
     Args:
         validation_set: threads with their completions; weighted turns are scored.
-        model: sees the live weights.
+        model: what is scored.
         frequency: the share of the run between two calls.
         log_key: names the loss, and the callback.
         limit: only the first so many threads.
-        options: see ``RecipeCallback``.
+        options: see ``ModelCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -75,7 +74,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         log_key: str = "loss",
         *,
         limit: int | None = None,
-        **options: Unpack[CallbackOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
         check_text("log_key", log_key)
         options.setdefault("name", log_key)

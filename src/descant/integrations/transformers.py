@@ -9,15 +9,17 @@ from typing import Any, cast
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.callbacks.calls import CallbackFailure
 from descant.callbacks.contamination_check import Policy
-from descant.callbacks.runner import CallbackFailure, CallbackRunner
+from descant.callbacks.runner import CallbackRunner
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import new_run_dir, unused_run_dir
 from descant.metrics import Metric
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
+from descant.models.replica import EvaluationPlacement
 from descant.table import Table
 from descant.threads.thread import StringThread
 
@@ -32,6 +34,9 @@ def add_callbacks(
     strict: bool = False,
     training_set: Sequence[StringThread] | None = None,
     contamination: Policy = "warn",
+    callback_mode: CallbackMode = "inline",
+    callback_budget: float | None = None,
+    callback_placement: EvaluationPlacement | None = None,
 ) -> AddedCallbacks:
     """Run descant's callbacks inside a trainer of Transformers or TRL, on the model that is being trained there.
 
@@ -52,6 +57,11 @@ def add_callbacks(
         training_set: what the trainer trains on, as threads; prompts that callbacks evaluate on and that stand in it,
             too, are reported at the start. (The trainer's own dataset may be tokens by now.)
         contamination: "warn" about such prompts, refuse to start with an "error", or "ignore" them.
+        callback_mode: the mode of every callback that looks at a model and has none of its own: "inline", "overlap" or
+            "background", see ``ModelCallback``. What goes on beside training goes on after each step for as long as it
+            does not wait, and in processes and threads; a synchronous grader that draws from the global random
+            generators belongs into "inline", since this trainer draws from them too.
+        callback_budget, callback_placement: see ``CallbackRunner``.
 
     Returns:
         what there is to see of the run.
@@ -75,7 +85,14 @@ def add_callbacks(
         if trainer.processing_class is None:
             raise ConfigurationError("the trainer has no tokenizer; give it one as processing_class=")
         callbacks = callbacks(live_model(trainer.model, trainer.processing_class))
-    options = {"strict": strict, "training_set": training_set, "contamination": contamination}
+    options = {
+        "strict": strict,
+        "training_set": training_set,
+        "contamination": contamination,
+        "callback_mode": callback_mode,
+        "callback_budget": callback_budget,
+        "callback_placement": callback_placement,
+    }
     added = AddedCallbacks(trainer, callbacks, run_dir, options)
     trainer.add_callback(added)
     return added
@@ -175,20 +192,28 @@ class AddedCallbacks(TrainerCallback):
         assert self.runner is not None
         if self.runner.should_stop:
             control.should_training_stop = True
+        late = self.runner.late_evaluations
+        while late:
+            self._log(state, control, *late.pop(0))
         step, evaluations = state.global_step, self.runner.evaluations
         new = {key: value for key, value in evaluations.items() if self._logged.get(key) != step}
         self._logged |= dict.fromkeys(new, step)
-        if numbers := {f"eval_{key}": value for key, value in new.items() if _is_number(value)}:
-            # As Trainer.log does, which subclasses override with what belongs to their training metrics.
-            state.log_history.append(cast("Any", {**numbers, "epoch": state.epoch, "step": state.global_step}))
-            AddedCallbacks._is_logging, should_log = True, control.should_log
-            try:
-                self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
-            finally:
-                AddedCallbacks._is_logging, control.should_log = (
-                    False,
-                    should_log,
-                )  # the trainer's own log is still to come
+        self._log(state, control, step, new)
+
+    def _log(self, state: TrainerState, control: TrainerControl, step: int, metrics: Mapping[str, Metric]) -> None:
+        """Give metrics of a step to the trainer's history and trackers, as ``Trainer.log`` does, which subclasses
+        override with what belongs to their training metrics."""
+        numbers = {f"eval_{key}": value for key, value in metrics.items() if _is_number(value)}
+        if not numbers:
+            return
+        present, should_log = state.global_step, control.should_log
+        epoch = state.epoch if step == present or state.epoch is None else state.epoch * step / present
+        state.log_history.append(cast("Any", {**numbers, "epoch": epoch, "step": step}))
+        AddedCallbacks._is_logging, state.global_step = True, step
+        try:
+            self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
+        finally:  # the trainer's own log is still to come
+            AddedCallbacks._is_logging, state.global_step, control.should_log = False, present, should_log
 
     def _request_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> Path:
         if state.global_step == 0:

@@ -149,18 +149,29 @@ class Console:
 
 def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for header in ("callback", "runs", "each", "in all", "of the run", "failures"):
-        table.add_column(header, justify="left" if header == "callback" else "right")
+    has_detached = any(cost.num_landed for cost in costs)
+    left_out = [name for name in ("skipped", "replaced", "deferred") if any(_num(cost, name) for cost in costs)]
+    headers = ["runs", "each", *(["beside training"] * has_detached), "in all", "of the run", "failures"]
+    table.add_column("callback")
+    for header in (*headers, *left_out):
+        table.add_column(header, justify="right")
     for cost in costs:
+        beside = [describe_seconds(cost.mean_busy_s) if cost.num_landed else ""] * has_detached
         table.add_row(
             Text(printable(cost.name)),
             str(cost.num_runs),
             describe_seconds(cost.mean_s),
+            *beside,
             describe_seconds(cost.seconds),
             f"{cost.seconds / duration_s:.1%}" if duration_s else "",
             Text(str(cost.num_failed), style="yellow" if cost.num_failed else ""),
+            *(str(_num(cost, name)) for name in left_out),
         )
     return table
+
+
+def _num(cost: CallbackCost, what: str) -> int:
+    return int(getattr(cost, f"num_{what}"))
 
 
 def _is_main(key: str, value: Metric) -> bool:

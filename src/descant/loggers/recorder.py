@@ -65,7 +65,7 @@ class RunRecorder:
         """The latest table under every key."""
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
-        self._unpublished: dict[str, Metric] = {}
+        self._unpublished: dict[int, dict[str, Metric]] = {}
         self._console = Console(num_steps)
         loggers = flat_loggers(logger)
         self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
@@ -162,13 +162,18 @@ class RunRecorder:
         return named
 
     async def record(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
-        """Write metrics of a step to the run log at once; the logger gets them with all others of the step."""
-        self.step = step
-        metrics = {**metrics, "progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
-        self._unpublished |= metrics
+        """Write metrics of a step to the run log at once; the logger gets them with all others of the step.
+
+        The step may be an earlier one, of an evaluation that has arrived late.
+        """
+        place: dict[str, Metric] = {"progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
+        self._unpublished.setdefault(step, {}).update({**metrics, **place})
+        if step >= self.step:
+            self.step = step
+            self.latest |= {key: value for key, value in place.items() if not isinstance(value, Table)}
         self.latest |= {key: value for key, value in metrics.items() if not isinstance(value, Table)}
         self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
-        await self._run_log.log_metrics(step, metrics, source)
+        await self._run_log.log_metrics(step, {**metrics, **place}, source)
 
     async def record_evaluation(
         self, step: int, callback: str, metrics: Mapping[str, Metric], costs: Mapping[str, Metric]
@@ -178,7 +183,7 @@ class RunRecorder:
         self._console.show_evaluation(step, callback, metrics)
 
     async def publish(self, remaining_s: float | None = None) -> None:
-        """Give the logger everything that was recorded since the last time: the metrics of one step.
+        """Give the logger everything that was recorded since the last time: once for each step that it is of.
 
         Args:
             remaining_s: seconds to the end of the run, for the console.
@@ -186,12 +191,12 @@ class RunRecorder:
         Raises:
             whatever the logger raises, if ``strict``; otherwise that is an event.
         """
-        metrics, self._unpublished = self._unpublished, {}
-        if not metrics:
-            return
-        self._console.show_step(self.step, metrics, remaining_s)
-        for logger in self._loggers:
-            await self._ask(logger, partial(logger, metrics))
+        unpublished, self._unpublished = self._unpublished, {}
+        for step, metrics in sorted(unpublished.items()):
+            if step == self.step:
+                self._console.show_step(step, metrics, remaining_s)
+            for logger in self._loggers:
+                await self._ask(logger, partial(logger, metrics))
 
     async def _ask(self, logger: LoggerFunction, work: Callable[[], Awaitable[None] | None]) -> None:
         """Let a logger of the user's do something, here in the loop."""
@@ -226,6 +231,10 @@ class RunRecorder:
     def show_warning(self, message: str) -> None:
         """Show a warning at once, from any thread, without recording it."""
         self._console.warn(message)
+
+    def show_note(self, message: str) -> None:
+        """Show what is good to know, without recording it."""
+        self._console.note(message)
 
     async def _log_event(
         self, step: int, kind: str, source: str, message: str, details: BaseException | str | None

@@ -25,13 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.callbacks.calls import CallbackFailure
 from descant.callbacks.contamination_check import Policy, check_policy
+from descant.callbacks.due_calls import check_budget
 from descant.callbacks.metric_keys import MetricKeys
-from descant.callbacks.runner import CallbackFailure, CallbackRunner
+from descant.callbacks.modes import modes_of
+from descant.callbacks.runner import CallbackRunner
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.metrics import Metric
+from descant.models.replica import EvaluationPlacement
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.owner import Owner, owner_scope
@@ -77,6 +81,12 @@ class Trainer(ABC):
         run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
         contamination: what follows when prompts that callbacks evaluate on are trained on: "warn", "error", "ignore".
         stage_notifier: is told after every step how many samples are done.
+        callback_mode: the mode of every callback that looks at a model and has none of its own: "inline", "overlap" or
+            "background", see ``ModelCallback``.
+        callback_budget: the share of the time that callbacks may cost training, such as 0.05; by default there is no
+            limit. A call that would go beyond it is deferred to the first step at which it fits, and that is recorded.
+            First and last calls are always made.
+        callback_placement: where the mode "background" evaluates; by default in a process of its own.
 
     Raises:
         ConfigurationError: an argument that cannot work, or callbacks whose names or keys collide.
@@ -92,6 +102,9 @@ class Trainer(ABC):
         run_dir: str | Path | None,
         contamination: Policy,
         stage_notifier: StageNotifier | None = None,
+        callback_mode: CallbackMode = "inline",
+        callback_budget: float | None = None,
+        callback_placement: EvaluationPlacement | None = None,
     ) -> None:
         flat_loggers(logger)
         if stage_notifier is not None and not callable(getattr(stage_notifier, "report_progress", None)):
@@ -99,6 +112,10 @@ class Trainer(ABC):
                 f"stage_notifier={stage_notifier!r} must have report_progress, as ctx.job.stage_notifier('train') has"
             )
         MetricKeys(callbacks)  # what cannot work is refused before anything is opened
+        modes_of(callbacks, callback_mode)
+        check_budget(callback_budget)
+        self.callback_mode, self.callback_budget = callback_mode, callback_budget
+        self.callback_placement = callback_placement
         check_policy(contamination)
         self.contamination: Policy = contamination
         self.logger = logger
@@ -170,6 +187,9 @@ class Trainer(ABC):
             save_checkpoint=self.save_checkpoint,
             training_set=self.training_set,
             contamination=self.contamination,
+            callback_mode=self.callback_mode,
+            callback_budget=self.callback_budget,
+            callback_placement=self.callback_placement,
         )
         async with self._training_alone(), runner:
             await self._report_progress(0, runner.recorder)

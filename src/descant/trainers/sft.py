@@ -10,11 +10,12 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Never
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.contamination_check import Policy
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
+from descant.models.replica import EvaluationPlacement
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.progress import exact_fraction
@@ -27,6 +28,7 @@ _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (
     "dataset", "model", "logger", "callbacks", "lr", "lr_scheduler", "samples_per_batch", "max_grad_norm", "epochs",
     "weight_decay", "skip_nan_gradients", "data_seed", "seed", "strict", "run_dir", "contamination", "stage_notifier",
+    "callback_mode", "callback_budget", "callback_placement",
 )  # fmt: skip
 
 
@@ -63,6 +65,12 @@ class SFT(Trainer):
         contamination: what follows when prompts that callbacks evaluate on stand in the dataset, too: "warn" says so at
             the start, with examples; "error" refuses to start; "ignore" does not look.
         stage_notifier: is told after every step how many samples are done.
+        callback_mode: the mode of every callback that looks at a model and has none of its own: "inline", "overlap" or
+            "background", see ``ModelCallback``.
+        callback_budget: the share of the time that callbacks may cost training, such as 0.05; by default there is no
+            limit. A call that would go beyond it is deferred to the first step at which it fits, and that is recorded.
+            First and last calls are always made.
+        callback_placement: where the mode "background" evaluates; by default in a process of its own.
 
     Raises:
         ConfigurationError: an argument that cannot work, an argument that does not exist, or callbacks that collide.
@@ -89,6 +97,9 @@ class SFT(Trainer):
         run_dir: str | Path | None = None,
         contamination: Policy = "warn",
         stage_notifier: StageNotifier | None = None,
+        callback_mode: CallbackMode = "inline",
+        callback_budget: float | None = None,
+        callback_placement: EvaluationPlacement | None = None,
         **unsupported: Never,
     ) -> None:
         for name in unsupported:
@@ -115,6 +126,9 @@ class SFT(Trainer):
             run_dir=run_dir,
             contamination=contamination,
             stage_notifier=stage_notifier,
+            callback_mode=callback_mode,
+            callback_budget=callback_budget,
+            callback_placement=callback_placement,
         )
         self.dataset = dataset
         self.model = model

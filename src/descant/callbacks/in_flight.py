@@ -1,0 +1,79 @@
+"""InFlight: evaluations that go on while training does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from descant.callbacks.calls import Call
+
+_NUM_TURNS = 10  # of the event loop after a step: what has arrived goes on, and nothing waits
+_LEAVING_S = 5.0  # what cancelled evaluations may take to end
+
+Work = Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
+"""What a call still has to do, given the call of the same callback before it: results land in order."""
+
+
+class InFlight:
+    """The calls whose results have not landed yet, each in a task of its own.
+
+    A loop of ours turns by itself. In one of a user's, which trains without awaiting, these tasks go on during the
+    turns after each step.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[Call, asyncio.Task[None]] = {}
+        self._failure: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(list(self._tasks))
+
+    def start(self, call: Call, work: Work) -> None:
+        """Let a call go on."""
+        same = [task for other, task in self._tasks.items() if other.callback is call.callback]
+        task = asyncio.ensure_future(work(same[-1] if same else None))
+        self._tasks[call] = task
+        task.add_done_callback(lambda task: self._end(call, task))
+
+    async def turn(self) -> None:
+        """Let them go on with whatever has arrived; raises what one of them has failed with, if that ends the run."""
+        for _ in range(_NUM_TURNS):
+            await asyncio.sleep(0)
+        self.check()
+
+    def check(self) -> None:
+        """Raises what a call has failed with, if that ends the run (``strict``, or the run log cannot be written)."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def wait(self) -> None:
+        """Wait for all, also for those that begin meanwhile."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+        self.check()
+
+    async def cancel(self, call: Call) -> None:
+        """Give one up, and wait until it has ended."""
+        if task := self._tasks.get(call):
+            task.cancel()
+            await asyncio.wait({task}, timeout=_LEAVING_S)
+
+    async def cancel_all(self) -> list[Call]:
+        """Give up all of them; returns which."""
+        calls = list(self._tasks)
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LEAVING_S)
+        return calls
+
+    def _end(self, call: Call, task: asyncio.Task[None]) -> None:
+        del self._tasks[call]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
