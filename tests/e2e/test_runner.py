@@ -451,7 +451,7 @@ async def test_costs_are_metrics_and_a_table_at_the_end(run, tmp_path, capsys):
     assert re.search(r"callback +runs +each +in all +of the run +failures", shown)
     assert re.search(r"act +3 .* 1\n", shown)
     assert re.search(r"counting +11 .* 0\n", shown)
-    assert re.search(r"forecast: .* in all, of which callbacks [\d.]+ %: .*counting 11 × [\d.]+ s ≈ [\d.]+ %", shown)
+    assert re.search(r"forecast: .* in all, of which callbacks [\d.]+ %: .*counting 11 × [\d.]+ m?s ≈ [\d.]+ %", shown)
     assert len(events(tmp_path, "forecast")) == 1
 
 

@@ -1,0 +1,280 @@
+"""Out of the way: training waits for a part of an evaluation, or for a copy of the weights; the numbers are the same, at
+the same steps, and training is bit-identical, whatever happens to the evaluation."""
+
+import asyncio
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import (
+    BareLoop,
+    CountingCallback,
+    LengthGrader,
+    addition_threads,
+    query,
+    samples,
+    series,
+    training_model,
+    weights_of,
+)
+
+from descant import (
+    SFT,
+    BaseGrader,
+    BestModelCallback,
+    CallbackRunner,
+    CheckpointCallback,
+    EarlyStoppingCallback,
+    EvaluationPlacement,
+    GenerateSamplesCallback,
+    Grade,
+    GraderEvalCallback,
+    ModelCallback,
+    RecipeCallback,
+    ValidationLossCallback,
+    at,
+    every_steps,
+)
+from descant.errors import CallbackError, ConfigurationError
+
+MODES = ("inline", "overlap", "background")
+VALIDATION = addition_threads(6, offset=40)
+ONE_THREAD = EvaluationPlacement(num_threads=1)  # as training in these tests: the same bits
+
+
+def built_ins(model, **options):
+    return [
+        ValidationLossCallback(VALIDATION, model, 0.25, **options),
+        GraderEvalCallback(VALIDATION, model, LengthGrader(), 0.25, max_gen_len=4, **options),
+        GenerateSamplesCallback(VALIDATION, model, 0.25, max_gen_len=4, num_completions=2, **options),
+    ]
+
+
+async def train(path, run_dir, make_callbacks, num_steps=8, **options):
+    """A run of SFT; returns its result and the weights after it."""
+    async with training_model(path) as model:
+        result = await SFT(
+            dataset=addition_threads(2 * num_steps),
+            model=model,
+            lr=1e-2,
+            samples_per_batch=2,
+            callbacks=make_callbacks(model),
+            run_dir=run_dir,
+            callback_placement=ONE_THREAD,
+            **options,
+        ).run()
+        return result, weights_of(model)
+
+
+def assert_same_weights(some, others):
+    assert some.keys() == others.keys()
+    different = [name for name in some if not torch.equal(some[name], others[name])]
+    assert not different
+
+
+def recorded(run_dir):
+    """Everything but times: metrics of callbacks and rows of samples, by step."""
+    metrics = query(run_dir, "SELECT step, key, number, text FROM metrics ORDER BY step, key")
+    metrics = [row for row in metrics if not row[1].endswith("_s") and not row[1].startswith("callbacks/")]
+    return metrics, [samples(run_dir, name) for name in ("loss", "validation", "samples")]
+
+
+class Gate(BaseGrader):
+    """Grades when somebody opens it."""
+
+    def __init__(self):
+        super().__init__("gate")
+        self.is_open = asyncio.Event()
+
+    async def grade(self, sample):
+        await self.is_open.wait()
+        return Grade(1.0, "gate")
+
+
+class Opener(RecipeCallback):
+    """Opens a gate after a step of training."""
+
+    def __init__(self, gate, step):
+        super().__init__(every_steps(1), "opener", at_start=False)
+        self.gate, self.step = gate, step
+        self.was_waiting = None
+
+    async def callback(self, current_percentage):
+        if self.run.step == self.step:
+            self.was_waiting = "validation/rewards/score/mean" not in self.run.known_keys
+            self.gate.is_open.set()
+        return {}
+
+
+# The same numbers
+
+
+async def test_the_modes_agree(gpt2_dir, tmp_path):
+    runs = {}
+    for mode in (None, *MODES):
+        make = (lambda model: []) if mode is None else built_ins
+        options = {} if mode is None else {"callback_mode": mode}
+        result, weights = await train(gpt2_dir, tmp_path / str(mode), make, **options)
+        assert not result.callback_failures
+        runs[mode] = weights
+    for mode in MODES:
+        assert_same_weights(runs[None], runs[mode])
+        assert recorded(tmp_path / mode) == recorded(tmp_path / "inline")
+        assert list(series(tmp_path / mode, "validation/loss")) == [0, 2, 4, 6, 8]
+
+
+# Training goes on
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+async def test_training_goes_on_while_a_grader_waits(qwen3_dir, tmp_path, mode):
+    gate = Gate()
+    opener = Opener(gate, 5)
+
+    def make(model):
+        return [
+            opener,
+            GraderEvalCallback(VALIDATION, model, gate, at(0.25), max_gen_len=2, at_start=False, at_end=False, mode=mode),
+        ]
+
+    result, _ = await train(qwen3_dir, tmp_path, make)
+    assert opener.was_waiting
+    assert series(tmp_path, "validation/rewards/score/mean") == {2: 1.0}
+    assert result.metrics["progress/step"] == 8
+    assert series(tmp_path, "callbacks/validation/busy_s")[2] > 0
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+async def test_at_the_end_everything_is_awaited_and_said(qwen3_dir, tmp_path, capsys, mode):
+    gate = Gate()
+
+    class OpenAtTheEnd(CountingCallback):
+        async def callback(self, current_percentage):
+            asyncio.get_running_loop().call_later(0.05, gate.is_open.set)
+            return {}
+
+    def make(model):
+        return [
+            GraderEvalCallback(VALIDATION[:2], model, gate, 0.5, max_gen_len=2, mode=mode),
+            OpenAtTheEnd(1, at_start=False),
+        ]
+
+    await train(qwen3_dir, tmp_path, make)
+    assert series(tmp_path, "validation/rewards/score/mean") == {0: 1.0, 4: 1.0, 8: 1.0}
+    shown = capsys.readouterr().err
+    assert "waiting for what is under way: validation (step 0), validation (step 4), validation (step 8)" in shown
+    assert "ms for validation (step 0), validation (step 4), validation (step 8)" in shown
+    ((message,),) = query(tmp_path, "SELECT message FROM events WHERE kind = 'waited_for_callbacks'")
+    assert message.startswith("waited ")
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+@pytest.mark.parametrize("how", ["run", "run_synchronously"])
+async def test_in_a_loop_that_never_awaits(gpt2_dir, tmp_path, mode, how):
+    async def run(callbacks, run_dir, **options):
+        torch.manual_seed(0)
+        loop = BareLoop(gpt2_dir)
+        outcome = getattr(loop, how)(12, callbacks(loop.model), run_dir, **options)
+        runner = await outcome if how == "run" else outcome
+        return runner, loop.weights()
+
+    _, without = await run(lambda model: [], tmp_path / "without")
+    options = {"callback_mode": mode, "callback_placement": ONE_THREAD}
+    runner, weights = await run(built_ins, tmp_path / mode, **options)
+    assert not runner.failures
+    assert_same_weights(without, weights)
+    await run(built_ins, tmp_path / "inline")
+    assert recorded(tmp_path / mode) == recorded(tmp_path / "inline")
+
+
+async def test_a_logger_finds_the_step_of_what_comes_late(qwen3_dir, tmp_path):
+    gate, told = Gate(), []
+
+    def make(model):
+        grading = GraderEvalCallback(
+            VALIDATION[:2], model, gate, at(0.25), max_gen_len=2, at_start=False, at_end=False, mode="overlap"
+        )
+        return [grading, Opener(gate, 5)]
+
+    await train(qwen3_dir, tmp_path, make, logger=told.append)
+    late = [metrics for metrics in told if "validation/rewards/score/mean" in metrics]
+    assert [metrics["progress/step"] for metrics in late] == [2]
+    assert late[0]["completion_percentage"] == 0.25
+    assert "training/loss" not in late[0]
+    steps = [metrics["progress/step"] for metrics in told if "training/loss" in metrics]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+# Failures
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+async def test_failures_and_timeouts_beside_training_are_recorded_at_their_step(qwen3_dir, tmp_path, mode):
+    class Breaks(ModelCallback):
+        async def measure(self, model):
+            return await model.generate_many(VALIDATION[:1])
+
+        async def report(self, measurement):
+            if self.run.step == 2:
+                raise ValueError("on purpose")
+            if self.run.step == 4:
+                await asyncio.Event().wait()
+            self.warn("looked at")
+            return {"value": self.run.step, "object": object()} if self.run.step == 6 else {"value": self.run.step}
+
+    def make(model):
+        return [Breaks(model.max_gen_len(2), 0.25, "breaks", mode=mode, timeout_s=1.0)]
+
+    result, weights = await train(qwen3_dir, tmp_path / "run", make)
+    _, without = await train(qwen3_dir, tmp_path / "without", lambda model: [])
+    assert_same_weights(weights, without)
+    assert series(tmp_path / "run", "breaks/value") == {0: 0, 6: 6, 8: 8}
+    failed = {failure.step: failure.message for failure in result.callback_failures}
+    assert failed.keys() == {2, 4, 6}
+    assert "ValueError: on purpose" in failed[2]
+    assert "longer than timeout_s=1" in failed[4]
+    assert "key 'breaks/object'" in failed[6]
+    warned = query(tmp_path / "run", "SELECT step FROM events WHERE kind = 'callback_warning' ORDER BY step")
+    assert warned == [(0,), (6,), (8,)]
+
+
+async def test_a_failure_beside_training_ends_a_strict_run(qwen3_dir, tmp_path):
+    class Fails(GraderEvalCallback):
+        async def report(self, measurement):
+            raise ValueError("on purpose")
+
+    def make(model):
+        return [Fails(VALIDATION[:1], model, LengthGrader(), 0.5, max_gen_len=2, mode="overlap")]
+
+    with pytest.raises(CallbackError, match=r"'validation' failed at step 0 of 8: ValueError: on purpose"):
+        await train(qwen3_dir, tmp_path, make, strict=True)
+
+
+async def test_disabled_by_a_late_failure(qwen3_dir, tmp_path):
+    class Fails(GraderEvalCallback):
+        async def report(self, measurement):
+            raise ValueError("on purpose")
+
+    def make(model):
+        options = {"max_gen_len": 2, "mode": "overlap", "on_error": "disable"}
+        return [Fails(VALIDATION[:1], model, LengthGrader(), 0.125, **options), CountingCallback(0.125)]
+
+    result, _ = await train(qwen3_dir, tmp_path, make)
+    assert 1 <= len(result.callback_failures) < 9
+    assert query(tmp_path, "SELECT COUNT(*) FROM events WHERE kind = 'callback_disabled'") == [(1,)]
+
+
+async def test_live_weights_are_refused_beside_training(qwen3_dir, tmp_path):
+    class Peeks(ModelCallback):
+        async def measure(self, model):
+            return None
+
+        async def report(self, measurement):
+            return {"answer": (await self.model.generate(VALIDATION[0])).last_content()}
+
+    result, _ = await train(qwen3_dir, tmp_path, lambda model: [Peeks(model, 1, "peeks", mode="overlap")])
+    assert [failure.step for failure in result.callback_failures] == [0, 8]
+    assert "measure" in result.callback_failures[0].message
