@@ -1,5 +1,5 @@
-"""Out of the way: training waits for a part of an evaluation, or for a copy of the weights; the numbers are the same, at
-the same steps, and training is bit-identical, whatever happens to the evaluation."""
+"""Out of the way: training waits for a part of an evaluation, or for a copy of the weights; the numbers are the same,
+at the same steps, and training is bit-identical, whatever happens to the evaluation."""
 
 import asyncio
 import math
@@ -135,10 +135,8 @@ async def test_training_goes_on_while_a_grader_waits(qwen3_dir, tmp_path, mode):
     opener = Opener(gate, 5)
 
     def make(model):
-        return [
-            opener,
-            GraderEvalCallback(VALIDATION, model, gate, at(0.25), max_gen_len=2, at_start=False, at_end=False, mode=mode),
-        ]
+        options = {"max_gen_len": 2, "at_start": False, "at_end": False, "mode": mode}
+        return [opener, GraderEvalCallback(VALIDATION, model, gate, at(0.25), **options)]
 
     result, _ = await train(qwen3_dir, tmp_path, make)
     assert opener.was_waiting

@@ -17,7 +17,7 @@ class BestModelCallback(RecipeCallback):
 
     It runs whenever another callback has measured the metric, after the others, on the weights that were measured, also
     where that went on in the background. The directory is replaced in whole: a kill leaves the old or the new one. If
-    nobody has measured the metric by the time that all others have run, that is a failure, with the keys that there are.
+    nobody has measured the metric by the time that all others have run, that is a failure, with the keys there are.
 
     Metrics: ``best_model/value``, ``best_model/step``: of the weights that are kept.
 

@@ -249,7 +249,7 @@ class CallbackRunner:
                 await self._call_due(before)
                 self._due.look_ahead(self.step)
             await self._forecast()
-            await self.recorder.publish(self.costs.remaining_s(self.step))
+            await self.recorder.publish(partial(self.costs.remaining_s, self.step))
         self.resume_training_time()
 
     def resume_training_time(self) -> None:
@@ -262,7 +262,7 @@ class CallbackRunner:
         self._training_metrics = {**self._training_metrics, **checked}
         with preserved_process_state():
             await self.recorder.record(self.step, checked)
-            await self.recorder.publish(self.costs.remaining_s(self.step))
+            await self.recorder.publish(partial(self.costs.remaining_s, self.step))
 
     async def make_final_calls(self) -> None:
         """Make the final calls that have not been made at this step yet. Leaving does it too; a loop that changes its

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from math import isfinite
 
@@ -29,6 +30,7 @@ from descant.table import Table
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
 _BAR_WIDTH = 76
+_REFRESH_S = 0.1  # as often as the bar is drawn
 _SECONDARY = (
     "stderr",
     "/std",
@@ -64,6 +66,7 @@ class Console:
         self._num_steps = num_steps
         self._latest: dict[str, str] = {}  # for the bar: the first number of each callback
         self._evaluated_step = -1
+        self._shown_at = -_REFRESH_S
         self._name_width = 0
         self._bar = Progress(
             TextColumn("[bold]step[/bold]"),
@@ -93,8 +96,24 @@ class Console:
             self._rich.print(table)
         self._bar.start()
 
-    def show_step(self, step: int, metrics: Mapping[str, Metric], remaining_s: float | None = None) -> None:
-        """Move the bar and show the step's numbers, and how long the rest will take, evaluations included."""
+    def show_step(
+        self, step: int, metrics: Mapping[str, Metric], remaining_s: Callable[[], float | None] = lambda: None
+    ) -> None:
+        """Move the bar and show the step's numbers, and how long the rest will take, evaluations included.
+
+        Most steps of a fast loop are not shown, and cost nothing.
+        """
+        is_last = step == self._num_steps
+        if self._rich.is_terminal:
+            now = time.monotonic()
+            is_shown = is_last or now - self._shown_at >= _REFRESH_S
+            self._shown_at = now if is_shown else self._shown_at
+        else:
+            is_shown = is_last or step % max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL) == 0
+        if is_shown:
+            self._show_step(step, metrics, remaining_s())
+
+    def _show_step(self, step: int, metrics: Mapping[str, Metric], remaining_s: float | None) -> None:
         training = [
             f"{label} {_number(metrics[key])}"
             for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
@@ -106,8 +125,7 @@ class Console:
             shown = printable(latest, max(8, self._rich.width - _BAR_WIDTH))
             self._bar.update(self._task, completed=step, latest=shown, left=left)
             return
-        interval = max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL)
-        if training and (step % interval == 0 or step == self._num_steps):
+        if training:
             eta = "" if remaining_s is None or step == self._num_steps else f"  {describe_seconds(remaining_s)} left"
             self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
 

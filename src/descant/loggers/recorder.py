@@ -182,11 +182,11 @@ class RunRecorder:
         await self.record(step, {**metrics, **costs}, callback)
         self._console.show_evaluation(step, callback, metrics)
 
-    async def publish(self, remaining_s: float | None = None) -> None:
+    async def publish(self, remaining_s: Callable[[], float | None] = lambda: None) -> None:
         """Give the logger everything that was recorded since the last time: once for each step that it is of.
 
         Args:
-            remaining_s: seconds to the end of the run, for the console.
+            remaining_s: tells the seconds to the end of the run, for the console.
 
         Raises:
             whatever the logger raises, if ``strict``; otherwise that is an event.
