@@ -2,9 +2,6 @@
 at the same steps, and training is bit-identical, whatever happens to the evaluation."""
 
 import asyncio
-import math
-import os
-import signal
 
 import pytest
 import torch
@@ -276,3 +273,127 @@ async def test_live_weights_are_refused_beside_training(qwen3_dir, tmp_path):
     result, _ = await train(qwen3_dir, tmp_path, lambda model: [Peeks(model, 1, "peeks", mode="overlap")])
     assert [failure.step for failure in result.callback_failures] == [0, 8]
     assert "measure" in result.callback_failures[0].message
+
+
+# Who goes by the metrics of others
+
+
+class Scores(ModelCallback):
+    """A score per step, measured on the weights that it is given."""
+
+    def __init__(self, model, scores, **options):
+        super().__init__(model, 1 / (len(scores) - 1), "scores", **options)
+        self.scores = scores
+
+    async def measure(self, model):
+        return await model.logprobs_many(VALIDATION[:1])
+
+    async def report(self, measurement):
+        return {"value": self.scores[self.run.step], "logprob": measurement[0]}
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+async def test_early_stopping_goes_by_what_comes_late(qwen3_dir, tmp_path, mode):
+    def make(model):
+        return [
+            Scores(model, [5, 4, 3, 3, 3, 3, 3, 3, 3], mode=mode),
+            EarlyStoppingCallback("scores/value", "min", patience=2),
+        ]
+
+    result, _ = await train(qwen3_dir, tmp_path, make)
+    assert "scores/value has not become better than 3 (step 2) in 2 measurements" in (result.stop_reason or "")
+    assert result.num_steps >= 4
+    best = series(tmp_path, "early_stopping/best_step")
+    assert {step: best[step] for step in range(5)} == {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}  # by step, not by arrival
+
+
+@pytest.mark.parametrize("where", ["process", "thread"])
+async def test_the_best_model_is_the_one_that_was_measured(qwen3_dir, tmp_path, where):
+    class Keep(CountingCallback):
+        async def callback(self, current_percentage):
+            kept[self.run.step] = weights_of(self.model)
+            return {}
+
+    kept = {}
+
+    def make(model):
+        keep = Keep(0.125)
+        keep.model = model
+        return [
+            keep,
+            Scores(model, [1, 2, 3, 9, 4, 5, 6, 7, 8], mode="background"),
+            BestModelCallback(model, "scores/value", "max"),
+        ]
+
+    async with training_model(qwen3_dir) as model:
+        result = await SFT(
+            dataset=addition_threads(16),
+            model=model,
+            lr=1e-2,
+            samples_per_batch=2,
+            callbacks=make(model),
+            run_dir=tmp_path,
+            callback_placement=EvaluationPlacement(where, num_threads=1),
+        ).run()
+    assert not result.callback_failures
+    assert result.metrics["best_model/step"] == 3
+    saved = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in kept[3].items())
+    assert not all(torch.equal(saved[name], tensor) for name, tensor in kept[8].items())
+
+
+# What cannot work is refused
+
+
+async def test_modes_that_cannot_work_are_refused(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        loss = ValidationLossCallback(VALIDATION, model, mode="background")
+        overlapping = ValidationLossCallback(VALIDATION, model, mode="overlap")
+        by_loss = {"keep_best": 1, "metric": "validation/loss", "mode": "min"}
+
+        class Whole(ValidationLossCallback):
+            async def callback(self, current_percentage):
+                return {}
+
+        cases = {
+            r"mode='background' needs a ModelCallback": lambda: CountingCallback(0.1, mode="background"),
+            r"mode='async' must be one of 'inline', 'overlap', 'background'": lambda: ValidationLossCallback(
+                VALIDATION, model, mode="async"
+            ),
+            r"when_busy='drop' must be one of 'wait', 'skip', 'replace'": lambda: ValidationLossCallback(
+                VALIDATION, model, when_busy="drop"
+            ),
+            r"callback_mode='late' must be one of": lambda: runner([], callback_mode="late"),
+            r"callback_budget=5 must be the share": lambda: runner([], callback_budget=5),
+            r"Whole overrides `callback`": lambda: runner([Whole(VALIDATION, model, mode="overlap")]),
+            r"needs 'validation/loss' at the step at which it runs": lambda: runner(
+                [loss, CheckpointCallback(model, "c", 0.5, **by_loss)]
+            ),
+            r"in mode='overlap' they are gone": lambda: runner(
+                [overlapping, BestModelCallback(model, "validation/loss", "min")]
+            ),
+        }
+
+        def runner(callbacks, **options):
+            return CallbackRunner(callbacks, num_steps=10, run_dir=tmp_path / "never", **options)
+
+        for message, build in cases.items():
+            with pytest.raises(ConfigurationError, match=message):
+                build()
+        runner([Whole(VALIDATION, model)], callback_mode="background")  # inline, as it has always been
+        runner([CountingCallback(0.1)], callback_mode="background")
+
+    assert not (tmp_path / "never").exists()
+
+
+async def test_a_budget_puts_off_all_but_the_first_and_the_last(qwen3_dir, tmp_path):
+    def make(model):
+        return [ValidationLossCallback(VALIDATION, model, 0.25), CountingCallback(0.25, "counting")]
+
+    await train(qwen3_dir, tmp_path, make, callback_budget=1e-9)
+    assert list(series(tmp_path, "validation/loss")) == [0, 8]
+    assert list(series(tmp_path, "counting/calls")) == [0, 8]
+    assert series(tmp_path, "callbacks/loss/num_deferred") == {8: 3}
+    deferred = query(tmp_path, "SELECT step, message FROM events WHERE kind = 'callback_deferred' AND source = 'loss'")
+    assert [step for step, _ in deferred] == [2, 4, 6]
+    assert "loss: the call that is due at step 2 is deferred" in deferred[0][1]
