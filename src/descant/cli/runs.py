@@ -122,7 +122,7 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
                 outcome=_outcome(reader),
                 took_s=max(0.0, (reader.ended_at or reader.last_written_at) - started_at),
                 settings=flattened(reader.config),
-                values=_last_values(reader, metrics),
+                values={key: value for key in metrics if (value := reader.last_value(key)) is not None},
             )
     except RunLogError as error:
         return ListedRun(name=path.name, started_at=(path / "run.sqlite").stat().st_mtime, broken=str(error))
@@ -145,14 +145,6 @@ def _outcome(reader: RunReader) -> str:
         return reader.outcome
     silent_s = max(0.0, time.time() - reader.last_written_at)
     return "goes on" if silent_s < SILENT_S else f"silent for {duration(silent_s)}"
-
-
-def _last_values(reader: RunReader, metrics: Sequence[str]) -> dict[str, float | str]:
-    values: dict[str, float | str] = {}
-    for key in metrics:
-        if points := reader.series(key):
-            values[key] = points[max(points)]
-    return values
 
 
 def _matches(run: ListedRun, wanted: str) -> bool:
