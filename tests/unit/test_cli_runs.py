@@ -143,7 +143,7 @@ def test_two_runs_side_by_side(runs):
     assert rows["validation/rewards/score/mean"] == ["10", "10", "10", "10"]
     assert rows["training/phase"] == ["late", "late"]
     assert "progress/step" not in rows
-    assert "none" in listed("compare", "first", "first")[1]
+    assert "none" in listed("compare", "first", "first")[3]
 
 
 async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
@@ -151,10 +151,8 @@ async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
         async with RunRecorder(tmp_path / name, 1, None, strict=False) as recorder:
             await recorder.announce("SFT", {"lr": 0.1}, [])
             await recorder.record(1, {"loss": 1.0})
-    assert [line.strip() for line in listed("compare", tmp_path / "a", tmp_path / "b")][:2] == [
-        "settings that differ",
-        "none",
-    ]
+    lines = [line.strip() for line in listed("compare", tmp_path / "a", tmp_path / "b")]
+    assert lines[:4] == ["A is a, B is b", "", "settings that differ", "none"]
 
 
 async def test_a_metric_that_fell_has_its_best_value(tmp_path):

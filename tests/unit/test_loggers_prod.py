@@ -11,6 +11,7 @@ from descant.loggers import prod_logger
 from descant.loggers.composite_logger import CompositeLogger
 from descant.loggers.logger import Logger
 from descant.loggers.prod_logger import get_prod_logger
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.stdout_logger import StdoutLogger
 from descant.table import Table
 

@@ -6,6 +6,7 @@ import inspect
 import shutil
 import sys
 import traceback
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def run_recipe(path: Path, options: RunOptions) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         _show_traceback(error, path)
         return FAILED
     return OK
@@ -90,7 +91,7 @@ def _help_lines(recipe: Recipe) -> Iterator[str]:
     yield from field_lines(recipe.config_class, shutil.get_terminal_size().columns)
 
 
-def _show_traceback(error: Exception, path: Path) -> None:
+def _show_traceback(error: BaseException, path: Path) -> None:
     """The traceback from the recipe's own first frame on; how descant got there is of no interest."""
     directory = (path if path.is_dir() else path.parent).resolve()
     error = error.with_traceback(_own_part(error.__traceback__, directory) or error.__traceback__)

@@ -58,7 +58,9 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
     """
     paths = find_runs(directory)
     if not paths:
-        raise ConfigurationError(f"there are no runs in {directory}; descant runs DIR lists those of another directory")
+        hint = "it is one: descant show shows it" if (directory / "run.sqlite").is_file() else ""
+        hint = hint or "descant runs DIR lists those of another directory"
+        raise ConfigurationError(f"there are no runs in {directory}; {hint}")
     asked = list(dict.fromkeys([*options.metrics, *([options.sort] if options.sort else [])]))
     runs = [read_run(path, asked or _USUAL_METRICS) for path in paths]
     kept = [run for run in runs if all(_matches(run, wanted) for wanted in options.filters)]
@@ -81,7 +83,7 @@ def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool,
     """One line per run; the keys of metrics take two lines. Where it is narrow, columns are left out, never names."""
     columns = {header: ["", *(_facts(run)[header] for run in runs)] for header in _HEADERS}
     columns |= {key: [_tail(key), *(_value_text(run.values.get(key)) for run in runs)] for key in metrics}
-    expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics))]
+    expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics)), "steps", "outcome"]
     left_out = []
     while expendable and _natural_width(columns) > width:
         left_out.append(expendable.pop(0))

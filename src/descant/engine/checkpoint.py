@@ -102,12 +102,12 @@ def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) ->
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if was_enabled:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_path(name: str) -> None:

@@ -36,9 +36,9 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     Trackio                                       it is installed
     ============================================  ===========================================================
 
-    Without any of them it is a ``StdoutLogger`` for what is logged by hand; what a trainer logs is on its console and in
-    the run log already, and is not printed twice. Which it is, is printed on standard error. A tracker that is
-    configured and not installed is a warning with the command that installs it.
+    Without any of them it is a ``StdoutLogger`` for what is logged by hand; what a trainer logs is on its console
+    already, and is not printed twice. Which it is, is printed on standard error. A tracker that is configured and not
+    installed is a warning with the command that installs it.
 
     Args:
         ctx: gives names: ``project`` for the project, ``recipe_name`` and ``name`` for the run. ``WANDB_PROJECT``,

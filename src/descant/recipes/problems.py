@@ -19,7 +19,10 @@ _PHRASES = (
     (r"a valid dictionary or instance of (\w+)", r"a table (\1)"),
     (r"a valid (dictionary|mapping)", "a table"),
     (r"a valid (list|tuple|set)$", r'a \1, such as ["a", "b"] or [1, 2]'),
-    (r"^Input tag (.+) found using '(\w+)' does not match any of the expected tags: (.+)$", r"\2 is \1 and must be one of \3"),
+    (
+        r"^Input tag (.+) found using '(\w+)' does not match any of the expected tags: (.+)$",
+        r"\2 is \1 and must be one of \3",
+    ),
     (r"^Unable to extract tag using discriminator ('\w+')$", r"the key \1 is missing, which says what the others are"),
 )
 """Pydantic's messages as they are said of a key."""
