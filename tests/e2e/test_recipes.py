@@ -24,9 +24,11 @@ PAGES = ("recipes.md", "cli.md", "quickstart.md")
 ENVIRONMENT = {**os.environ, "COLUMNS": "100"}
 
 
-def descant(cwd, *arguments, code=0):
+def descant(cwd, *arguments, code=0, **environment):
     command = [sys.executable, "-m", "descant.cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**ENVIRONMENT, **environment}, timeout=300
+    )
     assert done.returncode == code, done.stderr[-3000:]
     return done
 
@@ -156,6 +158,10 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def without_numbers(text):
+    return re.sub(r"\d+", "#", text)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_work(workplace, tmp_path, page):
     """Every ``descant`` command in a bash block, in order, in a directory with a model, data and two runs."""
@@ -169,16 +175,17 @@ def test_the_commands_of_a_page_work(workplace, tmp_path, page):
         flags=re.DOTALL | re.MULTILINE,
     ):
         (tmp_path / name).write_text(text)
-    commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("descant ")]
+    commands = [line for block in blocks(page, "bash") for line in block.splitlines() if "descant " in line]
     assert commands
     for command in commands:
-        if "--install-completion" not in command:
-            line, _, comment = command.partition("  #")
-            descant(
-                tmp_path,
-                *shlex.split(line)[1:],
-                code=int(re.findall(r"exit code (\d+)", comment)[0]) if "exit code" in comment else 0,
-            )
+        line, _, comment = command.partition("  #")
+        words = shlex.split(line)
+        name = words.index("descant")
+        environment, arguments = dict(word.split("=") for word in words[:name]), words[name + 1 :]
+        code = int(re.findall(r"exit code (\d+)", comment)[0]) if "exit code" in comment else 0
+        done = descant(tmp_path, *arguments, code=code, **environment)
+        if arguments[0] == "sync":
+            assert without_numbers(done.stdout) in map(without_numbers, blocks(page, "text"))
 
 
 def test_the_toml_that_new_writes_is_the_one_the_quickstart_shows(workplace):

@@ -30,8 +30,10 @@ async def main(ctx: RecipeContext, config: Config):
     helper.act(config.fail)
 """
 HELPER = """
-import sys
+import asyncio, sys
 def act(fail):
+    if fail == "cancel":
+        raise asyncio.CancelledError
     if fail == "exit":
         sys.exit(7)
     if fail:
@@ -96,6 +98,7 @@ def test_runs_are_listed_with_what_they_came_to(runs):
 
 
 def test_names_are_never_cut(runs):
+    assert set(names(listed(columns="40"))) == {"first", "second", "third", "fourth"}
     lines = listed(columns="60")
     assert set(names(lines)) == {"first", "second", "third", "fourth"}
     assert any("a wider terminal" in line for line in lines)
@@ -127,6 +130,9 @@ def test_what_cannot_be_listed(runs):
         assert done.exit_code == 1
         assert reason in done.stderr
         assert done.stdout == ""
+    assert "it is one: descant show" in invoke("runs", "runs/first").stderr
+    assert "--sort METRIC" in invoke("runs", "--descending").stderr
+    assert "options are for lists" in invoke("runs", "compare", "first", "second", "--sort", "x").stderr
     assert invoke("runs", "a", "b").exit_code == 2
     assert invoke("runs", "compare", "first").exit_code == 2
     assert "did you mean" in invoke("runs", "compare", "first", "secnd").stderr
@@ -144,6 +150,17 @@ def test_two_runs_side_by_side(runs):
     assert rows["training/phase"] == ["late", "late"]
     assert "progress/step" not in rows
     assert "none" in listed("compare", "first", "first")[3]
+
+
+async def test_the_ends_of_long_keys_are_shown_since_they_tell_them_apart(tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        await log.log_config({"callbacks": [{"name": "validation", "temperature": name, "max_gen_len": name * 40}]})
+        await log.log_metrics(1, {f"validation/rewards/quality/{kind}": 1.0 for kind in ("mean", "stderr")})
+        await log.close()
+    text = "\n".join(listed("compare", tmp_path / "a", tmp_path / "b", columns="60"))
+    for end in ("temperature", "max_gen_len", "quality/mean", "quality/stderr"):
+        assert f"{end} " in text
 
 
 async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
@@ -221,6 +238,9 @@ def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):
 def test_exit_codes(recipe):
     assert run(recipe, "--set", "fail=interrupt").returncode == 130
     assert run(recipe, "--set", "fail=exit").returncode == 7
+    cancelled = run(recipe, "--set", "fail=cancel")
+    assert (cancelled.returncode, "typer" in cancelled.stderr) == (1, False)
+    assert cancelled.stdout.splitlines()[-1] == "job task failed: asyncio.exceptions.CancelledError"
     wrong = run(recipe, "--set", "lr=2", "--set", "fial=x")
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [

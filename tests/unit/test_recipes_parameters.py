@@ -97,6 +97,7 @@ async def test_a_data_set_that_is_neither_here_nor_on_the_hub_is_said_with_what_
         raise FileNotFoundError(f"{name} is not on the hub")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("descant.recipes.parameters.find_spec", lambda name: True)
     data = Config(data="train").data
     with pytest.raises(DatasetError, match=r"train is not on the hub; did you mean 'train\.jsonl'"):
         await data.load()

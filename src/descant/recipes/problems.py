@@ -14,11 +14,12 @@ from descant.threads.quoting import quoted
 
 _PHRASES = (
     (r"^(Value error|Assertion failed), ", ""),
+    (r"^Extra inputs are not permitted$", "there is no such key"),  # of a config that contains itself
     (r"^Input should be ", "must be "),
     (r"^(String|Input|List|Tuple|Set|Dictionary|Value) should ", "must "),
     (r"a valid dictionary or instance of (\w+)", r"a table (\1)"),
     (r"a valid (dictionary|mapping)", "a table"),
-    (r"a valid (list|tuple|set)$", r'a \1, such as ["a", "b"] or [1, 2]'),
+    (r"a valid (list|tuple|set)$", 'a list, such as ["a", "b"] or [1, 2]'),
     (
         r"^Input tag (.+) found using '(\w+)' does not match any of the expected tags: (.+)$",
         r"\2 is \1 and must be one of \3",
