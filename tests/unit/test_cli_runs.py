@@ -32,6 +32,10 @@ async def main(ctx: RecipeContext, config: Config):
 HELPER = """
 import asyncio, sys
 def act(fail):
+    if fail == "within a library":
+        sys.path.append("library")
+        from caller import call
+        call(lambda: 1 / 0)
     if fail == "cancel":
         raise asyncio.CancelledError
     if fail == "exit":
@@ -201,7 +205,10 @@ def test_new_writes_two_files_and_overwrites_none(tmp_path, monkeypatch):
     assert Path("mine.py").read_text() == "# changed"
     assert invoke("new", "recipe", "deep/er/mine").exit_code == 0
     assert Path("deep/er/mine.toml").exists()
-    assert "cannot be a recipe's name" in invoke("new", "recipe", "my-recipe").stderr
+    for name in ("my-recipe", "class", ""):
+        assert "cannot be a recipe's name" in invoke("new", "recipe", name).stderr
+    for name in ("json", "torch", "descant"):
+        assert f"'{name}' is the name of a library" in invoke("new", "recipe", name).stderr
 
 
 # run
@@ -235,6 +242,15 @@ def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):
     assert "descant/recipes" not in done.stderr
 
 
+def test_the_cause_of_a_failure_is_shown_from_the_recipes_own_part_on_too(recipe):
+    (recipe.parent / "library").mkdir()
+    text = "def call(f):\n    try:\n        f()\n    except Exception as error:\n        raise RuntimeError('called') from error\n"
+    (recipe.parent / "library" / "caller.py").write_text(text)
+    lines = run(recipe, "--set", "fail=within a library").stderr.splitlines()
+    assert 'helper.py", line 8, in <lambda>' in lines[1]  # and not the line of the library that has called it
+    assert lines[-1] == "RuntimeError: called"
+
+
 def test_exit_codes(recipe):
     assert run(recipe, "--set", "fail=interrupt").returncode == 130
     assert run(recipe, "--set", "fail=exit").returncode == 7
@@ -260,6 +276,7 @@ def test_a_directory_that_holds_a_run_and_a_recipe_without_config(recipe):
     (recipe.parent / "old" / "run.sqlite").touch()
     done = run(recipe, "--run-dir", "old")
     assert (done.returncode, "already holds a run" in done.stderr) == (2, True)
+    assert "--run-dir task.py is a file" in run(recipe, "--run-dir", "task.py").stderr
     recipe.write_text("from descant.recipes import recipe_main\n@recipe_main\ndef main(): print('ran')\n")
     assert run(recipe).stdout == "ran\njob task is complete\n"
     refused = run(recipe, "--set", "a=1")

@@ -45,6 +45,8 @@ def run_recipe(path: Path, options: RunOptions) -> int:
         config = None if config_class is None else read_input(config_class, options.config, options.settings)
         if options.run_dir is not None and (options.run_dir / "run.sqlite").exists():
             raise ConfigurationError(f"--run-dir {options.run_dir} already holds a run; choose another one")
+        if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():
+            raise ConfigurationError(f"--run-dir {options.run_dir} is a file; name a directory")
         ctx = recipe.context_class(name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir)
     except ConfigurationError as error:
         _say(str(error))
@@ -92,9 +94,14 @@ def _help_lines(recipe: Recipe) -> Iterator[str]:
 
 
 def _show_traceback(error: BaseException, path: Path) -> None:
-    """The traceback from the recipe's own first frame on; how descant got there is of no interest."""
+    """The traceback from the recipe's own first frame on, and those of its causes; how descant got there is of no
+    interest."""
     directory = (path if path.is_dir() else path.parent).resolve()
-    error = error.with_traceback(_own_part(error.__traceback__, directory) or error.__traceback__)
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        link.with_traceback(_own_part(link.__traceback__, directory) or link.__traceback__)
     for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
         print(printable(line), file=sys.stderr)
 
