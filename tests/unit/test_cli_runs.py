@@ -244,10 +244,16 @@ def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):
 
 def test_the_cause_of_a_failure_is_shown_from_the_recipes_own_part_on_too(recipe):
     (recipe.parent / "library").mkdir()
-    text = "def call(f):\n    try:\n        f()\n    except Exception as error:\n        raise RuntimeError('called') from error\n"
+    text = """
+def call(f):
+    try:
+        f()
+    except Exception as error:
+        raise RuntimeError("called") from error
+"""
     (recipe.parent / "library" / "caller.py").write_text(text)
     lines = run(recipe, "--set", "fail=within a library").stderr.splitlines()
-    assert 'helper.py", line 8, in <lambda>' in lines[1]  # and not the line of the library that has called it
+    assert 'helper.py", line 7, in <lambda>' in lines[1]  # and not the line of the library that has called it
     assert lines[-1] == "RuntimeError: called"
 
 

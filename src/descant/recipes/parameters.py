@@ -249,9 +249,5 @@ def _describe_close(path: Path, there: Iterable[Path]) -> str:
 
 def _place(error: Exception) -> str:
     """Where in the user's code it was raised, if it was."""
-    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    return (
-        ""
-        if frames[-1].filename in (__file__, importlib.__file__)
-        else f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    )
+    last = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<")][-1]
+    return "" if last.filename in (__file__, importlib.__file__) else f" ({last.filename}, line {last.lineno})"
