@@ -181,12 +181,14 @@ async def test_a_metric_that_fell_has_its_best_value(tmp_path):
         log = RunLog(tmp_path / name)
         for step, score in enumerate((0.1, 0.9, 0.5)):
             await log.log_metrics(step, {"validation/rewards/score/mean": score, "validation/loss": score})
-            await log.log_metrics(step, {"training/grad_norm": score})
+            await log.log_metrics(step, {"training/grad_norm": score, "validation/loss_num_samples": step})
+            await log.log_metrics(step, {"training/note": "a long text " * 20})
         await log.close()
     rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
     assert rows["validation/rewards/score/mean"] == ["0.5", "0.9", "0.5", "0.9"]
     assert rows["validation/loss"] == ["0.5", "0.1", "0.5", "0.1"]
     assert rows["training/grad_norm"] == ["0.5", "0.5"]  # nobody knows which is good
+    assert rows["validation/loss_num_samples"] == ["2", "2"]
 
 
 # new

@@ -18,7 +18,7 @@ _FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers")
 _HIDDEN = ("callbacks/", "progress/", "completion_percentage")
 _LOW_IS_GOOD = ("loss", "perplexity", "num_failed")
 _HIGH_IS_GOOD = ("reward", "score", "accuracy", "pass@", "per_s")
-_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max")
+_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max", "samples", "tokens", "prompts", "generated", "ignored")
 _ABSENT = "–"
 
 
@@ -50,7 +50,7 @@ def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterato
         return
     headers = ("A last", "A best", "B last", "B best")
     columns = zip(headers, *(numbers for _, *numbers in rows), strict=True)
-    of_key = width - 2 - sum(2 + max(map(len, column)) for column in columns)
+    of_key = max(width - 2 - sum(2 + max(map(len, column)) for column in columns), width // 5 - 2)
     rows = [[_end(key, of_key), *numbers] for key, *numbers in rows]
     yield from grid_lines(["", *headers], rows, width, right=headers)
 
@@ -75,7 +75,7 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _end(key: str, width: int) -> str:
     """The key, or its end, which tells it from others, if it is too long."""
-    return key if len(key) <= max(width, 2) else f"…{key[1 - max(width, 2) :]}"
+    return key if len(key) <= width else f"…{key[1 - width :]}"
 
 
 def _shown(value: Any) -> str:
