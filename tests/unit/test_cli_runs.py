@@ -127,7 +127,9 @@ def test_filter_and_sort(runs):
 def test_what_cannot_be_listed(runs):
     for arguments, reason in {
         ("nowhere",): "there are no runs in nowhere",
-        ("--filter", "nothing"): "none of the 4 runs in runs matches nothing",
+        ("--filter", "nothing"): "none of the 4 runs in runs matches nothing\n",
+        ("--filter", "config.lr=3"): "none of the 4 runs in runs matches config.lr=3\n",
+        ("--filter", "trainr=SFT"): "; no run has the setting 'trainr', did you mean 'trainer'?",
         ("--sort", "training/los"): "did you mean 'training/loss'?",
     }.items():
         done = invoke("runs", *arguments)

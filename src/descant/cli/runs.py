@@ -65,7 +65,7 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
     runs = [read_run(path, asked or _USUAL_METRICS) for path in paths]
     kept = [run for run in runs if all(_matches(run, wanted) for wanted in options.filters)]
     if not kept:
-        raise ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(options.filters)}")
+        raise _no_such_run(runs, directory, options.filters)
     columns = [key for key in asked or _USUAL_METRICS if any(key in run.values for run in kept)]
     for key in asked:
         if key not in columns:
@@ -157,6 +157,23 @@ def _matches(run: ListedRun, wanted: str) -> bool:
         texts = (run.name, run.trainer, run.outcome, str(run.settings.get("title", "")))
         return any(wanted.lower() in text.lower() for text in texts)
     return any(_is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}"))
+
+
+def _no_such_run(runs: Sequence[ListedRun], directory: Path, filters: Sequence[str]) -> ConfigurationError:
+    """What the filters ask for is in no run; a key that no run has is probably misspelt."""
+    known = dict.fromkeys(part for run in runs for part in ("name", "trainer", "outcome", *_ends_of_keys(run.settings)))
+    hint = ""
+    for key in (wanted.partition("=")[0] for wanted in filters if "=" in wanted):
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint += f"; no run has the setting {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    return ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(filters)}{hint}")
+
+
+def _ends_of_keys(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key in settings:
+        parts = key.split(".")
+        yield from (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def _is_equal(fact: Any, value: str) -> bool:
