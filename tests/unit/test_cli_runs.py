@@ -313,6 +313,17 @@ def test_every_command_has_help_with_an_example():
     assert "which recipe?" in invoke("run").stderr
 
 
+def test_completion(tmp_path):
+    """Of the shell's word: its options are what the command accepts."""
+    environment = {**os.environ, "_DESCANT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    for words, expected in {"descant runs --f": {"--filter"}, "descant run --c": {"--config"}}.items():
+        command = [sys.executable, "-m", "descant.cli"]
+        done = subprocess.run(
+            command, env={**environment, "COMP_WORDS": words}, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert set(done.stdout.split()) == expected, done.stderr
+
+
 def test_commands_work_without_torch(tmp_path):
     script = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['numpy'] = None\n"
