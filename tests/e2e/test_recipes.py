@@ -62,7 +62,12 @@ def test_the_template_runs_unchanged(workplace):
         assert environment["packages"]["torch"]
         assert environment["command_line"][1:3] == ["run", "my_sft.py"]
         best = reader.config["callbacks"][-1]
-        assert (best["class"], best["checkpoint_name"]) == ("BestModelCallback", "best")
+        assert (best["class"], best["checkpoint_name"], best["metric"]) == (
+            "BestModelCallback",
+            "best",
+            "validation/loss",
+        )
+        assert reader.config["callbacks"][0]["max_gen_len"] == 64
 
 
 def test_two_runs_of_a_recipe_are_compared(workplace):
