@@ -8,7 +8,6 @@ process of its own, which is told how many threads it may use; sides are measure
 import asyncio
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -264,7 +263,9 @@ def judges():
             seconds[mode].append(side.measure(""))
             side.close()
     median = {mode: statistics.median(values) for mode, values in seconds.items()}
-    print(f"\n| 0.9M parameters, {NUM_JUDGED} answers, a judge who takes {LATENCY_S} s | until the last step | to the second |")
+    print(
+        f"\n| 0.9M parameters, {NUM_JUDGED} answers, a judge who takes {LATENCY_S} s | until the last step | to the second |"
+    )
     print("|---|---|---|")
     for mode, what in {
         "alone": "no evaluation",
@@ -298,8 +299,8 @@ def idle():
 
 
 def idle_descant(num_callbacks, num_steps=20_000):
-    from descant.callbacks.due_calls import DueCalls
     from descant.callbacks.base import RecipeCallback
+    from descant.callbacks.due_calls import DueCalls
     from descant.costs import Costs
 
     class Nothing(RecipeCallback):

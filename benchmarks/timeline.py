@@ -63,7 +63,14 @@ class Clock(RecipeCallback):
 async def run(mode, path):
     model = await ModelBuilder(path).spawn_train("policy", max_batch_size=4096)
     watched = Watched(
-        ragged_threads(24, 8, 32), model, Judge("judge"), at(0.25), max_gen_len=48, at_start=False, at_end=False, mode=mode
+        ragged_threads(24, 8, 32),
+        model,
+        Judge("judge"),
+        at(0.25),
+        max_gen_len=48,
+        at_start=False,
+        at_end=False,
+        mode=mode,
     )
     before, after = Clock(every_n(1), name="before"), Clock(every_n(1), name="after")
     await SFT(

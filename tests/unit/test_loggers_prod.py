@@ -11,6 +11,7 @@ from descant.loggers import prod_logger
 from descant.loggers.composite_logger import CompositeLogger
 from descant.loggers.logger import Logger
 from descant.loggers.prod_logger import get_prod_logger
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.stdout_logger import StdoutLogger
 from descant.table import Table
 
@@ -56,6 +57,16 @@ def test_nothing_configured(no_trackio, capsys):
     logger({"progress/step": 3, "loss": 0.123456789, "note": "\x1b[31mred", "samples": Table(["a"], [[1], [2]])})
     logger.log_config({"lr": 0.5})
     assert capsys.readouterr().out == "step 3  loss 0.123457  note \\x1b[31mred  samples 2 rows\nlr=0.5\n"
+
+
+async def test_what_a_trainer_logs_is_not_printed_beside_its_console(no_trackio, capsys, tmp_path):
+    async with RunRecorder(tmp_path / "run", 1, get_prod_logger(), strict=True) as recorder:
+        await recorder.announce("SFT", {"lr": 0.5}, [])
+        await recorder.record(1, {"training/loss": 0.25})
+        await recorder.publish()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "loss 0.25" in printed.err
 
 
 def test_a_tracker_that_is_configured_and_not_installed_is_a_warning(monkeypatch, no_trackio, caplog):

@@ -20,6 +20,7 @@ from descant.loggers.tensorboard_logger import TBMetricsLogger
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH
 from descant.loggers.trackio_logger import TrackioLogger
 from descant.loggers.wandb_logger import WandbLogger
+from descant.metrics import Metric
 
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
@@ -35,8 +36,9 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     Trackio                                       it is installed
     ============================================  ===========================================================
 
-    Without any of them it is a ``StdoutLogger``. Which it is, is printed on standard error. A tracker that is
-    configured and not installed is a warning with the command that installs it.
+    Without any of them it is a ``StdoutLogger`` for what is logged by hand; what a trainer logs is on its console
+    already, and is not printed twice. Which it is, is printed on standard error. A tracker that is configured and not
+    installed is a warning with the command that installs it.
 
     Args:
         ctx: gives names: ``project`` for the project, ``recipe_name`` and ``name`` for the run. ``WANDB_PROJECT``,
@@ -51,13 +53,25 @@ def get_prod_logger(ctx: Any = None) -> Logger:
         except ConfigurationError as error:
             logging.getLogger("descant").warning("metrics do not go to a tracker that is configured: %s", error)
     if not trackers:
-        print("metrics go to standard output; install trackio for a dashboard on this machine", file=sys.stderr)
-        return StdoutLogger()
+        print("metrics go to the run log; pip install trackio for a dashboard on this machine", file=sys.stderr)
+        return _WithoutTracker()
     places = (
         tracker.tracker if tracker.viewer is None else f"{tracker.tracker} ({tracker.viewer})" for tracker in trackers
     )
     print(f"metrics go to {', '.join(places)}", file=sys.stderr)
     return CompositeLogger(*trackers)
+
+
+class _WithoutTracker(StdoutLogger):
+    """Prints what is logged by hand, and not what a trainer does, known by what its recorder adds to it."""
+
+    def __call__(self, metrics: Mapping[str, Metric]) -> None:
+        if "completion_percentage" not in metrics:
+            super().__call__(metrics)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        if "run_id" not in config:
+            super().log_config(config)
 
 
 def _configured() -> Iterator[str]:

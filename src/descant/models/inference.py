@@ -11,8 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeVar, overload
 
-from descant.arguments import check_finite_number, check_whole_number
-from descant.engine.checkpoint import as_path
+from descant.arguments import as_path, check_finite_number, check_whole_number
 from descant.engine.jobs import (
     LIVE,
     Generate,
