@@ -176,7 +176,7 @@ def stall(size, path):
 
     async def run(num_validated):
         model = await ModelBuilder(path).spawn_train("policy", max_batch_size=4096)
-        short = [thread for thread in ragged_threads(num_validated, 8, 16)]
+        short = ragged_threads(num_validated, 8, 16)
         stalls = []
         await SFT(
             dataset=ragged_threads(12, 8, 16),
@@ -263,9 +263,8 @@ def judges():
             seconds[mode].append(side.measure(""))
             side.close()
     median = {mode: statistics.median(values) for mode, values in seconds.items()}
-    print(
-        f"\n| 0.9M parameters, {NUM_JUDGED} answers, a judge who takes {LATENCY_S} s | until the last step | to the second |"
-    )
+    head = f"0.9M parameters, {NUM_JUDGED} answers, a judge who takes {LATENCY_S} s"
+    print(f"\n| {head} | until the last step | to the second |")
     print("|---|---|---|")
     for mode, what in {
         "alone": "no evaluation",

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -103,7 +104,7 @@ def draw(runs):
             stalled_until = after[step + 1][1]
             if ended_at <= measured_at + 0.05 and stalled_until - ended_at > 0.0005 and stalled_until >= measured_at:
                 parts.append(box(ended_at - first, stalled_until - first, top, 24, COLORS["stall"]))
-        for (what, started_at), (_, ended_at) in zip(spans, spans[1:], strict=False):
+        for (what, started_at), (_, ended_at) in pairwise(spans):
             parts.append(box(started_at - first, ended_at - first, top + 28, 18, COLORS["beside"], what))
         longest = max(longest, before[-1][1] - first, spans[-1][1] - first)
     width, height = LEFT + SCALE * longest + 20, 20 + ROW * len(runs) + 24
