@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from descant.errors import RequestError
 
 if TYPE_CHECKING:  # torch, which whoever makes jobs does not need
+    from descant.engine.replica_spec import ReplicaSpec  # noqa: F401
     from descant.engine.shared_weights import WeightLayout
 
 LIVE = "live"

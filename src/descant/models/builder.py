@@ -95,7 +95,7 @@ class ModelBuilder:
             return parts[0][0]
 
         placement = WorkerThread(name, load)
-        await placement.loaded()
+        await placement.ready()
         engine, renderer = parts.pop()
         return kind(name, engine.describe(), placement, renderer, Sampling(max_gen_len=self.tokens_to_generate))
 

@@ -88,6 +88,7 @@ class Replica:
         self._buffers: list[_Buffer] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._numbers = itertools.count(1)
+        self._turn = asyncio.Lock()  # one evaluation after another
         self._evaluator: Placement | None = None
 
     def serves(self, model: InferenceModel) -> bool:
@@ -211,14 +212,27 @@ class Lease:
         self._replica = replica
         self._buffer = buffer
         self._name = buffer.name
-        self._is_released = False
+        self._has_turn = self._is_released = False
 
     def model(self, view: InferenceModel) -> InferenceModel:
         """A handle on these weights that samples like another one; that one itself if it is of another model."""
         return view._elsewhere(self._replica._place(), self._name) if self._replica.serves(view) else view
 
+    async def turn(self) -> None:
+        """Wait until the place is ready, and evaluations that came before have been measured."""
+        await self._replica._turn.acquire()
+        self._has_turn = True
+        await self._replica._place().ready()
+
+    def end_turn(self) -> None:
+        """Let the next evaluation begin; twice is harmless."""
+        if self._has_turn:
+            self._has_turn = False
+            self._replica._turn.release()
+
     def release(self) -> None:
-        """Give it back; twice is harmless. The last user of a version frees its memory."""
+        """Give it back, and the turn; twice is harmless. The last user of a version frees its memory."""
+        self.end_turn()
         if not self._is_released:
             self._is_released = True
             self._replica._release(self._buffer)

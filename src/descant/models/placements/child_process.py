@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import pickle
@@ -77,6 +78,12 @@ class ChildProcess(Placement):
         """Of the process that runs at present, or of the last one."""
         return self._child.process.pid
 
+    async def ready(self) -> None:
+        """Wait until the process is up; raises why it is not."""
+        with self._lock:
+            self._revive()
+        await asyncio.shield(asyncio.wrap_future(self._child.ready))
+
     def submit(self, job: Job[Any]) -> PendingJob:
         """Send a job to the process, to another one if it has died."""
         with self._lock:
@@ -86,11 +93,7 @@ class ChildProcess(Placement):
                 self._attached.pop(job.name, None)
                 if self._child.has_ended:  # and what was attached there is gone
                     return _done(True)
-            if self._child.has_ended:
-                self._child.close(0.0)
-                self._child = self._start()
-                for attached in self._attached.values():
-                    self._child.submit(attached)
+            self._revive()
             if isinstance(job, AttachWeights):
                 self._attached[job.name] = job
             return self._child.submit(job)
@@ -110,6 +113,14 @@ class ChildProcess(Placement):
         self._closed = True
         self._child.close(0.0)
 
+    def _revive(self) -> None:
+        """Start another process if this one has ended, with the weights that it had."""
+        if self._child.has_ended and not self._closed:
+            self._child.close(0.0)
+            self._child = self._start()
+            for attached in self._attached.values():
+                self._child.submit(attached)
+
     def _start(self) -> _Child:
         child = _Child(self.name, self._spec, self._fds)
         weakref.finalize(self, child.close, 0.0)
@@ -121,6 +132,7 @@ class _Child:
 
     def __init__(self, name: str, spec: bytes, fds: Sequence[int]) -> None:
         self.has_ended = False
+        self.ready: Future[None] = Future()
         self._name = name
         self._numbers = itertools.count()
         self._pending: dict[int, _Ticket] = {}
@@ -204,6 +216,8 @@ class _Child:
             self.has_ended = True
             pending, self._pending = self._pending, {}
         self._messages.put(None)
+        if not self.ready.done():
+            self.ready.set_exception(self._death())
         for ticket in pending.values():
             ticket.future.set_exception(self._death())
         self._connection.close()
@@ -211,6 +225,8 @@ class _Child:
     def _take(self, kind: str, number: int | None, value: Any) -> None:
         if kind == "failed":
             self._failure = value
+        elif kind == "ready":
+            self.ready.set_result(None)
         if number is None:
             return
         with self._lock:

@@ -33,6 +33,10 @@ class Placement(ABC):
         """Whether the engine is gone, or about to be."""
 
     @abstractmethod
+    async def ready(self) -> None:
+        """Wait until the engine is there; raises what it could not be made for."""
+
+    @abstractmethod
     def submit(self, job: Job[Any]) -> PendingJob:
         """Queue a job.
 

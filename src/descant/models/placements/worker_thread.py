@@ -67,9 +67,9 @@ class WorkerThread(Placement):
         """Whether the engine is gone, or about to be."""
         return self._loop._closed
 
-    async def loaded(self) -> None:
+    async def ready(self) -> None:
         """Wait until the engine is there; raises what ``load`` raised."""
-        await asyncio.wrap_future(self._loop.loaded)
+        await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
 
     def wait_until_loaded(self) -> None:
         """Block until the engine is there; raises what ``load`` raised."""
@@ -131,6 +131,8 @@ class _WorkLoop:
             self._engine = load()
         except BaseException as error:
             self.loaded.set_exception(error)
+            self._closed = True
+            self._refuse_waiting()
             return
         self.loaded.set_result(None)
         del load
