@@ -49,7 +49,15 @@ async def test_a_run_arrives_in_tensorboard(folder, monkeypatch):
     again = invoke("sync", "first", "--to", "tensorboard")
     assert again.stdout.splitlines()[1] == "0 records delivered to tensorboard; it had 4 before"
     assert len(place.numbers("loss")) == 3
-    assert "4 records delivered to tensorboard\n" in invoke("sync", "first", "--to", "tensorboard", "--all").stdout
+    for _ in range(2):
+        again = invoke("sync", "first", "--to", "tensorboard", "--all")
+        assert again.stdout.splitlines()[1] == (
+            "4 records delivered to tensorboard; they are a new run there, beside the former one"
+        )
+    folders = [path.name for path in (folder / "tb" / "mine").iterdir()]
+    assert len(folders) == 3
+    for name in folders:
+        assert len(TensorBoardPlace(folder, f"mine/{name}").numbers("loss")) == 3
 
 
 async def test_a_run_arrives_in_trackio(folder, trackio_dir):  # noqa: F811
