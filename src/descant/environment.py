@@ -72,8 +72,8 @@ def plain_settings(configured: object) -> dict[str, Any]:
 
 
 def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Settings as values that JSON can hold, secrets masked: other objects are their ``repr``, sets are lists, keys are
-    text."""
+    """Settings as values that JSON can hold, secrets masked: other objects are their ``repr``, keys and paths
+    are text."""
     return {str(key): masked(value, str(key)) for key, value in _plain(config, frozenset()).items()}
 
 
@@ -89,7 +89,7 @@ def _plain(value: Any, outer: frozenset[int]) -> Any:
         if isinstance(value, Mapping):
             return {_plain(str(name), outer): _plain(item, outer) for name, item in value.items()}
         return [_plain(item, outer) for item in value]
-    return _plain(repr(value), outer)
+    return _plain(str(value) if isinstance(value, Path) else repr(value), outer)
 
 
 def masked(value: Any, key: str = "") -> Any:

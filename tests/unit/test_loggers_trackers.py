@@ -75,6 +75,18 @@ class TestWandb:
         assert place.table("t") == [[1, 1]]
         assert place.table("t-2") == [[2, 1, 2]]
 
+    def test_names_that_crash_its_service_or_are_lost_are_mapped(self, place):
+        keys = {"\\": "_x5c_", "a\\b": "a_x5c_b", "": "_", "\n\0": "_xa__x0_", ".a.": ".a.", "_wandb": "metric_wandb"}
+        logger = started(place)
+        logger.write(1, NOW_S, dict.fromkeys(keys, 0.5), {})
+        tables = [f"{'k' * 300}{end}" for end in "ab"] + ["日本" * 100, "\0"]
+        logger.write(2, NOW_S, {}, {name: Table(["x"], [[1]]) for name in tables})
+        logger.finish("completed")
+        assert [place.numbers(name) for name in keys.values()] == [[(1, 0.5)]] * len(keys)
+        names = {key.removesuffix("/path") for _, row in place._rows() for key in row if key.endswith("/path")}
+        assert len(names) == len(tables)
+        assert all(place.table(name) == [[2, 1]] for name in names)
+
     def test_an_id_that_wandb_refuses_is_replaced(self, place):
         started(place, run_id="a/b#c?" * 20).finish("completed")
         (run_id,) = {r.run.run_id for _, r in place._records() if r.WhichOneof("record_type") == "run"}
@@ -129,10 +141,28 @@ class TestMLFlow:
             logger.write(3, NOW_S, {"loss": 0.5}, {"samples": table})
         logger.finish("completed")
         again = started(place)
-        again.write(3, NOW_S, {"loss": 0.5}, {"samples": table})
+        for step in (3, 4, 3):  # not only the last table
+            again.write(step, NOW_S, {"loss": 0.5}, {"samples": table})
         again.finish("completed")
-        assert place.numbers("loss") == [(3, 0.5)]
-        assert place.table("samples") == [[3, "a", 1 / 3], [3, "b", None]]
+        assert place.numbers("loss") == [(3, 0.5), (4, 0.5)]
+        assert place.table("samples") == [[3, "a", 1 / 3], [3, "b", None], [4, "a", 1 / 3], [4, "b", None]]
+
+    def test_two_names_that_would_be_one_stay_two(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {"pass@4": 0.25, "pass_at_4": 0.5, "descant.outcome": "mine"}, {})
+        logger.finish("completed")
+        assert place.numbers("pass_at_4") == [(1, 0.25)]
+        (other,) = set(place.run().data.metrics) - {"pass_at_4"}
+        assert re.fullmatch("pass_at_4-[0-9a-f]{12}", other)
+        assert place.numbers(other) == [(1, 0.5)]
+        assert place.outcome() == "completed"
+
+    def test_a_table_with_a_name_that_is_no_name_of_a_file(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {}, {"日本" * 100: Table(["x"], [[1]]), "..": Table(["x"], [[2]])})
+        logger.finish("completed")
+        paths = {entry["path"] for entry in json.loads(place.run().data.tags["mlflow.loggedArtifacts"])}
+        assert sorted(place.artifact(path)["data"][0] for path in paths) == [[1, 1], [1, 2]]
 
     def test_a_table_goes_on_in_another_artifact(self, place, monkeypatch):
         wide = Table(["response"], [["x" * 9_000]] * 120)
@@ -171,7 +201,7 @@ class TestMLFlow:
         with pytest.raises(ConfigurationError, match="mlflow experiments restore --experiment-id"):
             started(place)
 
-    @given(st.text(max_size=300))
+    @given(st.text(max_size=300) | st.text("./a@", max_size=6))
     def test_every_name_is_one_that_mlflow_takes(self, key):
         need("mlflow")
         from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name

@@ -23,6 +23,7 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from descant.environment import masked
 from descant.errors import ConfigurationError, RunLogError
 from descant.loggers.journal import Record, read_records
 from descant.loggers.logger import RunInfo, TrackerLogger
@@ -226,7 +227,7 @@ class Feed:
         if self._is_failing or self._is_abandoned:
             return
         self._is_failing = True
-        reason = traceback.format_exception_only(error)[-1].strip()
+        reason = masked(traceback.format_exception_only(error)[-1].strip())
         message = f"{self.name} failed at step {self._step}: {reason}; it is tried again, and nothing is lost"
         self._report(self._step, "tracker_failed", self.name, message, error)
 

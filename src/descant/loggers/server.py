@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import Request, urlopen
@@ -25,7 +26,7 @@ def check_answers(url: str) -> None:
         error.close()
         if error.code >= 500:
             raise ConnectionError(f"{url} answers {error.code}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if not isinstance(reason, ssl.SSLError):
             raise ConnectionError(f"{url} does not answer: {reason}") from error
