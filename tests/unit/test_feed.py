@@ -485,20 +485,6 @@ async def test_a_run_log_without_a_journal_is_delivered_step_by_step(tmp_path):
     assert again.runs == tracker.runs
 
 
-async def test_everything_once_more_is_a_new_run_and_goes_on_there(tmp_path):
-    tracker = MemoryTracker()
-    await run(tmp_path, tracker)
-    replay(tmp_path, tracker, everything=True)
-    assert tracker.rows[3:] == tracker.rows[:3]
-    replay(tmp_path, tracker)
-    first, second, third = (told.run_id for told in tracker.runs)
-    assert first != second == third
-    assert {told.name for told in tracker.runs} == {tmp_path.name}
-    never = MemoryTracker()
-    replay(tmp_path, never, everything=True, name="other")
-    assert never.runs[0].run_id == first
-
-
 async def test_a_damaged_journal_is_named(tmp_path):
     await run(tmp_path, None)
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other, other:

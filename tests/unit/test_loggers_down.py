@@ -1,6 +1,5 @@
 """Servers of trackers that are down, hang, or die on the way, and processes that are killed: nothing is lost."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from support import query
 from test_cli_runs import invoke
-from trackers import MLFlowPlace, TrackioPlace, mlflow_uri, need, trackio_dir  # noqa: F401 - two are fixtures
+from trackers import MLFlowPlace, TrackioPlace, need, trackio_dir  # noqa: F401 - one is a fixture
 
 from descant.errors import ConfigurationError
 from descant.loggers import feed as feed_module
@@ -129,34 +128,6 @@ async def test_a_tracker_that_is_down_is_said_and_the_run_goes_on(gate, folder, 
     assert "answers 500; it is tried again, and nothing is lost" in failed[0]
     assert f"`descant sync {folder / 'run'} --to {tracker}`" in capsys.readouterr().err
     assert b"hunter2" not in (folder / "run" / "run.sqlite").read_bytes()
-
-
-async def test_a_server_that_dies_and_comes_back_gets_the_rest_once(gate, folder, mlflow_uri):  # noqa: F811
-    gate.behind = mlflow_uri
-    place = MLFlowPlace(folder, gate.url)
-    rows = Table(["example_id", "grade"], [["a", 1.0], ["b", None]])
-    async with RunRecorder(folder / "run", 6, place.logger(), strict=False) as recorder:
-        await recorder.announce("a run", {}, [])
-        for step in range(1, 4):
-            await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
-        await recorder._run_log.flush()
-        (fed,) = recorder._feeds
-        while fed.num_waiting:
-            await asyncio.sleep(0)
-        gate.status = 500
-        for step in range(4, 7):
-            await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
-    ((message,),) = query(folder / "run", "SELECT message FROM events WHERE kind = 'tracker_incomplete'")
-    assert message.startswith("mlflow has not got 3 of 6 records of the run; once it works again: `descant sync ")
-    refused = invoke("sync", folder / "run", "--to", "mlflow")
-    assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
-    assert "answers 500" in refused.stderr
-    gate.status = 200
-    done = invoke("sync", folder / "run", "--to", "mlflow")
-    assert "3 records delivered to mlflow; it had 3 before" in done.stdout, done.stderr
-    assert place.numbers("loss") == [(step, 1.0 / step) for step in range(1, 7)]
-    assert place.table("samples") == [[step, *row] for step in range(1, 7) for row in rows.rows]
-    assert place.outcome() == "completed"
 
 
 KILLED = """

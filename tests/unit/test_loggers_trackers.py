@@ -1,5 +1,6 @@
 """What is particular to each tracker."""
 
+import asyncio
 import json
 import logging
 import math
@@ -11,6 +12,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import query
+from test_cli_runs import invoke
+from test_loggers_down import gate  # noqa: F401 - a fixture
 from trackers import (  # noqa: F401 - two are fixtures
     MLFlowPlace,
     TensorBoardPlace,
@@ -27,6 +31,7 @@ from descant.loggers import extras
 from descant.loggers.logger import RunInfo
 from descant.loggers.mlflow_logger import MLFlowLogger
 from descant.loggers.mlflow_names import mlflow_name
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.tensorboard_logger import TBMetricsLogger, _markdown, _markdown_table
 from descant.loggers.text import printable
 from descant.loggers.trackio_logger import TrackioLogger
@@ -200,6 +205,42 @@ class TestMLFlow:
         place.client().delete_experiment(place.experiment_id())
         with pytest.raises(ConfigurationError, match="mlflow experiments restore --experiment-id"):
             started(place)
+
+    async def test_a_server_that_dies_and_comes_back_gets_the_rest_once(
+        self,
+        gate,  # noqa: F811
+        tmp_path,
+        monkeypatch,
+        mlflow_uri,  # noqa: F811
+    ):
+        monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0.2")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        gate.behind, folder = mlflow_uri, tmp_path
+        place = MLFlowPlace(folder, gate.url)
+        rows = Table(["example_id", "grade"], [["a", 1.0], ["b", None]])
+        async with RunRecorder(folder / "run", 6, place.logger(), strict=False) as recorder:
+            await recorder.announce("a run", {}, [])
+            for step in range(1, 4):
+                await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
+            await recorder._run_log.flush()
+            (fed,) = recorder._feeds
+            while fed.num_waiting:
+                await asyncio.sleep(0)
+            gate.status = 500
+            for step in range(4, 7):
+                await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
+        ((message,),) = query(folder / "run", "SELECT message FROM events WHERE kind = 'tracker_incomplete'")
+        assert message.startswith("mlflow has not got 3 of 6 records of the run; once it works again: `descant sync ")
+        refused = invoke("sync", folder / "run", "--to", "mlflow")
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
+        assert "answers 500" in refused.stderr
+        gate.status = 200
+        done = invoke("sync", folder / "run", "--to", "mlflow")
+        assert "3 records delivered to mlflow; it had 3 before" in done.stdout, done.stderr
+        assert place.numbers("loss") == [(step, 1.0 / step) for step in range(1, 7)]
+        assert place.table("samples") == [[step, *row] for step in range(1, 7) for row in rows.rows]
+        assert place.outcome() == "completed"
 
     @given(st.text(max_size=300) | st.text("./a@", max_size=6))
     def test_every_name_is_one_that_mlflow_takes(self, key):
