@@ -133,8 +133,9 @@ class TestMLFlow:
     def test_the_tag_of_a_string_has_the_latest_step(self, place):
         logger = started(place)
         for step, phase in ((1, "a"), (10, "c"), (5, "b"), (11, "c")):
-            logger.write(step, NOW_S, {"phase": phase, "mlflow.runName": "taken"}, {})
+            logger.write(step, NOW_S, {"phase": phase, "mlflow.runName": "taken", "long": "\x1b" * 6000}, {})
         logger.finish("completed")
+        assert len(place.run().data.tags["long"]) == 6000
         assert place.run().data.tags["phase"] == "c"
         assert place.run().info.run_name == "a run"
         assert place.strings("phase") == [(1, "a"), (10, "c"), (5, "b")]

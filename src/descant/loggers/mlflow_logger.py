@@ -19,8 +19,8 @@ from descant.loggers.text import printable
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 from descant.table import Table
 
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # of one request
-_MAX_VALUE_LENGTH = 6000  # of a param; 8000 of a tag
+_MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
+_MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
 _RUN_ID_TAG = "descant.run_id"
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
 
@@ -117,15 +117,15 @@ class MLFlowLogger(TrackerLogger):
         assert self._tables is not None
         self._tables.merge_json("config.json", config)
         there = self._client.get_run(self._run_id).data.params
-        settings = {mlflow_name(key): _param(value) for key, value in _flat(config)}
+        settings = {mlflow_name(key): _text(value) for key, value in _flat(config)}
         changed = [key for key, value in settings.items() if there.get(key, value) != value]
         if changed:
             logging.getLogger("descant").warning(
                 "MLflow keeps the first value of params; config.json has the new one of: %s", ", ".join(changed)
             )
         new = [param(key, value) for key, value in settings.items() if key not in there]
-        for start in range(0, len(new), _MAX_PARAMS):
-            self._client.log_batch(self._run_id, params=new[start : start + _MAX_PARAMS])
+        for start in range(0, len(new), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, params=new[start : start + _MAX_TEXTS])
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Log metrics and tags in batches, then add to the tables; to write the same once more changes nothing."""
@@ -141,11 +141,11 @@ class MLFlowLogger(TrackerLogger):
             if value != latest:
                 changes.add_row([step, key, bounded(value, self.max_cell_length)])
             if step >= since:
-                tags.append(entities.RunTag(_tag_name(key), printable(value, _MAX_VALUE_LENGTH)))
+                tags.append(entities.RunTag(_tag_name(key), _text(value)))
         for start in range(0, len(numbers), _MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=numbers[start : start + _MAX_METRICS])
-        for start in range(0, len(tags), _MAX_PARAMS):
-            self._client.log_batch(self._run_id, tags=tags[start : start + _MAX_PARAMS])
+        for start in range(0, len(tags), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, tags=tags[start : start + _MAX_TEXTS])
         if changes.rows:
             self._tables.append("strings", changes)
         for key, table in tables.items():
@@ -200,7 +200,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _param(value: Any) -> str:
+def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return printable(text, _MAX_VALUE_LENGTH)[:_MAX_VALUE_LENGTH]
 
