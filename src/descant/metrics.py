@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,7 +17,8 @@ _LARGEST_INTEGER = 2**63 - 1
 def as_metric(value: Any) -> Metric:
     """A number, string or table as plain Python values; numpy and torch scalars are unpacked.
 
-    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats. Text that is
+    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats, and those
+    beyond the largest float infinity. Text that is
     not Unicode (unpaired surrogates) is escaped. A table is copied, with cells that are numbers, strings, None, or
     else the ``repr`` of what they were.
 
@@ -33,10 +35,17 @@ def as_metric(value: Any) -> Metric:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, Integral):
-        return int(value) if abs(int(value)) <= _LARGEST_INTEGER else float(value)
+        return int(value) if abs(int(value)) <= _LARGEST_INTEGER else _as_float(int(value))
     if isinstance(value, Real):
-        return float(value)
+        return _as_float(value)
     raise TypeError(f"{_describe(value)} is not a metric: a number, a string or a Table is needed")
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return inf if value > 0 else -inf
 
 
 def clean_text(text: str) -> str:
