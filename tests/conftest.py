@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a suite in the backgrou
 import pytest
 from hypothesis import settings
 from tiny_model import save_model
+from trackers import mlflow_server  # noqa: F401 - a fixture of the whole session
 from transformers import GPT2Config, Qwen3Config
 from xdist.scheduler import LoadFileScheduling
 

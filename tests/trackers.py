@@ -103,13 +103,16 @@ class TensorBoardPlace(Place):
 class TrackioPlace(Place):
     def __init__(self, folder, run_name="a run", project=None):
         super().__init__(folder, run_name)
-        self.project = project or "project-" + re.sub(r"\W", "-", str(folder))[-60:]
+        self._given_project = project
 
     def logger(self, **options):
-        return TrackioLogger(self.project, self.run_name, **options)
+        return TrackioLogger(self._project(), self.run_name, **options)
+
+    def _project(self):
+        return self._given_project or "project-" + re.sub(r"\W", "-", str(self.folder))[-60:]
 
     def _runs(self):
-        return [run for run in import_module("trackio").Api().runs(self.project) if run.name == self.run_name]
+        return [run for run in import_module("trackio").Api().runs(self._project()) if run.name == self.run_name]
 
     def _run(self):
         (run,) = self._runs()
@@ -392,12 +395,19 @@ def need(package):
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory):
-    """Where an MLflow server answers."""
+def mlflow_server(tmp_path_factory):
+    """Where an MLflow server answers. It is a fixture of conftest.py: one that is imported into test files is made anew
+    in each of them."""
     need("mlflow")
     uri, stop = start_mlflow_server(tmp_path_factory.mktemp("mlflow"))
     yield uri
     stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(mlflow_server):
+    """Where an MLflow server answers."""
+    return mlflow_server
 
 
 @pytest.fixture(scope="session")
