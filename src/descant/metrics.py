@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,13 +16,12 @@ _LARGEST_INTEGER = 2**63 - 1
 def as_metric(value: Any) -> Metric:
     """A number, string or table as plain Python values; numpy and torch scalars are unpacked.
 
-    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats, and those
-    beyond the largest float infinity. Text that is
+    NaN and infinity are numbers: they are recorded, not hidden. Integers beyond 64 bits become floats. Text that is
     not Unicode (unpaired surrogates) is escaped. A table is copied, with cells that are numbers, strings, None, or
     else the ``repr`` of what they were.
 
     Raises:
-        TypeError: anything else; the message says what was found and what is allowed.
+        TypeError: anything else, and integers beyond the largest float; the message says what was found and what is allowed.
         ConfigurationError: a table whose rows do not fit its columns.
     """
     if isinstance(value, str):
@@ -44,8 +42,8 @@ def as_metric(value: Any) -> Metric:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except OverflowError:
-        return inf if value > 0 else -inf
+    except OverflowError:  # infinity would be another number
+        raise TypeError("an integer beyond the largest float (1.8e308) is not a metric") from None
 
 
 def clean_text(text: str) -> str:
