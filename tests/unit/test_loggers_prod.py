@@ -20,6 +20,10 @@ from descant.table import Table
 def environment(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.delenv("WANDB_IDENTITY_TOKEN_FILE", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -49,6 +53,33 @@ def test_wandb_without_a_key(monkeypatch, no_trackio, mode, number):
     need("wandb")
     monkeypatch.setenv("WANDB_MODE", mode)
     assert len(getattr(get_prod_logger(), "loggers", ())) == number
+
+
+@pytest.mark.parametrize(
+    ("netrc", "settings", "address", "mode", "number"),
+    [
+        ("machine api.wandb.ai login user password KEY", "", None, "online", 1),
+        ("machine api.wandb.ai login user password KEY", "", None, "disabled", 0),
+        ("machine api.wandb.ai login user password KEY", "", "https://mine:8080", "online", 0),
+        ("machine mine:8080 login user password KEY", "", "https://mine:8080", "online", 1),
+        ("machine mine login user password KEY", "[default]\nbase_url = https://mine\n", None, "online", 1),
+        ("machine github.com login user password KEY", "no settings", None, "online", 0),
+        ("machine api.wandb.ai login user password", "", None, "online", 0),
+    ],
+)
+def test_wandb_login(monkeypatch, no_trackio, tmp_path, netrc, settings, address, mode, number):
+    need("wandb")
+    (tmp_path / "netrc").write_text(netrc.replace("KEY", "k" * 40) + "\n")
+    (tmp_path / "settings").write_text(settings)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    if address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+    assert len(getattr(get_prod_logger(), "loggers", ())) == number
+
+
+def test_large_numbers_are_printed_whole(capsys):
+    StdoutLogger()({"progress/step": 12_345_678, "num_tokens": 2**60, "loss": 0.5})
+    assert capsys.readouterr().out == "step 12345678  num_tokens 1152921504606846976  loss 0.5\n"
 
 
 def test_nothing_configured(no_trackio, capsys):

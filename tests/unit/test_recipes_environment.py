@@ -1,9 +1,11 @@
 """What a run records of where it ran, and that no secret is in it; notifiers."""
 
 import inspect
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ from descant import (
     ValidationLossCallback,
     __version__,
 )
-from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_settings
+from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_config, plain_settings
 from descant.errors import ConfigurationError
 from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
 
@@ -53,6 +55,47 @@ def test_secrets_within_values():
     assert mask_arguments(["descant", "run", "r.py", "--set", "judge.api_key=x", "--token", "y", "--set", "lr=1"]) == [
         "descant", "run", "r.py", "--set", "judge.api_key=***", "--token", "***", "--set", "lr=1",
     ]  # fmt: skip
+
+
+class Client:
+    def __repr__(self):
+        return "Client(api_key='hunter2 3', model=\"m\", headers={'x-auth-token': 'hunter2'})"
+
+
+LEAKS = {
+    "a key of an object": Client(),
+    "a nested key": {"judge": [{"openai_key": "hunter2"}]},
+    "several": {"secrets": {"a": "hunter2"}},
+    "a header": {"headers": [("Authorization", "hunter2")]},
+    "a header as text": "Authorization: Bearer hunter2hunter2hunter2",
+    "a query": "https://host/?a=1&api_key=hunter2&b=2",
+    "a password with an at": "postgres://me:hunter@hunter2@host/db",
+    "JSON": '{"api_key": "hunter2", "a": 1}',
+    "a shell": "HF_TOKEN=hunter2 descant run",
+    "a private key": "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+    "bytes": {"password": b"hunter2"},
+    "keys that are no text": {("a", 1): {"pwd": "hunter2"}},
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_no_secret_is_in_a_config(case):
+    shown = json.dumps(plain_config({"value": LEAKS[case], "kept": "model=m, pad_token='x' and num_tokens=5"}))
+    assert "hunter2" not in shown
+    assert "***" in shown
+    assert "model=m, pad_token='x' and num_tokens=5" in shown
+
+
+def test_a_config_is_plain():
+    circular = {"lr": 0.5}
+    circular["itself"] = circular
+    assert plain_config({"c": circular, 1: {"set"}, "path": Path("/a"), "none": None, "odd": "\ud800"}) == {
+        "c": {"lr": 0.5, "itself": "{'lr': 0.5, 'itself': {...}}"},
+        "1": "{'set'}",
+        "path": "/a",
+        "none": None,
+        "odd": "\\ud800",
+    }
 
 
 @given(

@@ -19,6 +19,7 @@ from descant.loggers.stdout_logger import StdoutLogger
 from descant.loggers.tensorboard_logger import TBMetricsLogger
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH
 from descant.loggers.trackio_logger import TrackioLogger
+from descant.loggers.wandb_account import has_wandb_login, is_online
 from descant.loggers.wandb_logger import WandbLogger
 from descant.metrics import Metric
 
@@ -29,8 +30,8 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     """Every tracker that the environment configures, as one logger; its ``loggers`` has them.
 
     ============================================  ===========================================================
-    Weights & Biases                              ``WANDB_API_KEY`` is set, or ``WANDB_MODE`` is ``offline``,
-                                                  and ``WANDB_MODE`` is not ``disabled``
+    Weights & Biases                              ``WANDB_API_KEY`` is set, or ``wandb login`` was done, or
+                                                  ``WANDB_MODE`` is ``offline``; and it is not ``disabled``
     MLflow                                        ``MLFLOW_TRACKING_URI`` is set
     TensorBoard                                   ``TENSORBOARD_LOGGING_DIR`` is set
     Trackio                                       it is installed
@@ -76,8 +77,7 @@ class _WithoutTracker(StdoutLogger):
 
 def _configured() -> Iterator[str]:
     env = os.environ
-    wandb_mode = env.get("WANDB_MODE", "online")
-    if wandb_mode == "offline" or (env.get("WANDB_API_KEY") and wandb_mode != "disabled"):
+    if env.get("WANDB_MODE") != "disabled" and (not is_online() or has_wandb_login()):
         yield "wandb"
     if env.get("MLFLOW_TRACKING_URI"):
         yield "mlflow"
