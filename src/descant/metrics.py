@@ -21,7 +21,8 @@ def as_metric(value: Any) -> Metric:
     else the ``repr`` of what they were.
 
     Raises:
-        TypeError: anything else, and integers beyond the largest float; the message says what was found and what is allowed.
+        TypeError: anything else, and integers beyond the largest float; the message says what was found and what is
+            allowed.
         ConfigurationError: a table whose rows do not fit its columns.
     """
     if isinstance(value, str):
