@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench soak format clean
 
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
 	@echo "make check   format, lint, types, layers and unit tests"
-	@echo "make bench   training, generation and scoring against TRL, torch and Transformers, as tables"
+	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
+	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about fifteen minutes)"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
 
@@ -35,7 +36,11 @@ bench: .venv/dev-installed
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/profile_engine.py
+
+soak: .venv/dev-installed
+	SOAK_EVALUATIONS=1000 $(BIN)/python -m pytest -n 0 -s tests/e2e/test_soak.py
 
 format: .venv/dev-installed
 	$(BIN)/ruff check --fix --quiet .

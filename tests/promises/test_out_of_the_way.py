@@ -2,6 +2,10 @@
 at the same steps, and training is bit-identical, whatever happens to the evaluation."""
 
 import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -397,3 +401,179 @@ async def test_a_budget_puts_off_all_but_the_first_and_the_last(qwen3_dir, tmp_p
     deferred = query(tmp_path, "SELECT step, message FROM events WHERE kind = 'callback_deferred' AND source = 'loss'")
     assert [step for step, _ in deferred] == [2, 4, 6]
     assert "loss: the call that is due at step 2 is deferred" in deferred[0][1]
+
+
+# No room, and workers that die
+
+
+class Gated(ModelCallback):
+    """Is measured when somebody opens its gate."""
+
+    def __init__(self, model, **options):
+        super().__init__(model, 0.125, "gated", mode="background", **options)
+        self.is_open = asyncio.Event()
+
+    async def measure(self, model):
+        await self.is_open.wait()
+        return await model.logprobs_many(VALIDATION[:1])
+
+    async def report(self, measurement):
+        return {"logprob": measurement[0], "step": self.run.step}
+
+
+class OpenAfter(RecipeCallback):
+    """Opens the gate of another callback at a step, a while after it was asked to."""
+
+    def __init__(self, gated, step):
+        super().__init__(every_steps(1), "open_after")
+        self.gated, self.step = gated, step
+
+    async def callback(self, current_percentage):
+        if self.run.step == self.step:
+            asyncio.get_running_loop().call_later(0.05, self.gated.is_open.set)
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("when_busy", "opened_at", "landed", "count"),
+    [
+        ("wait", 2, list(range(9)), {}),
+        ("skip", 8, [0, 1, 8], {"num_skipped": 6}),
+        ("replace", 8, [6, 7, 8], {"num_replaced": 6}),
+    ],
+)
+async def test_when_there_is_no_room(qwen3_dir, tmp_path, when_busy, opened_at, landed, count):
+    def make(model):
+        gated = Gated(model, when_busy=when_busy)
+        return [OpenAfter(gated, opened_at), gated]
+
+    result, weights = await train(qwen3_dir, tmp_path / "run", make)
+    inline = await train(qwen3_dir, tmp_path / "inline", lambda model: [Open(model)])
+    assert not result.callback_failures
+    assert_same_weights(weights, inline[1])
+    assert series(tmp_path / "run", "gated/step") == {step: step for step in landed}
+    expected = series(tmp_path / "inline", "gated/logprob")
+    assert series(tmp_path / "run", "gated/logprob") == {step: expected[step] for step in landed}
+    costs = {key: series(tmp_path / "run", f"callbacks/gated/{key}") for key in ("num_skipped", "num_replaced")}
+    assert {key: max(values.values()) for key, values in costs.items() if values} == count
+    events = dict(query(tmp_path / "run", "SELECT kind, COUNT(*) FROM events WHERE source = 'gated' GROUP BY kind"))
+    assert events == {f"callback_{key.removeprefix('num_')}": number for key, number in count.items()}
+    waits = series(tmp_path / "run", "callbacks/gated/wait_s")
+    assert (waits[2 if when_busy == "wait" else 8]) > 0
+    assert waits.get(0, 0) == 0
+
+
+class Open(Gated):
+    """The same in the loop, with nothing to wait for."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.mode = "inline"
+        self.is_open.set()
+
+
+async def test_a_worker_that_is_killed_is_a_failure_of_that_step_only(gpt2_dir, tmp_path):
+    class Killed(Gated):
+        async def measure(self, model):
+            self.is_open.set()
+            if self.run.step == 3:
+                os.kill(model._placement.pid, signal.SIGKILL)
+            return await super().measure(model)
+
+    result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Killed(model)])
+    _, without = await train(gpt2_dir, tmp_path / "without", lambda model: [Open(model)])
+    assert_same_weights(weights, without)
+    assert [failure.step for failure in result.callback_failures] == [3]
+    assert "was killed by SIGKILL (out of memory, perhaps); the next evaluation starts another" in (
+        result.callback_failures[0].message
+    )
+    expected = series(tmp_path / "without", "gated/logprob")
+    assert series(tmp_path / "run", "gated/logprob") == {s: v for s, v in expected.items() if s != 3}
+
+
+async def test_tokens_are_counted(qwen3_dir, tmp_path):
+    runs = {}
+    for mode in MODES:
+        await train(qwen3_dir, tmp_path / mode, built_ins, callback_mode=mode)
+        names = ("loss", "validation", "samples")
+        runs[mode] = [series(tmp_path / mode, f"callbacks/{name}/num_tokens") for name in names]
+    assert runs["inline"] == runs["overlap"] == runs["background"]
+    loss, validation, samples_ = runs["inline"]
+    async with training_model(qwen3_dir) as model:
+        lengths = [len(thread.token_ids) for thread in await model.tokenize_many(VALIDATION)]
+        assert set(loss.values()) == {sum(lengths)}
+    assert list(validation) == [0, 2, 4, 6, 8]
+    assert samples_[0] > validation[0]
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+async def test_ctrl_c_ends_in_order_and_twice_at_once(qwen3_dir, tmp_path, num_signals):
+    program = f"""
+import asyncio, os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]!r}
+from pathlib import Path
+from support import addition_threads
+from test_out_of_the_way import Gated
+from descant import SFT, ModelBuilder, RecipeCallback, every_steps
+
+class Interrupt(RecipeCallback):
+    async def callback(self, current_percentage):
+        if self.run.step == 1:
+            loop = asyncio.get_running_loop()
+            if {num_signals} == 1:
+                gated.is_open.set()
+            print(gated.pid.result(), flush=True)
+            for number in range({num_signals}):
+                loop.call_later(0.1 * number, os.kill, os.getpid(), signal.SIGINT)
+        return {{}}
+
+class Waits(Gated):
+    async def measure(self, model):
+        await model._placement.ready()
+        self.pid.done() or self.pid.set_result(model._placement.pid)
+        return await super().measure(model)
+
+async def main():
+    global gated
+    model = await ModelBuilder({str(qwen3_dir)!r}).spawn_train("policy", max_batch_size=4096)
+    gated = Waits(model)
+    gated.pid = asyncio.get_running_loop().create_future()
+    class Ready(RecipeCallback):
+        async def callback(self, current_percentage):
+            await gated.pid
+            return {{}}
+    await SFT(
+        dataset=addition_threads(16), model=model, samples_per_batch=2,
+        callbacks=[Interrupt(every_steps(1), "interrupt"), gated, Ready(1, "ready", at_end=False)],
+        run_dir=Path({str(tmp_path / "run")!r}),
+    ).run()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == -signal.SIGINT or b"KeyboardInterrupt" in err, err.decode()
+    assert not is_alive(int(out)), err.decode()
+    if num_signals == 1:
+        landed = series(tmp_path / "run", "gated/step")
+        assert landed.keys() == set(range(max(landed) + 1))
+        assert max(landed) < 8
+    else:
+        given_up = query(tmp_path / "run", "SELECT step FROM events WHERE kind = 'callback_given_up'")
+        assert given_up
+
+
+def is_alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except FileNotFoundError:
+        return False

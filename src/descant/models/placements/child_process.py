@@ -140,6 +140,7 @@ class _Child:
         self._lock = threading.Lock()
         self._closing = False
         self._failure: BaseException | None = None
+        self._end: Exception = DescantError("it has not ended")
         ours, its = socket.socketpair()
         self._connection = Connection(ours.detach())
         with its:
@@ -169,7 +170,7 @@ class _Child:
                 self._pending[ticket.number] = ticket
                 self._messages.put(("run", ticket.number, job))
                 return ticket
-        ticket.future.set_exception(self._death())
+        ticket.future.set_exception(self._end)
         return ticket
 
     def close(self, timeout_s: float) -> None:
@@ -212,14 +213,15 @@ class _Child:
         except (EOFError, OSError):
             pass
         self.process.wait()
+        self._end = self._describe_end()
         with self._lock:
             self.has_ended = True
             pending, self._pending = self._pending, {}
         self._messages.put(None)
         if not self.ready.done():
-            self.ready.set_exception(self._death())
+            self.ready.set_exception(self._end)
         for ticket in pending.values():
-            ticket.future.set_exception(self._death())
+            ticket.future.set_exception(self._end)
         self._connection.close()
 
     def _take(self, kind: str, number: int | None, value: Any) -> None:
@@ -237,7 +239,7 @@ class _Child:
         else:
             ticket.future.set_exception(value)
 
-    def _death(self) -> Exception:
+    def _describe_end(self) -> Exception:
         if self._closing:
             return DescantError(f"the process that evaluates {self._name!r} was closed")
         if isinstance(self._failure, Exception):
