@@ -367,3 +367,22 @@ def wait_until_gone(pid):
 
 def open_files():
     return len(os.listdir("/proc/self/fd"))
+
+
+async def test_new_threads_have_the_threads_of_torch_that_they_had(qwen3_dir):
+    def in_a_new_thread():
+        found = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before = in_a_new_thread()
+    async with training_model(qwen3_dir) as model:
+        replica = Replica(model, EvaluationPlacement("thread", num_threads=3))
+        await replica.start()
+        lease = await replica.take(0)
+        await lease.model(model).logprobs_many(THREADS)
+        assert in_a_new_thread() == before
+        lease.release()
+        await replica.close()

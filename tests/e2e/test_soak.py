@@ -109,9 +109,8 @@ async def test_every_evaluation_is_accounted_for(gpt2_dir, tmp_path):
 
 def left_behind():
     gc.collect()
-    children = subprocess.run(
-        ["ps", "--no-headers", "-o", "pid,stat,args", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
+    command = ["ps", "--no-headers", "-o", "pid,stat,args", "--ppid", str(os.getpid())]
+    children = subprocess.run(command, capture_output=True, text=True)
     return {
         "processes": [line for line in children.stdout.splitlines() if "placements.child" in line],
         "files": len(os.listdir("/proc/self/fd")),

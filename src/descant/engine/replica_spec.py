@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,16 @@ class ReplicaSpec:
         return model.eval()
 
     def apply_settings(self) -> None:
-        """Compute as the model's own engine does: threads, precision, kernels."""
+        """Compute, on this thread, as the model's own engine does: threads, precision, kernels."""
+        num_threads = torch.get_num_threads()
         for (read, write), value in zip(COMPUTE_SETTINGS, self.settings, strict=True):
             if read() != value:
                 write(value)
+        if torch.get_num_threads() != num_threads:
+            # What a thread sets is also what new threads of the process begin with: let that be what it was.
+            other = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
+            other.start()
+            other.join()
 
 
 def check_importable(model_class: type[Any]) -> None:
