@@ -70,8 +70,9 @@ class BareLoop:
         first_step: int = 0,
         last_step: int | None = None,
         state: Mapping[str, Any] | None = None,
+        wants_state: bool = False,
     ) -> dict[str, Any]:
-        """Train to the last step, or until the end is requested; returns the state of the last callback at ``last_step``.
+        """Train to the last step, or until the end is requested; returns the state of the last callback there, as JSON has it.
 
         Args:
             callbacks: run along.
@@ -80,6 +81,7 @@ class BareLoop:
             first_step: where it goes on.
             last_step: where it is left; by default it is not.
             state: of the last callback, from the run before.
+            wants_state: whether its state is returned; otherwise that is empty.
         """
         runner = CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, first_step=first_step)
         remembered: dict[str, Any] = {}
@@ -94,7 +96,7 @@ class BareLoop:
                 metrics = self.train_step()
                 with self._unchanged(step):
                     await runner.after_step(step, metrics)
-            if callbacks and last_step is not None:
+            if wants_state:
                 remembered = json.loads(json.dumps(callbacks[-1].state_dict()))
         finally:
             with self._unchanged(runner.step):

@@ -228,6 +228,11 @@ def has_halves(callback: RecipeCallback) -> bool:
     return isinstance(callback, ModelCallback) and type(callback).callback is ModelCallback.callback
 
 
+def is_observed(callback: RecipeCallback) -> bool:
+    """Whether it is under observation already."""
+    return isinstance(callback, _Observed)
+
+
 def observed(callback: CallbackT, calls: ObservedCalls) -> CallbackT:
     """The same callback, from now on under observation."""
     base = _ObservedHalves if has_halves(callback) else _ObservedWhole

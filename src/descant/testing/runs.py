@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.calls import CallbackFailure
+from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.process_state import preserved_process_state
+from descant.errors import ConfigurationError
 from descant.loggers.recorder import RunRecorder
 from descant.metrics import Metric
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
 from descant.models.replica import EvaluationPlacement
 from descant.schedule import NEVER, every_steps
-from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, observed
+from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
 from descant.testing.report import MeasuredCost
 from descant.threads.thread import StringThread
 from descant.trainers.sft import SFT
@@ -184,10 +187,20 @@ class Runs:
         return Run(result.num_steps, trainer.steps, weights, calls, failures, run_dir, cost)
 
     def prepared(self, model: Any, calls: ObservedCalls, make: MakeCallback | None = None) -> RecipeCallback:
-        """A fresh callback, which runs at every step."""
+        """A fresh callback, which runs at every step.
+
+        Raises:
+            ConfigurationError: what was made is no callback, or not a fresh one.
+        """
         callback = (make or self._make)(disturbed(model, calls))
+        if isinstance(callback, FunctionCallback):  # a function has no state, and its module has it once
+            callback = copy.copy(callback)
         if not isinstance(callback, RecipeCallback):
-            raise TypeError(f"make(model) returned {callback!r:.60} ({type(callback).__name__}); a callback is needed")
+            raise ConfigurationError(
+                f"make(model) returned {callback!r:.60} ({type(callback).__name__}); a callback is needed"
+            )
+        if is_observed(callback):
+            raise ConfigurationError(f"make(model) returned the same {type(callback).__name__} again; make a fresh one")
         if callback.frequency is not NEVER:
             callback.frequency = every_steps(1)
         callback.on_error = "warn"
