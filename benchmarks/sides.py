@@ -22,7 +22,7 @@ LOGS = Path(__file__).parent.parent / "runs" / "benchmarks"
 class Side:
     """A process that runs one side of a benchmark: ``script --side NAME --size SIZE --model PATH``."""
 
-    def __init__(self, script, name, size, model):
+    def __init__(self, script, name, size, model, num_threads=NUM_THREADS):
         self.log = LOGS / f"{Path(script).stem}-{name}-{size}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
@@ -32,7 +32,7 @@ class Side:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(NUM_THREADS), "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"},
             )
 
     def measure(self, case):

@@ -16,7 +16,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a suite in the backgrou
 import pytest
 from hypothesis import settings
 from tiny_model import save_model
+from trackers import mlflow_server  # noqa: F401 - a fixture of the whole session
 from transformers import GPT2Config, Qwen3Config
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["WANDB_MODE"] = "disabled"  # no tracker is used but by tests of trackers, which set their own
 for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
@@ -28,6 +30,25 @@ for name in ("TRACKIO_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_D
 
 settings.register_profile("descant", deadline=None, derandomize=True)
 settings.load_profile("descant")
+
+WITH_MLFLOW_SERVER = ("e2e/test_four_trackers.py", "contract/test_loggers.py", "unit/test_loggers_trackers.py")
+
+
+class OneMLflowServer(LoadFileScheduling):
+    """A file of tests runs in one process; those that need a server of MLflow, which takes long to start, share one."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "with an MLflow server" if file.endswith(WITH_MLFLOW_SERVER) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return OneMLflowServer(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """The demo, which takes longest, is begun first, so that nobody waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_four_trackers.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Each tracker started for real, and what it has stored read back through its own reader."""
 
 import html
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -25,7 +27,10 @@ from descant.loggers.wandb_logger import WandbLogger
 
 
 class Place:
-    """Where a tracker writes, and how to read it: numbers by (key, step), tables as rows, strings, config, outcome."""
+    """Where a tracker writes, and how to read it: numbers by (key, step), tables as rows, strings, config, outcome.
+
+    ``curves`` and ``tables`` are all numbers and all tables that a tracker has, under its own names.
+    """
 
     def __init__(self, folder, run_name="a run"):
         self.folder = folder
@@ -34,6 +39,9 @@ class Place:
     def name(self, key):
         """The name under which the tracker has a key."""
         return key
+
+    def tables(self):
+        return {name: self.table(name) for name in self.table_names()}
 
 
 class TensorBoardPlace(Place):
@@ -49,6 +57,14 @@ class TensorBoardPlace(Place):
 
     def numbers(self, key):
         return [(event.step, event.value) for event in self._accumulator().Scalars(key)]
+
+    def curves(self):
+        accumulator = self._accumulator()
+        names = accumulator.Tags()["scalars"]
+        return {name: [(event.step, event.value) for event in accumulator.Scalars(name)] for name in names}
+
+    def table_names(self):
+        return set(self._accumulator().Tags()["tensors"]) - {"config", "outcome"}
 
     def times(self, key):
         return [event.wall_time for event in self._accumulator().Scalars(key)]
@@ -85,14 +101,21 @@ class TensorBoardPlace(Place):
 
 
 class TrackioPlace(Place):
+    def __init__(self, folder, run_name="a run", project=None):
+        super().__init__(folder, run_name)
+        self._given_project = project
+
     def logger(self, **options):
         return TrackioLogger(self._project(), self.run_name, **options)
 
     def _project(self):
-        return "project-" + re.sub(r"\W", "-", str(self.folder))[-60:]
+        return self._given_project or "project-" + re.sub(r"\W", "-", str(self.folder))[-60:]
+
+    def _runs(self):
+        return [run for run in import_module("trackio").Api().runs(self._project()) if run.name == self.run_name]
 
     def _run(self):
-        (run,) = import_module("trackio").Api().runs(self._project())
+        (run,) = self._runs()
         return run
 
     def _logs(self):
@@ -104,6 +127,20 @@ class TrackioPlace(Place):
 
     def numbers(self, key):
         return [(log["step"], log[key]) for log in self._logs() if key in log]
+
+    def curves(self):
+        curves = defaultdict(list)
+        for log in self._logs():
+            for name in log.keys() - {"step", "timestamp"} - self._tables_in(log):
+                curves[name].append((log["step"], log[name]))
+        return curves
+
+    @staticmethod
+    def _tables_in(log):
+        return {name for name, value in log.items() if isinstance(value, dict)}
+
+    def table_names(self):
+        return set().union(*map(self._tables_in, self._logs()))
 
     def times(self, key):
         from datetime import datetime
@@ -125,7 +162,7 @@ class TrackioPlace(Place):
         return self.config()["outcome"]
 
     def num_runs(self):
-        return len(import_module("trackio").Api().runs(self._project()))
+        return len(self._runs())
 
 
 class WandbPlace(Place):
@@ -144,16 +181,31 @@ class WandbPlace(Place):
             assert time.monotonic() < deadline, records
             time.sleep(0.01)
 
-    def _rows(self):
+    def _items(self):
         for path, record in self._records():
             if record.WhichOneof("record_type") == "history":
-                yield path, {_item_key(item): json.loads(item.value_json) for item in record.history.item}
+                yield path, record.history.item
+
+    def _rows(self):
+        for path, items in self._items():
+            yield path, {_item_key(item): json.loads(item.value_json) for item in items}
 
     def name(self, key):
         return "metric_step" if key == "_step" else key
 
     def numbers(self, key):
         return [(row["progress/step"], float(row[key])) for _, row in self._rows() if key in row]
+
+    def curves(self):
+        curves = defaultdict(list)
+        for _, items in self._items():
+            row = {_item_key(item): json.loads(item.value_json) for item in items if len(item.nested_key) < 2}
+            for name in row.keys() - {"_step", "_timestamp", "_runtime"}:
+                curves[name].append((row["progress/step"], float(row[name])))
+        return curves
+
+    def table_names(self):
+        return {item.nested_key[0] for _, items in self._items() for item in items if len(item.nested_key) > 1}
 
     def times(self, key):
         return [row["_timestamp"] for _, row in self._rows() if key in row]
@@ -198,8 +250,8 @@ class WandbPlace(Place):
 
 
 class MLFlowPlace(Place):
-    def __init__(self, folder, uri):
-        super().__init__(folder)
+    def __init__(self, folder, uri, run_name="a run"):
+        super().__init__(folder, run_name)
         self.uri = uri
         self.experiment = str(folder)
 
@@ -228,6 +280,17 @@ class MLFlowPlace(Place):
         largest = sys.float_info.max  # as MLflow stores infinity
         return [(m.step, float("inf") if m.value == largest else m.value) for m in history]
 
+    def curves(self):
+        return {name: self.numbers(name) for name in self.run().data.metrics}
+
+    def table_names(self):
+        return {re.sub(r"(-\d+)?\.json$", "", path.removeprefix("tables/")) for path in self._table_paths()}
+
+    def _table_paths(self, folder="tables"):
+        artifacts = self.client().list_artifacts(self.run().info.run_id, folder)
+        below = [path for artifact in artifacts if artifact.is_dir for path in self._table_paths(artifact.path)]
+        return [*below, *(artifact.path for artifact in artifacts if not artifact.is_dir)]
+
     def times(self, key):
         return [m.timestamp / 1000 for m in self.client().get_metric_history(self.run().info.run_id, key)]
 
@@ -240,7 +303,12 @@ class MLFlowPlace(Place):
         return [(step, value) for step, name, value in self.artifact("tables/strings.json")["data"] if name == key]
 
     def table(self, key):
-        return self.artifact(f"tables/{mlflow_name(key)}.json")["data"]
+        """Of all its parts, one behind the other."""
+        first = f"tables/{mlflow_name(key)}.json"
+        later = (first.replace(".json", f"-{number}.json") for number in itertools.count(2))
+        there = self._table_paths()
+        paths = itertools.takewhile(there.__contains__, itertools.chain([first], later))
+        return [row for path in paths for row in self.artifact(path)["data"]]
 
     def as_shown(self, row):
         return [without_nan(cell) for cell in row]
@@ -327,12 +395,19 @@ def need(package):
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory):
-    """Where an MLflow server answers."""
+def mlflow_server(tmp_path_factory):
+    """Where an MLflow server answers. It is a fixture of conftest.py: one that is imported into test files is made anew
+    in each of them."""
     need("mlflow")
     uri, stop = start_mlflow_server(tmp_path_factory.mktemp("mlflow"))
     yield uri
     stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(mlflow_server):
+    """Where an MLflow server answers."""
+    return mlflow_server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Arguments: checks of numbers that a user gives, in the same words everywhere."""
+"""Arguments: what a user gives, checked in the same words everywhere."""
 
 from __future__ import annotations
 
+import os
 from math import isfinite
 from typing import Any
 
@@ -32,3 +33,8 @@ def check_text(name: str, value: Any) -> None:
     """Raises ConfigurationError if the value is not text, or empty."""
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{name}={value!r} must be a string that is not empty")
+
+
+def as_path(path: str | os.PathLike[str]) -> str:
+    """A directory or hub id as it was given, with ``~`` expanded."""
+    return os.path.expanduser(os.fspath(path))

@@ -11,18 +11,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 MASK = "***"
 _PACKAGES = ("descant", "torch", "transformers", "tokenizers", "numpy", "peft", "datasets")
 _GIT_TIMEOUT_S = 2.0
-_SECRET_WORDS = {"password", "passwd", "passphrase", "secret", "credential", "credentials", "authorization", "bearer"}
-_SECRET_KEYS = ("api key", "apikey", "access key", "private key", "secret key", "auth key")
+_SECRET_WORDS = {"password", "passwords", "passwd", "pwd", "passphrase", "secret", "secrets", "apikey", "apikeys"}
+_SECRET_WORDS |= {"credential", "credentials", "authorization", "bearer", "cookie", "cookies"}
+_KINDS_OF_KEYS = {"api", "access", "private", "secret", "auth", "account", "service", "encryption", "signing", "ssh"}
+_KINDS_OF_KEYS |= {"deploy", "license", "subscription", "openai", "anthropic", "wandb", "hf", "azure", "aws"}
 _TOKENS_OF_TEXT = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "end", "start", "image", "special", "per"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@?#]+@")
-_KNOWN_TOKEN = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s?#]+@")
+_KNOWN_TOKEN = re.compile(
+    r"\b(?:hf_|sk-|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|wandb_v1_)[A-Za-z0-9_-]{12,}"
+    r"|(?<=\bBearer )[^\s'\",]{16,}|(?<=\bAuthorization: Basic )[^\s'\",]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+)
+_ASSIGNED = re.compile(  # as in URLs, JSON, the repr of objects and shells; prose has no = and no quotes there
+    r"""(?<![\w.-])(?P<key>[\w.-]+)(?P<sign>=|["']\s*:\s*(?=["']))(?:(?P<quote>["']).*?(?P=quote)|[^\s"'&,;)}\]]+)"""
+)
 
 recipe_of_run: ContextVar[Mapping[str, Any] | None] = ContextVar("recipe_of_run", default=None)
 """The recipe that is running, its name and config, set by whoever runs it."""
@@ -61,21 +71,53 @@ def plain_settings(configured: object) -> dict[str, Any]:
     return settings
 
 
+def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """Settings as values that JSON can hold, secrets masked: other objects are their ``repr``, keys and paths
+    are text."""
+    return {str(key): masked(value, str(key)) for key, value in _plain(config, frozenset()).items()}
+
+
+def _plain(value: Any, outer: frozenset[int]) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, Mapping | list | tuple) and id(value) not in outer:
+        outer |= {id(value)}
+        if isinstance(value, Mapping):
+            return {_plain(str(name), outer): _plain(item, outer) for name, item in value.items()}
+        return [_plain(item, outer) for item in value]
+    return _plain(str(value) if isinstance(value, Path) else repr(value), outer)
+
+
 def masked(value: Any, key: str = "") -> Any:
     """A copy of nested settings in which ``***`` stands for what looks like a secret.
 
     That is: everything under a key such as ``api_key``, ``hf_token``, ``password`` (not ``num_tokens`` or
-    ``pad_token``), the credentials in a URL, and words that begin as tokens of well-known services do.
+    ``pad_token``), or behind it in a pair or in text (``?token=...``, ``Client(api_key='...')``), the credentials in a
+    URL, and words that begin as tokens of well-known services do.
     """
     if value is not None and value != "" and not isinstance(value, bool) and is_secret(key):
         return MASK
     if isinstance(value, Mapping):
         return {name: masked(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
+        if len(value) == 2 and isinstance(value[0], str):  # a header, say
+            return [masked(value[0]), masked(value[1], value[0])]
         return [masked(item) for item in value]
     if isinstance(value, str):
-        return _KNOWN_TOKEN.sub(MASK, _URL_CREDENTIALS.sub(f"{MASK}@", value))
+        text = _KNOWN_TOKEN.sub(MASK, _URL_CREDENTIALS.sub(f"{MASK}@", value))
+        return _ASSIGNED.sub(_mask_assigned, text) if "=" in text or ":" in text else text
     return value
+
+
+def _mask_assigned(found: re.Match[str]) -> str:
+    if not is_secret(found["key"]):
+        return found[0]
+    quote = found["quote"] or ""
+    return f"{found['key']}{found['sign']}{quote}{MASK}{quote}"
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
@@ -98,7 +140,9 @@ def is_secret(key: str) -> bool:
     words = [word.lower() for word in _WORD.findall(key)]
     if "token" in words and not _TOKENS_OF_TEXT & set(words):
         return True
-    return bool(_SECRET_WORDS & set(words)) or any(name in " ".join(words) for name in _SECRET_KEYS)
+    return bool(_SECRET_WORDS & set(words)) or any(
+        word in _KINDS_OF_KEYS and after in ("key", "keys") for word, after in pairwise(words)
+    )
 
 
 def _version(package: str) -> str | None:

@@ -77,6 +77,10 @@ class WeightsError(DescantError):
     """Weights that an engine does not hold (any more), or that do not fit its model."""
 
 
+class WorkerDied(DescantError):
+    """The process that evaluates has ended in the middle of its work, with how; it is started anew for the next."""
+
+
 class NonFiniteError(DescantError):
     """A NaN or infinity where training needs a number."""
 

@@ -21,7 +21,8 @@ def as_metric(value: Any) -> Metric:
     else the ``repr`` of what they were.
 
     Raises:
-        TypeError: anything else; the message says what was found and what is allowed.
+        TypeError: anything else, and integers beyond the largest float; the message says what was found and what is
+            allowed.
         ConfigurationError: a table whose rows do not fit its columns.
     """
     if isinstance(value, str):
@@ -33,10 +34,17 @@ def as_metric(value: Any) -> Metric:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, Integral):
-        return int(value) if abs(int(value)) <= _LARGEST_INTEGER else float(value)
+        return int(value) if abs(int(value)) <= _LARGEST_INTEGER else _as_float(int(value))
     if isinstance(value, Real):
-        return float(value)
+        return _as_float(value)
     raise TypeError(f"{_describe(value)} is not a metric: a number, a string or a Table is needed")
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # infinity would be another number
+        raise TypeError("an integer beyond the largest float (1.8e308) is not a metric") from None
 
 
 def clean_text(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Self
 
 from descant.errors import ConfigurationError
@@ -23,6 +23,8 @@ class Table:
 
     def __init__(self, initial_headers: Iterable[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
         self.headers: list[str] = list(initial_headers)
+        if isinstance(initial_headers, str):
+            raise ConfigurationError(f"a table needs a list of column names, got {initial_headers!r}")
         if not all(isinstance(header, str) for header in self.headers):
             raise ConfigurationError(f"a table needs column names that are text, got {self.headers}")
         if len(set(self.headers)) != len(self.headers):
@@ -37,10 +39,7 @@ class Table:
         Raises:
             ConfigurationError: columns of different lengths; the message has all of them.
         """
-        for header, values in columns.items():
-            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-                raise ConfigurationError(f"column {header!r} is {values!r:.60}; a list of its cells is needed")
-        cells = {header: list(values) for header, values in columns.items()}
+        cells = {header: _cells(header, values) for header, values in columns.items()}
         if len({len(values) for values in cells.values()}) > 1:
             lengths = ", ".join(f"{header!r} has {len(values)}" for header, values in cells.items())
             raise ConfigurationError(f"the columns of a table need the same number of cells: {lengths}")
@@ -67,7 +66,7 @@ class Table:
         Raises:
             ConfigurationError: the row has not one cell per column.
         """
-        if isinstance(row, str | bytes | Mapping):
+        if isinstance(row, str | bytes | Mapping) or not isinstance(row, Sized):
             hint = "; Table.from_dicts takes dictionaries" if isinstance(row, Mapping) else ""
             raise ConfigurationError(f"row {len(self)} (from 0) is {row!r:.60}; a list of its cells is needed{hint}")
         if len(row) != len(self.headers):
@@ -95,6 +94,7 @@ class Table:
             raise ConfigurationError(f"a table needs column names that are text, got {header!r}")
         if header in self.headers:
             raise ConfigurationError(f"the table already has a column {header!r}")
+        values = _cells(header, values)
         if not self.headers:
             self.rows = [[] for _ in values]
         if len(values) != len(self.rows):
@@ -127,3 +127,9 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.headers}, {len(self.rows)} rows)"
+
+
+def _cells(header: str, values: Any) -> list[Any]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"column {header!r} is {values!r:.60}; a list of its cells is needed")
+    return list(values)

@@ -104,6 +104,13 @@ def test_two_tables_of_a_step_and_one_without_rows(place):
     assert place.table("b/samples") == [place.as_shown([1, math.nan])]
 
 
+def test_a_table_with_steps_of_its_own_keeps_them(place):
+    turns = Table(["step", "action"], [[1, "look"], [2, "go"]])
+    write(place, (10, {}, {"turns": turns}), (20, {}, {"turns": turns}))
+    expected = [[step, *row] for step in (10, 20) for row in turns.rows]
+    assert place.table("turns") == [place.as_shown(row) for row in expected]
+
+
 def test_long_cells_are_cut(place):
     logger = place.logger(max_cell_length=60)
     logger.start(run_info(place))
@@ -145,7 +152,8 @@ def test_a_logger_that_is_started_again_after_a_failure_goes_on(place):
 
 def test_by_hand(place):
     logger = place.logger()
-    logger.log_config({"lr": 0.5})
+    logger.log_config({"lr": 0.5, "judge_key": {1: ("http://me:hunter2@host", object)}, "api_key": "hunter2"})
+    logger.log_config({"client": {"headers": [("Authorization", "hunter2")]}})
     logger({"loss": 3.0})
     logger({"loss": 2.0, "samples": samples(1)})
     logger({"progress/step": 10, "loss": 1.0, "passed": True})
@@ -158,6 +166,8 @@ def test_by_hand(place):
     assert place.numbers("passed") == [(10, 1)]
     assert len(place.table("samples")) == 3
     assert float(place.config()["lr"]) == 0.5
+    assert place.config()["api_key"] == "***"
+    assert "hunter2" not in str(place.config())
     assert place.outcome() == "completed"
     with pytest.raises(ConfigurationError, match="was closed"):
         logger({"loss": 0.25})

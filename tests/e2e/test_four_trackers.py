@@ -1,10 +1,16 @@
-"""A run with all four trackers at once: each has the curves and the tables of the run log, row for row."""
+"""The demo, whole, with all four trackers at once: the small model learns to add, and every tracker has all of it."""
 
-import math
+import os
+import re
 import struct
+import subprocess
+import sys
 from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
 
-from support import LengthGrader, addition_threads, training_model
+import pytest
+from support import query, series
 from trackers import (  # noqa: F401 - two are fixtures
     MLFlowPlace,
     TensorBoardPlace,
@@ -15,81 +21,97 @@ from trackers import (  # noqa: F401 - two are fixtures
     trackio_dir,
 )
 
-from descant import SFT, CompositeLogger, GenerateSamplesCallback, GraderEvalCallback, ValidationLossCallback
-from descant.loggers.journal import Record
 from descant.loggers.run_reader import RunReader
 
-NUM_STEPS = 10
-FREQUENCY = 0.25
-STEPS = [0, 3, 5, 8, 10]
+SCRIPT = Path(__file__).parents[2] / "examples" / "addition" / "train.py"
+NUM_STEPS = 732
+TRACKERS = ["mlflow", "tensorboard", "trackio", "wandb"]
 
 
-async def train(path, run_dir, logger):
-    async with training_model(path) as model:
-        validation = addition_threads(5, offset=50)
-        return await SFT(
-            dataset=addition_threads(4 * NUM_STEPS),
-            model=model,
-            samples_per_batch=4,
-            lr=1e-3,
-            logger=logger,
-            run_dir=run_dir,
-            callbacks=[
-                GraderEvalCallback(validation, model, LengthGrader(), FREQUENCY, max_gen_len=6),
-                ValidationLossCallback(validation, model, FREQUENCY),
-                GenerateSamplesCallback(validation, model, FREQUENCY, max_gen_len=6, temperature=1.0),
-            ],
-        ).run()
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, mlflow_uri, trackio_dir):  # noqa: F811
+    """A run of the demo that finds its trackers in the environment: its folder and what it has printed."""
+    need("wandb"), need("tensorboard")
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {
+        **os.environ,
+        "COLUMNS": "120",
+        "MLFLOW_EXPERIMENT_NAME": str(folder),
+        "MLFLOW_TRACKING_URI": mlflow_uri,
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tb"),
+        "WANDB_MODE": "offline",
+    }
+    command = [sys.executable, SCRIPT, "--run-dir", "run"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return SimpleNamespace(folder=folder, run_dir=folder / "run", stdout=done.stdout, stderr=done.stderr)
 
 
-def of_run_log(records: list[Record]):
-    """Curves as (step, value) and tables as rows with their step, in the order in which they were recorded."""
+def test_the_model_learns_to_add(demo):
+    exact = series(demo.run_dir, "validation/rewards/score/mean")
+    assert len(exact) == 11
+    assert exact[0] == 0
+    assert exact[NUM_STEPS] >= 0.95
+    assert re.search(rf"Exact match went from 0\.0% to (9[5-9]|100)\.\d% in {NUM_STEPS} steps", demo.stdout)
+    assert f"run log  {Path('run') / 'run.sqlite'}" in demo.stdout
+    for key in ("characters/last_correct", "validation/loss", "generation/num_samples", "callbacks/samples/stall_s"):
+        assert list(series(demo.run_dir, key)) == list(exact)
+    assert query(demo.run_dir, "SELECT count(*) FROM events WHERE kind = 'callback_failed'") == [(0,)]
+    prompts = query(demo.run_dir, "SELECT count(DISTINCT example_id) FROM samples WHERE callback = 'validation'")
+    assert prompts == [(300,)]
+
+
+@pytest.fixture(scope="module")
+def recorded(demo):
+    """Of the run log, in the order in which it was recorded: curves as (step, value), tables as rows with their step;
+    and the name of the run in each tracker."""
     curves, tables = defaultdict(list), defaultdict(list)
-    for record in records:
-        for key, value in record.metrics.items():
-            curves[key].append((record.step, value))
-        for key, table in record.tables.items():
-            columns = [table.headers.index(name) for name in table.headers if name != "step"]
-            assert len(columns) == len(table.headers) - ("step" in table.headers)
-            tables[key] += [row if "step" in table.headers else [record.step, *row] for row in table.rows]
-    return curves, tables
+    with RunReader(demo.run_dir) as reader:
+        for record in reader.records():
+            for key, value in record.metrics.items():
+                curves[key].append((record.step, value))
+            for key, table in record.tables.items():
+                assert "step" not in table.headers
+                tables[key] += [[record.step, *row] for row in table.rows]
+        assert reader.outcome == "completed"
+        assert {event.source for event in reader.events if event.kind.startswith("tracker_")} <= {"mlflow"}  # its link
+        num_records = sum(1 for _ in reader.records())
+        assert {name: sink.place for name, sink in reader.sinks.items()} == dict.fromkeys(TRACKERS, num_records)
+        (run_name,) = {settings["run_name"] for settings in reader.config["trackers"].values()}
+    return SimpleNamespace(curves=curves, tables=tables, run_name=run_name)
+
+
+def test_the_run_log_has_every_step_and_every_evaluation(recorded):
+    steps = [0, *(-(-NUM_STEPS * tenth // 10) for tenth in range(1, 11))]
+    assert [step for step, _ in recorded.curves["training/loss"]] == list(range(1, NUM_STEPS + 1))
+    assert [step for step, _ in recorded.curves["validation/rewards/score/mean"]] == steps
+    num_rows = {"validation/samples": 300, "validation/loss_samples": 300, "generation/samples": 8}
+    assert {key: [row[0] for row in rows] for key, rows in recorded.tables.items()} == {
+        key: [step for step in steps for _ in range(number)] for key, number in num_rows.items()
+    }
 
 
 def as_float32(value):
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-async def test_the_same_curves_and_tables_everywhere(qwen3_dir, tmp_path, monkeypatch, mlflow_uri, trackio_dir):  # noqa: F811
-    need("wandb"), need("tensorboard")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.chdir(tmp_path)
-    places = {
-        "tensorboard": TensorBoardPlace(tmp_path),
-        "trackio": TrackioPlace(tmp_path),
-        "wandb": WandbPlace(tmp_path),
-        "mlflow": MLFlowPlace(tmp_path, mlflow_uri),
-    }
-    await train(qwen3_dir, tmp_path / "run", CompositeLogger(*(place.logger() for place in places.values())))
-
-    with RunReader(tmp_path / "run") as reader:
-        curves, tables = of_run_log(list(reader.records()))
-        assert reader.outcome == "completed"
-        assert {event.source for event in reader.events if event.kind == "tracker_failed"} == set()
-        num_records = sum(1 for _ in reader.records())
-        assert {name: sink.place for name, sink in reader.sinks.items()} == dict.fromkeys(places, num_records)
-    assert [step for step, _ in curves["training/loss"]] == list(range(1, NUM_STEPS + 1))
-    assert [step for step, _ in curves["validation/rewards/score/mean"]] == STEPS
-    tables_of = ("validation/samples", "validation/loss_samples", "generation/samples")
-    assert {key: len(rows) for key, rows in tables.items()} == dict.fromkeys(tables_of, 25)
-    for name, place in places.items():
-        for key, points in curves.items():
-            if any(isinstance(value, str) for _, value in points):
-                assert place.strings(key) == points, (name, key)
-                continue
-            expected = [(step, as_float32(value) if name == "tensorboard" else float(value)) for step, value in points]
-            found = place.numbers(place.name(key))
-            assert [(step, value) for step, value in found if not math.isnan(value)] == expected, (name, key)
-        for key, rows in tables.items():
-            assert place.table(key) == [place.as_shown(row) for row in rows], (name, key)
-        assert place.outcome() in ("completed", "FINISHED")
-        assert place.num_runs() == 1
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_tracker_has_what_the_run_log_has_row_for_row(demo, recorded, mlflow_uri, tracker):  # noqa: F811
+    place = {
+        "mlflow": lambda: MLFlowPlace(demo.folder, mlflow_uri, recorded.run_name),
+        "tensorboard": lambda: TensorBoardPlace(demo.folder, recorded.run_name),
+        "trackio": lambda: TrackioPlace(demo.folder, recorded.run_name, "descant"),
+        "wandb": lambda: WandbPlace(demo.folder, recorded.run_name),
+    }[tracker]()
+    (says,) = re.findall("^metrics go to (.*)$", demo.stderr, flags=re.MULTILINE)
+    assert re.fullmatch(r"wandb, mlflow, tensorboard \(.*\), trackio \(trackio show --project descant\)", says)
+    stored = as_float32 if tracker == "tensorboard" else float
+    curves, tables = place.curves(), place.tables()
+    assert curves.keys() == {place.name(key) for key in recorded.curves}
+    for key, points in recorded.curves.items():
+        assert curves[place.name(key)] == [(step, stored(value)) for step, value in points], key
+    assert tables.keys() == {place.name(key) for key in recorded.tables}
+    for key, rows in recorded.tables.items():
+        assert tables[place.name(key)] == [place.as_shown(row) for row in rows], key
+    assert place.outcome() == "completed"
+    assert place.num_runs() == 1

@@ -41,7 +41,7 @@ class Vandal(RecipeCallback):
         np.random.seed(self.calls)
         torch.manual_seed(self.calls)
         torch.rand(1000)
-        await self.model.generate_many(addition_threads(2))
+        await self.model.max_gen_len(6).generate_many(addition_threads(2))
         self.lingering = asyncio.create_task(self.go_on_drawing())
         if self.calls % 2:
             raise RuntimeError("on purpose")

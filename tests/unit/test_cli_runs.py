@@ -30,8 +30,14 @@ async def main(ctx: RecipeContext, config: Config):
     helper.act(config.fail)
 """
 HELPER = """
-import sys
+import asyncio, sys
 def act(fail):
+    if fail == "within a library":
+        sys.path.append("library")
+        from caller import call
+        call(lambda: 1 / 0)
+    if fail == "cancel":
+        raise asyncio.CancelledError
     if fail == "exit":
         sys.exit(7)
     if fail:
@@ -96,6 +102,7 @@ def test_runs_are_listed_with_what_they_came_to(runs):
 
 
 def test_names_are_never_cut(runs):
+    assert set(names(listed(columns="40"))) == {"first", "second", "third", "fourth"}
     lines = listed(columns="60")
     assert set(names(lines)) == {"first", "second", "third", "fourth"}
     assert any("a wider terminal" in line for line in lines)
@@ -120,13 +127,18 @@ def test_filter_and_sort(runs):
 def test_what_cannot_be_listed(runs):
     for arguments, reason in {
         ("nowhere",): "there are no runs in nowhere",
-        ("--filter", "nothing"): "none of the 4 runs in runs matches nothing",
+        ("--filter", "nothing"): "none of the 4 runs in runs matches nothing\n",
+        ("--filter", "config.lr=3"): "none of the 4 runs in runs matches config.lr=3\n",
+        ("--filter", "trainr=SFT"): "; no run has the setting 'trainr', did you mean 'trainer'?",
         ("--sort", "training/los"): "did you mean 'training/loss'?",
     }.items():
         done = invoke("runs", *arguments)
         assert done.exit_code == 1
         assert reason in done.stderr
         assert done.stdout == ""
+    assert "it is one: descant show" in invoke("runs", "runs/first").stderr
+    assert "--sort METRIC" in invoke("runs", "--descending").stderr
+    assert "options are for lists" in invoke("runs", "compare", "first", "second", "--sort", "x").stderr
     assert invoke("runs", "a", "b").exit_code == 2
     assert invoke("runs", "compare", "first").exit_code == 2
     assert "did you mean" in invoke("runs", "compare", "first", "secnd").stderr
@@ -143,7 +155,18 @@ def test_two_runs_side_by_side(runs):
     assert rows["validation/rewards/score/mean"] == ["10", "10", "10", "10"]
     assert rows["training/phase"] == ["late", "late"]
     assert "progress/step" not in rows
-    assert "none" in listed("compare", "first", "first")[1]
+    assert "none" in listed("compare", "first", "first")[3]
+
+
+async def test_the_ends_of_long_keys_are_shown_since_they_tell_them_apart(tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        await log.log_config({"callbacks": [{"name": "validation", "temperature": name, "max_gen_len": name * 40}]})
+        await log.log_metrics(1, {f"validation/rewards/quality/{kind}": 1.0 for kind in ("mean", "stderr")})
+        await log.close()
+    text = "\n".join(listed("compare", tmp_path / "a", tmp_path / "b", columns="60"))
+    for end in ("temperature", "max_gen_len", "quality/mean", "quality/stderr"):
+        assert f"{end} " in text
 
 
 async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
@@ -151,10 +174,8 @@ async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
         async with RunRecorder(tmp_path / name, 1, None, strict=False) as recorder:
             await recorder.announce("SFT", {"lr": 0.1}, [])
             await recorder.record(1, {"loss": 1.0})
-    assert [line.strip() for line in listed("compare", tmp_path / "a", tmp_path / "b")][:2] == [
-        "settings that differ",
-        "none",
-    ]
+    lines = [line.strip() for line in listed("compare", tmp_path / "a", tmp_path / "b")]
+    assert lines[:4] == ["A is a, B is b", "", "settings that differ", "none"]
 
 
 async def test_a_metric_that_fell_has_its_best_value(tmp_path):
@@ -162,12 +183,14 @@ async def test_a_metric_that_fell_has_its_best_value(tmp_path):
         log = RunLog(tmp_path / name)
         for step, score in enumerate((0.1, 0.9, 0.5)):
             await log.log_metrics(step, {"validation/rewards/score/mean": score, "validation/loss": score})
-            await log.log_metrics(step, {"training/grad_norm": score})
+            await log.log_metrics(step, {"training/grad_norm": score, "validation/loss_num_samples": step})
+            await log.log_metrics(step, {"training/note": "a long text " * 20})
         await log.close()
     rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
     assert rows["validation/rewards/score/mean"] == ["0.5", "0.9", "0.5", "0.9"]
     assert rows["validation/loss"] == ["0.5", "0.1", "0.5", "0.1"]
     assert rows["training/grad_norm"] == ["0.5", "0.5"]  # nobody knows which is good
+    assert rows["validation/loss_num_samples"] == ["2", "2"]
 
 
 # new
@@ -186,7 +209,10 @@ def test_new_writes_two_files_and_overwrites_none(tmp_path, monkeypatch):
     assert Path("mine.py").read_text() == "# changed"
     assert invoke("new", "recipe", "deep/er/mine").exit_code == 0
     assert Path("deep/er/mine.toml").exists()
-    assert "cannot be a recipe's name" in invoke("new", "recipe", "my-recipe").stderr
+    for name in ("my-recipe", "class", ""):
+        assert "cannot be a recipe's name" in invoke("new", "recipe", name).stderr
+    for name in ("json", "torch", "descant"):
+        assert f"'{name}' is the name of a library" in invoke("new", "recipe", name).stderr
 
 
 # run
@@ -220,9 +246,27 @@ def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):
     assert "descant/recipes" not in done.stderr
 
 
+def test_the_cause_of_a_failure_is_shown_from_the_recipes_own_part_on_too(recipe):
+    (recipe.parent / "library").mkdir()
+    text = """
+def call(f):
+    try:
+        f()
+    except Exception as error:
+        raise RuntimeError("called") from error
+"""
+    (recipe.parent / "library" / "caller.py").write_text(text)
+    lines = run(recipe, "--set", "fail=within a library").stderr.splitlines()
+    assert 'helper.py", line 7, in <lambda>' in lines[1]  # and not the line of the library that has called it
+    assert lines[-1] == "RuntimeError: called"
+
+
 def test_exit_codes(recipe):
     assert run(recipe, "--set", "fail=interrupt").returncode == 130
     assert run(recipe, "--set", "fail=exit").returncode == 7
+    cancelled = run(recipe, "--set", "fail=cancel")
+    assert (cancelled.returncode, "typer" in cancelled.stderr) == (1, False)
+    assert cancelled.stdout.splitlines()[-1] == "job task failed: asyncio.exceptions.CancelledError"
     wrong = run(recipe, "--set", "lr=2", "--set", "fial=x")
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
@@ -242,6 +286,7 @@ def test_a_directory_that_holds_a_run_and_a_recipe_without_config(recipe):
     (recipe.parent / "old" / "run.sqlite").touch()
     done = run(recipe, "--run-dir", "old")
     assert (done.returncode, "already holds a run" in done.stderr) == (2, True)
+    assert "--run-dir task.py is a file" in run(recipe, "--run-dir", "task.py").stderr
     recipe.write_text("from descant.recipes import recipe_main\n@recipe_main\ndef main(): print('ran')\n")
     assert run(recipe).stdout == "ran\njob task is complete\n"
     refused = run(recipe, "--set", "a=1")
@@ -266,6 +311,17 @@ def test_every_command_has_help_with_an_example():
     assert "--install-completion" in invoke("--help").stdout
     assert invoke("run").exit_code == 2
     assert "which recipe?" in invoke("run").stderr
+
+
+def test_completion(tmp_path):
+    """Of the shell's word: its options are what the command accepts."""
+    environment = {**os.environ, "_DESCANT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    for words, expected in {"descant runs --f": {"--filter"}, "descant run --c": {"--config"}}.items():
+        command = [sys.executable, "-m", "descant.cli"]
+        done = subprocess.run(
+            command, env={**environment, "COMP_WORDS": words}, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert set(done.stdout.split()) == expected, done.stderr
 
 
 def test_commands_work_without_torch(tmp_path):

@@ -1,11 +1,16 @@
 """``descant sync``: what a run has recorded arrives in a tracker, from where that has got to."""
 
 import os
+import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from test_cli_runs import invoke
+from test_feed import MemoryTracker
 from trackers import TensorBoardPlace, TrackioPlace, need, trackio_dir  # noqa: F401 - one is a fixture
 
+from descant.loggers.feed import replay
 from descant.loggers.recorder import RunRecorder
 from descant.loggers.run_log import RunLog
 from descant.loggers.run_reader import RunReader
@@ -49,7 +54,15 @@ async def test_a_run_arrives_in_tensorboard(folder, monkeypatch):
     again = invoke("sync", "first", "--to", "tensorboard")
     assert again.stdout.splitlines()[1] == "0 records delivered to tensorboard; it had 4 before"
     assert len(place.numbers("loss")) == 3
-    assert "4 records delivered to tensorboard\n" in invoke("sync", "first", "--to", "tensorboard", "--all").stdout
+    for _ in range(2):
+        again = invoke("sync", "first", "--to", "tensorboard", "--all")
+        assert again.stdout.splitlines()[1] == (
+            "4 records delivered to tensorboard; they are a new run there, beside the former one"
+        )
+    folders = [path.name for path in (folder / "tb" / "mine").iterdir()]
+    assert len(folders) == 3
+    for name in folders:
+        assert len(TensorBoardPlace(folder, f"mine/{name}").numbers("loss")) == 3
 
 
 async def test_a_run_arrives_in_trackio(folder, trackio_dir):  # noqa: F811
@@ -96,6 +109,20 @@ async def test_what_a_tracker_has_missed_goes_where_the_run_has_put_the_rest(fol
         assert reader.config["trackers"]["tensorboard"]["logging_dir"] == str(folder / "other")
 
 
+async def test_everything_once_more_is_a_new_run_and_goes_on_there(folder):
+    tracker = MemoryTracker()
+    await record(folder / "r", logger=tracker)
+    replay(folder / "r", tracker, everything=True)
+    assert tracker.rows[4:] == tracker.rows[:4]
+    replay(folder / "r", tracker)
+    first, second, third = (told.run_id for told in tracker.runs)
+    assert first != second == third
+    assert {told.name for told in tracker.runs} == {"r"}
+    never = MemoryTracker()
+    replay(folder / "r", never, everything=True, name="other")
+    assert never.runs[0].run_id == first
+
+
 async def test_what_cannot_be_delivered(folder):
     await record(folder / "runs" / "first")
     log = RunLog(folder / "runs" / "going")
@@ -115,3 +142,35 @@ async def test_what_cannot_be_delivered(folder):
     await log.close()
     os.utime(log.path, (1e9, 1e9))
     assert "goes on" not in invoke("sync", "going", "--to", "mlflow").stderr
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text(encoding="utf-8")
+COMMANDS = [line.split() for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+def test_every_command_of_the_page_is_tested():
+    assert [command[0] for command in COMMANDS] == ["descant", "trackio", "tensorboard", "mlflow"]
+
+
+async def test_the_page_delivers_a_run(folder, trackio_dir):  # noqa: F811
+    _, *arguments = COMMANDS[0]
+    await record(folder / arguments[1])
+    done = invoke(*arguments)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "4 records delivered to trackio" in done.stdout
+
+
+def test_the_page_starts_the_servers_as_they_are_started(monkeypatch, trackio_dir):  # noqa: F811
+    """With options that they have: servers that run, with the same ones, are in other tests."""
+    shown = []
+    monkeypatch.setattr("trackio.cli.show", lambda **options: shown.append(options))
+    monkeypatch.setattr("sys.argv", COMMANDS[1])
+    import_module("trackio.cli").main()
+    assert shown[0]["project"] == "addition"
+    need("tensorboard")
+    board = import_module("tensorboard.program").TensorBoard()
+    board.configure(argv=COMMANDS[2])
+    assert (board.flags.logdir, board.flags.samples_per_plugin) == ("runs/tensorboard", {"text": 1000})
+    need("mlflow")
+    server = import_module("mlflow.cli").cli.commands["server"].make_context("server", COMMANDS[3][2:])
+    assert (server.params["backend_store_uri"], server.params["port"]) == ("sqlite:///mlflow.db", 5000)

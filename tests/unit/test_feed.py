@@ -254,10 +254,10 @@ async def test_a_tracker_that_is_down_leaves_a_warning_with_the_command_that_del
     assert len(other.rows) == 3
     assert (place(tmp_path), place(tmp_path, "memory-2")) == (0, 3)
     back = MemoryTracker()
-    assert replay(tmp_path, back, place=place(tmp_path)) == 3
+    assert replay(tmp_path, back) == 3
     assert back.rows == other.rows
     assert back.outcomes == ["completed"]
-    assert replay(tmp_path, back, place=place(tmp_path)) == 0
+    assert replay(tmp_path, back) == 0
 
 
 async def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_its_end(tmp_path, hanging, capsys):
@@ -351,7 +351,7 @@ def test_after_a_kill_what_is_missing_is_delivered_and_nothing_twice(tmp_path):
     done = execute(tmp_path)
     assert (done.returncode, done.stdout.split()) == (9, ["1", "2", "3"]), done.stderr
     tracker = MemoryTracker()
-    assert replay(tmp_path, tracker, place=place(tmp_path)) == 3
+    assert replay(tmp_path, tracker) == 3
     assert tracker.series("loss") == [(4, 4.0), (5, 5.0), (6, 6.0)]
     assert tracker.outcomes == ["interrupted"]
     assert place(tmp_path) == 6
@@ -368,7 +368,7 @@ async def test_a_replay_that_fails_goes_on_from_where_it_failed(tmp_path):
 
     with pytest.raises(OSError, match="no space left"):
         replay(tmp_path, first := Full())
-    replay(tmp_path, second := MemoryTracker(), place=place(tmp_path))
+    replay(tmp_path, second := MemoryTracker())
     assert [step for step, *_ in first.rows + second.rows] == [1, 2, 3, 4, 5]
     assert first.runs == second.runs
 
@@ -384,9 +384,11 @@ async def test_a_second_stage_goes_on_in_the_run_of_the_first(tmp_path):
     assert tracker.runs[0].config["lr"] == 0.1
     assert tracker.runs[1].config["grpo"]["lr"] == 0.2
     assert tracker.outcomes == ["completed"] * 3
-    replay(tmp_path / "grpo", again := MemoryTracker())
+    assert replay(tmp_path / "grpo", again := MemoryTracker()) == 0
     assert again.runs == [tracker.runs[1]]
-    assert again.rows == tracker.rows[3:5]
+    assert replay(tmp_path / "grpo", again, everything=True) == 2
+    assert again.runs[1].config["lr"] == 0.2
+    assert [step for step, *_ in again.rows] == [1, 2]  # a run of its own
     alone = MemoryTracker()
     await run(tmp_path / "alone", alone)
     assert alone.runs[0].name == "alone"
@@ -414,7 +416,7 @@ async def test_a_stage_that_fails_or_is_not_delivered_is_followed_by_the_next(tm
     await run(tmp_path / "three", tracker, num_steps=1)
     assert tracker.outcomes == ["failed", "completed"]
     assert [step for step, *_ in tracker.rows] == [1, 5]  # one step, three, one
-    replay(tmp_path / "two", tracker, place=place(tmp_path / "two"))
+    replay(tmp_path / "two", tracker)
     assert [step for step, *_ in tracker.rows] == [1, 5, 2, 3, 4]
     assert len({told.run_id for told in tracker.runs}) == 1
 
@@ -479,8 +481,8 @@ async def test_a_run_log_without_a_journal_is_delivered_step_by_step(tmp_path):
     with RunReader(tmp_path) as reader:
         assert reader.tables("watch", "watch/t") == {0: table}
         assert reader.sinks["memory"].place == 3
-    replay(tmp_path, again := MemoryTracker(), place=2)
-    assert (again.runs, again.rows) == (tracker.runs, tracker.rows[2:])
+    assert replay(tmp_path, again := MemoryTracker()) == 0
+    assert again.runs == tracker.runs
 
 
 async def test_a_damaged_journal_is_named(tmp_path):

@@ -11,6 +11,7 @@ from descant.loggers import prod_logger
 from descant.loggers.composite_logger import CompositeLogger
 from descant.loggers.logger import Logger
 from descant.loggers.prod_logger import get_prod_logger
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.stdout_logger import StdoutLogger
 from descant.table import Table
 
@@ -19,6 +20,10 @@ from descant.table import Table
 def environment(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.delenv("WANDB_IDENTITY_TOKEN_FILE", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -50,12 +55,49 @@ def test_wandb_without_a_key(monkeypatch, no_trackio, mode, number):
     assert len(getattr(get_prod_logger(), "loggers", ())) == number
 
 
+@pytest.mark.parametrize(
+    ("netrc", "settings", "address", "mode", "number"),
+    [
+        ("machine api.wandb.ai login user password KEY", "", None, "online", 1),
+        ("machine api.wandb.ai login user password KEY", "", None, "disabled", 0),
+        ("machine api.wandb.ai login user password KEY", "", "https://mine:8080", "online", 0),
+        ("machine mine:8080 login user password KEY", "", "https://mine:8080", "online", 1),
+        ("machine mine login user password KEY", "[default]\nbase_url = https://mine\n", None, "online", 1),
+        ("machine github.com login user password KEY", "no settings", None, "online", 0),
+        ("machine api.wandb.ai login user password", "", None, "online", 0),
+    ],
+)
+def test_wandb_login(monkeypatch, no_trackio, tmp_path, netrc, settings, address, mode, number):
+    need("wandb")
+    (tmp_path / "netrc").write_text(netrc.replace("KEY", "k" * 40) + "\n")
+    (tmp_path / "settings").write_text(settings)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    if address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+    assert len(getattr(get_prod_logger(), "loggers", ())) == number
+
+
+def test_large_numbers_are_printed_whole(capsys):
+    StdoutLogger()({"progress/step": 12_345_678, "num_tokens": 2**60, "loss": 0.5})
+    assert capsys.readouterr().out == "step 12345678  num_tokens 1152921504606846976  loss 0.5\n"
+
+
 def test_nothing_configured(no_trackio, capsys):
     logger = get_prod_logger()
     assert isinstance(logger, StdoutLogger)
     logger({"progress/step": 3, "loss": 0.123456789, "note": "\x1b[31mred", "samples": Table(["a"], [[1], [2]])})
     logger.log_config({"lr": 0.5})
     assert capsys.readouterr().out == "step 3  loss 0.123457  note \\x1b[31mred  samples 2 rows\nlr=0.5\n"
+
+
+async def test_what_a_trainer_logs_is_not_printed_beside_its_console(no_trackio, capsys, tmp_path):
+    async with RunRecorder(tmp_path / "run", 1, get_prod_logger(), strict=True) as recorder:
+        await recorder.announce("SFT", {"lr": 0.5}, [])
+        await recorder.record(1, {"training/loss": 0.25})
+        await recorder.publish()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "loss 0.25" in printed.err
 
 
 def test_a_tracker_that_is_configured_and_not_installed_is_a_warning(monkeypatch, no_trackio, caplog):

@@ -1,5 +1,6 @@
 """What is particular to each tracker."""
 
+import asyncio
 import json
 import logging
 import math
@@ -11,6 +12,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import query
+from test_cli_runs import invoke
+from test_loggers_down import gate  # noqa: F401 - a fixture
 from trackers import (  # noqa: F401 - two are fixtures
     MLFlowPlace,
     TensorBoardPlace,
@@ -27,6 +31,7 @@ from descant.loggers import extras
 from descant.loggers.logger import RunInfo
 from descant.loggers.mlflow_logger import MLFlowLogger
 from descant.loggers.mlflow_names import mlflow_name
+from descant.loggers.recorder import RunRecorder
 from descant.loggers.tensorboard_logger import TBMetricsLogger, _markdown, _markdown_table
 from descant.loggers.text import printable
 from descant.loggers.trackio_logger import TrackioLogger
@@ -75,6 +80,18 @@ class TestWandb:
         assert place.table("t") == [[1, 1]]
         assert place.table("t-2") == [[2, 1, 2]]
 
+    def test_names_that_crash_its_service_or_are_lost_are_mapped(self, place):
+        keys = {"\\": "_x5c_", "a\\b": "a_x5c_b", "": "_", "\n\0": "_xa__x0_", ".a.": ".a.", "_wandb": "metric_wandb"}
+        logger = started(place)
+        logger.write(1, NOW_S, dict.fromkeys(keys, 0.5), {})
+        tables = [f"{'k' * 300}{end}" for end in "ab"] + ["日本" * 100, "\0"]
+        logger.write(2, NOW_S, {}, {name: Table(["x"], [[1]]) for name in tables})
+        logger.finish("completed")
+        assert [place.numbers(name) for name in keys.values()] == [[(1, 0.5)]] * len(keys)
+        names = {key.removesuffix("/path") for _, row in place._rows() for key in row if key.endswith("/path")}
+        assert len(names) == len(tables)
+        assert all(place.table(name) == [[2, 1]] for name in names)
+
     def test_an_id_that_wandb_refuses_is_replaced(self, place):
         started(place, run_id="a/b#c?" * 20).finish("completed")
         (run_id,) = {r.run.run_id for _, r in place._records() if r.WhichOneof("record_type") == "run"}
@@ -116,8 +133,9 @@ class TestMLFlow:
     def test_the_tag_of_a_string_has_the_latest_step(self, place):
         logger = started(place)
         for step, phase in ((1, "a"), (10, "c"), (5, "b"), (11, "c")):
-            logger.write(step, NOW_S, {"phase": phase, "mlflow.runName": "taken"}, {})
+            logger.write(step, NOW_S, {"phase": phase, "mlflow.runName": "taken", "long": "\x1b" * 6000}, {})
         logger.finish("completed")
+        assert len(place.run().data.tags["long"]) == 6000
         assert place.run().data.tags["phase"] == "c"
         assert place.run().info.run_name == "a run"
         assert place.strings("phase") == [(1, "a"), (10, "c"), (5, "b")]
@@ -129,10 +147,28 @@ class TestMLFlow:
             logger.write(3, NOW_S, {"loss": 0.5}, {"samples": table})
         logger.finish("completed")
         again = started(place)
-        again.write(3, NOW_S, {"loss": 0.5}, {"samples": table})
+        for step in (3, 4, 3):  # not only the last table
+            again.write(step, NOW_S, {"loss": 0.5}, {"samples": table})
         again.finish("completed")
-        assert place.numbers("loss") == [(3, 0.5)]
-        assert place.table("samples") == [[3, "a", 1 / 3], [3, "b", None]]
+        assert place.numbers("loss") == [(3, 0.5), (4, 0.5)]
+        assert place.table("samples") == [[3, "a", 1 / 3], [3, "b", None], [4, "a", 1 / 3], [4, "b", None]]
+
+    def test_two_names_that_would_be_one_stay_two(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {"pass@4": 0.25, "pass_at_4": 0.5, "descant.outcome": "mine"}, {})
+        logger.finish("completed")
+        assert place.numbers("pass_at_4") == [(1, 0.25)]
+        (other,) = set(place.run().data.metrics) - {"pass_at_4"}
+        assert re.fullmatch("pass_at_4-[0-9a-f]{12}", other)
+        assert place.numbers(other) == [(1, 0.5)]
+        assert place.outcome() == "completed"
+
+    def test_a_table_with_a_name_that_is_no_name_of_a_file(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {}, {"日本" * 100: Table(["x"], [[1]]), "..": Table(["x"], [[2]])})
+        logger.finish("completed")
+        paths = {entry["path"] for entry in json.loads(place.run().data.tags["mlflow.loggedArtifacts"])}
+        assert sorted(place.artifact(path)["data"][0] for path in paths) == [[1, 1], [1, 2]]
 
     def test_a_table_goes_on_in_another_artifact(self, place, monkeypatch):
         wide = Table(["response"], [["x" * 9_000]] * 120)
@@ -171,7 +207,43 @@ class TestMLFlow:
         with pytest.raises(ConfigurationError, match="mlflow experiments restore --experiment-id"):
             started(place)
 
-    @given(st.text(max_size=300))
+    async def test_a_server_that_dies_and_comes_back_gets_the_rest_once(
+        self,
+        gate,  # noqa: F811
+        tmp_path,
+        monkeypatch,
+        mlflow_uri,  # noqa: F811
+    ):
+        monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0.2")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        gate.behind, folder = mlflow_uri, tmp_path
+        place = MLFlowPlace(folder, gate.url)
+        rows = Table(["example_id", "grade"], [["a", 1.0], ["b", None]])
+        async with RunRecorder(folder / "run", 6, place.logger(), strict=False) as recorder:
+            await recorder.announce("a run", {}, [])
+            for step in range(1, 4):
+                await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
+            await recorder._run_log.flush()
+            (fed,) = recorder._feeds
+            while fed.num_waiting:
+                await asyncio.sleep(0)
+            gate.status = 500
+            for step in range(4, 7):
+                await recorder.record(step, {"loss": 1.0 / step, "samples": rows})
+        ((message,),) = query(folder / "run", "SELECT message FROM events WHERE kind = 'tracker_incomplete'")
+        assert message.startswith("mlflow has not got 3 of 6 records of the run; once it works again: `descant sync ")
+        refused = invoke("sync", folder / "run", "--to", "mlflow")
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
+        assert "answers 500" in refused.stderr
+        gate.status = 200
+        done = invoke("sync", folder / "run", "--to", "mlflow")
+        assert "3 records delivered to mlflow; it had 3 before" in done.stdout, done.stderr
+        assert place.numbers("loss") == [(step, 1.0 / step) for step in range(1, 7)]
+        assert place.table("samples") == [[step, *row] for step in range(1, 7) for row in rows.rows]
+        assert place.outcome() == "completed"
+
+    @given(st.text(max_size=300) | st.text("./a@", max_size=6))
     def test_every_name_is_one_that_mlflow_takes(self, key):
         need("mlflow")
         from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name

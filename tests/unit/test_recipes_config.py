@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier
 from descant.recipes import InputConfig, RecipeContext, recipe_main
 from descant.recipes.config_file import apply_setting, parse_value, read_config
+from descant.recipes.field_help import field_lines
 from descant.recipes.read_input import read_input
 from descant.recipes.recipe import load_recipe
 
@@ -92,6 +94,68 @@ def test_each_problem_is_one_line_with_key_value_and_what_is_allowed():
     ]
 
 
+class Adam(InputConfig):
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+
+
+class SGD(InputConfig):
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = Field(0.9, lt=1)
+
+
+class Trained(InputConfig):
+    by: Adam | SGD = Adam()
+    told: Annotated[Adam | SGD, Field(discriminator="kind")] = Adam()
+    others: tuple[Adam, ...] = ()
+    pair: tuple[int, int] = (1, 2)
+    last: SGD | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"by": {"momentum": 2}}, "by.momentum = 2: must be less than 1"),
+        ({"by": {"kind": "sgd", "momentum": 2}}, "by.momentum = 2: must be less than 1"),
+        ({"by": {"lrr": 2}}, "by.lrr = 2: there is no such key; did you mean 'lr'?"),
+        ({"by": 2}, "by = 2: must be a table (Adam), or must be a table (SGD)"),
+        ({"told": {"kind": "lion"}}, "told = {'kind': 'lion'}: kind is 'lion' and must be one of 'adam', 'sgd'"),
+        ({"told": {"lr": 1}}, "told = {'lr': 1}: the key 'kind' is missing, which says what the others are"),
+        ({"others": [{"lr": -1}]}, "others.0.lr = -1: must be greater than 0"),
+        ({"others": "a"}, """others = 'a': must be a list, such as ["a", "b"] or [1, 2]"""),
+        ({"pair": [1]}, "pair.1 is missing: give it in the config file, or with --set pair.1=VALUE"),
+        ({"last": {"kind": "adam"}}, "last.kind = 'adam': must be 'sgd'"),
+    ],
+)
+def test_of_a_union_only_the_member_that_was_meant_is_told(values, line):
+    assert refusal(Trained.from_values, values) == f"the config: 1 problem\n  {line}"
+
+
+def test_help_has_all_nested_keys_once():
+    lines = [line.strip() for line in field_lines(Trained, 80)]
+    assert [line.partition(":")[0] for line in lines] == [
+        "by", "by, if Adam", "by.kind", "by.lr", "by, if SGD", "by.kind", "by.momentum",
+        "told", "told, if Adam", "told.kind", "told.lr", "told, if SGD", "told.kind", "told.momentum",
+        "others", "others[].kind", "others[].lr", "pair", "last", "last.kind", "last.momentum",
+    ]  # fmt: skip
+    assert "last: SGD | null (default null)" in lines
+
+
+def test_a_config_may_contain_itself():
+    class Tree(InputConfig):
+        name: str = ""
+        size: Literal[1, 2] = 1
+        flag: bool = False
+        children: "tuple[Tree, ...]" = ()
+
+    Tree.model_rebuild(_types_namespace={"Tree": Tree})
+    assert list(field_lines(Tree, 80)) == [
+        "  name: str (default '')", "  size: 1 | 2 (default 1)", "  flag: bool (default false)",
+        "  children: tuple[Tree, ...] (default ())",
+    ]  # fmt: skip
+    assert "children.0.nam = 'a': there is no such key" in refusal(Tree.from_values, {"children": [{"nam": "a"}]})
+
+
 def test_a_value_that_looks_like_a_secret_is_not_shown():
     class Secretive(InputConfig):
         api_key: int = 0
@@ -129,6 +193,9 @@ def test_config_files_that_cannot_be_used(tmp_path):
     assert "must end in .toml, .json" in refusal(read_config, tmp_path / "config.ini")
     assert "must hold keys with values" in refusal(read_config, write(tmp_path / "list.json", "[1]"))
     assert "the key 'a' stands there twice" in refusal(read_config, write(tmp_path / "c.json", '{"a": 1, "a": 2}'))
+    twice = refusal(read_config, write(tmp_path / "c.yaml", "a: 1\nb: {c: [{d: 1, d: 2}]}"))
+    assert "line 2, column 16: the key 'd' stands there twice" in twice
+    assert read_config(write(tmp_path / "c.yaml", "# nothing")) == {}
     (tmp_path / "latin.toml").write_bytes(b'a = "\xfc"')
     assert "cannot be read" in refusal(read_config, tmp_path / "latin.toml")
 
@@ -160,6 +227,9 @@ def test_settings_that_cannot_be_read():
     for setting in ("label", "=1", "a..b=1", ".a=1"):
         assert "must be KEY=VALUE" in refusal(read_input, Config, None, [setting])
     assert "label is 'x', which has no keys" in refusal(read_input, Config, None, ["label=x", "label.y=1"])
+    assert "give all of it as one table" in refusal(read_input, Config, None, ["label=x", "label.y=1"])
+    assert "stages.0 = 1: must be a valid string" in refusal(read_input, Config, None, ["stages=[1]"])
+    assert read_input(Config, None, ["limit=None"]).limit is None
     # a wrong value of another key does not change how a value is read
     assert "limit = 'q'" in refusal(read_input, Config, None, ["mode=7", "limit=q"])
 
@@ -209,6 +279,7 @@ class Context(recipes.RecipeContext):
         ("*a: Config", "cannot be given by name"),
         ("a: Config, b: RecipeContext, c=1", "parameter 'c' has no annotation"),
         ("a: 'Missing'", "annotations cannot be resolved"),
+        ("a: Config = Config(lr=2)", "the default of 'a' would not be used"),
     ],
 )
 def test_parameters_that_cannot_be_matched(tmp_path, signature, reason):
@@ -225,6 +296,7 @@ def test_a_file_without_a_main_with_two_with_a_syntax_error_or_not_there(tmp_pat
     assert "line 2, column 10: " in refusal(load, tmp_path, "x = 1\ndef main(:")
     assert "did you mean" in refusal(load_recipe, tmp_path / "mime.py")
     assert "has no main.py" in refusal(load_recipe, tmp_path)
+    assert "line 7: main has a yield" in refusal(load, tmp_path, SIMPLE.replace("return", "yield"))
     assert "must end in .py" in refusal(load_recipe, write(tmp_path / "recipe.toml", ""))
     with pytest.raises(ConfigurationError, match="belongs on a function"):
         recipe_main(int)

@@ -1,15 +1,32 @@
 """What a run records of where it ran, and that no secret is in it; notifiers."""
 
+import inspect
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import training_model
 
-from descant import CheckpointCallback, __version__
-from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_settings
+import descant
+from descant import (
+    BestModelCallback,
+    CheckpointCallback,
+    EarlyStoppingCallback,
+    ExactMatchGrader,
+    GenerateSamplesCallback,
+    GraderEvalCallback,
+    ModelCallback,
+    RecipeCallback,
+    StringThread,
+    ValidationLossCallback,
+    __version__,
+)
+from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_config, plain_settings
 from descant.errors import ConfigurationError
 from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
 
@@ -38,6 +55,47 @@ def test_secrets_within_values():
     assert mask_arguments(["descant", "run", "r.py", "--set", "judge.api_key=x", "--token", "y", "--set", "lr=1"]) == [
         "descant", "run", "r.py", "--set", "judge.api_key=***", "--token", "***", "--set", "lr=1",
     ]  # fmt: skip
+
+
+class Client:
+    def __repr__(self):
+        return "Client(api_key='hunter2 3', model=\"m\", headers={'x-auth-token': 'hunter2'})"
+
+
+LEAKS = {
+    "a key of an object": Client(),
+    "a nested key": {"judge": [{"openai_key": "hunter2"}]},
+    "several": {"secrets": {"a": "hunter2"}},
+    "a header": {"headers": [("Authorization", "hunter2")]},
+    "a header as text": "Authorization: Bearer hunter2hunter2hunter2",
+    "a query": "https://host/?a=1&api_key=hunter2&b=2",
+    "a password with an at": "postgres://me:hunter@hunter2@host/db",
+    "JSON": '{"api_key": "hunter2", "a": 1}',
+    "a shell": "HF_TOKEN=hunter2 descant run",
+    "a private key": "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+    "bytes": {"password": b"hunter2"},
+    "keys that are no text": {("a", 1): {"pwd": "hunter2"}},
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_no_secret_is_in_a_config(case):
+    shown = json.dumps(plain_config({"value": LEAKS[case], "kept": "model=m, pad_token='x' and num_tokens=5"}))
+    assert "hunter2" not in shown
+    assert "***" in shown
+    assert "model=m, pad_token='x' and num_tokens=5" in shown
+
+
+def test_a_config_is_plain():
+    circular = {"lr": 0.5}
+    circular["itself"] = circular
+    assert plain_config({"c": circular, 1: {"set"}, "path": Path("/a"), "none": None, "odd": "\ud800"}) == {
+        "c": {"lr": 0.5, "itself": "{'lr': 0.5, 'itself': {...}}"},
+        "1": "{'set'}",
+        "path": "/a",
+        "none": None,
+        "odd": "\\ud800",
+    }
 
 
 @given(
@@ -84,11 +142,36 @@ def test_the_environment_does_not_import_torch():
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_settings_of_a_callback():
-    settings = plain_settings(CheckpointCallback(None, "mine", 0.5, keep_last=2, timeout_s=30.0))
-    expected = {"checkpoint_name": "mine", "keep_last": 2, "at_end": False, "timeout_s": 30.0}
-    assert settings.items() >= expected.items()
-    assert "model" not in settings
+OPTIONS = {"name": "mine", "at_start": False, "at_end": False, "on_error": "raise", "timeout_s": 30.0}
+OF_GENERATION = {**OPTIONS, "temperature": 0.5, "max_gen_len": 7, "limit": 1, "num_completions": 2}
+OF_A_METRIC = {**OPTIONS, "metric": "validation/loss", "mode": "min", "log_key_prefix": "p"}
+SETTINGS = {
+    GraderEvalCallback: {**OF_GENERATION, "log_key": "v", "clear_grader_logs": False, "max_concurrent_samples": 3,
+                         "pass_threshold": 0.5},
+    GenerateSamplesCallback: {**OF_GENERATION, "log_key": "s", "log_key_prefix": "p"},
+    ValidationLossCallback: {**OPTIONS, "log_key": "l", "limit": 1},
+    CheckpointCallback: {**OF_A_METRIC, "checkpoint_name": "c", "keep_last": 2, "keep_best": 3},
+    BestModelCallback: {**OF_A_METRIC, "checkpoint_name": "c"},
+    EarlyStoppingCallback: {**OF_A_METRIC, "patience": 5, "min_delta": 0.1},
+}  # fmt: skip
+"""Of every callback all that can be set, with values that are not the defaults."""
+OBJECTS = {"self", "model", "grader", "validation_set", "thread_set", "options", "frequency"}
+"""The frequency is recorded as the schedule that it stands for."""
+
+
+async def test_every_setting_of_every_callback_is_recorded(qwen3_dir):
+    built_in = {getattr(descant, name) for name in descant.__all__ if name.endswith("Callback")}
+    assert set(SETTINGS) == built_in - {RecipeCallback, ModelCallback}
+    threads = [StringThread().user("1+1=").assistant("2")]
+    async with training_model(qwen3_dir) as model:
+        objects = {"model": model, "grader": ExactMatchGrader(), "validation_set": threads, "thread_set": threads}
+        for kind, settings in SETTINGS.items():
+            names = set(inspect.signature(kind.__init__).parameters)
+            frequency = {"frequency": 0.5} if "frequency" in names else {}
+            given = {name: value for name, value in objects.items() if name in names}
+            assert names - OBJECTS <= set(settings), kind  # a new argument must be recorded, too
+            found = plain_settings(kind(**given, **frequency, **settings))
+            assert found.items() >= settings.items(), kind
 
 
 # Notifiers

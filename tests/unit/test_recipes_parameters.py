@@ -1,11 +1,13 @@
 """Model, Dataset and Grader: plain strings in a config, checked before anything is loaded."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from descant import BaseGrader, ExactMatchGrader, StringThread
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, DatasetError, ModelLoadError
 from descant.recipes import Dataset, Grader, InputConfig, Model
 
 MODULE = """
@@ -65,7 +67,20 @@ def test_models_that_cannot_be(tmp_path):
     assert "there is no model directory" in refusal(model="")
     assert "must be 'float32', 'mixed' or 'bfloat16'" in refusal(model={"model_key": "gpt2", "precision": "half"})
     assert "model" in refusal(model=3)
-    assert "model.precison = 'mixed': " in refusal(model={"model_key": "gpt2", "precison": "mixed"})
+    assert "did you mean 'precision'?" in refusal(model={"model_key": "gpt2", "precison": "mixed"})
+    assert "must be a string, or a table with model_key, precision" in refusal(model=[])
+    assert "model.kv_cache_len = 0: must be greater than 0" in refusal(model={"model_key": "gpt2", "kv_cache_len": 0})
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.json").touch()
+    assert "; did you mean 'models/tiny'?" in refusal(model="./models/tny")
+
+
+async def test_a_name_that_could_be_a_hub_id_and_is_no_model_is_said_with_what_was_meant(tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").touch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelLoadError, match=r"cannot load 'tny'.*; did you mean 'tiny'\?"):
+        await Model("tny").spawn_inference("a")
 
 
 async def test_data_sets(tmp_path):
@@ -75,6 +90,23 @@ async def test_data_sets(tmp_path):
     assert "is a directory" in refusal(data=str(tmp_path))
     assert "there is no file" in refusal(data="/nowhere/data")
     assert Config(data="allenai/tulu-3-sft").data.split == "train"
+
+
+async def test_a_data_set_that_is_neither_here_nor_on_the_hub_is_said_with_what_was_meant(monkeypatch):
+    def load_dataset(name, split):
+        raise FileNotFoundError(f"{name} is not on the hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("descant.recipes.parameters.find_spec", lambda name: True)
+    data = Config(data="train").data
+    with pytest.raises(DatasetError, match=r"train is not on the hub; did you mean 'train\.jsonl'"):
+        await data.load()
+    assert "not an empty string" in refusal(data="")
+
+
+def test_the_schema_for_other_programs_allows_the_string():
+    schema = Config.model_json_schema()["$defs"]["Grader"]
+    assert {"type": "string"} in schema["anyOf"]
 
 
 def test_a_data_set_of_the_hub_needs_its_library(monkeypatch):
@@ -106,7 +138,11 @@ async def test_a_ready_grader_is_new_each_time():
 
 
 def test_graders_that_cannot_be():
-    assert "ready ones are contains, exact_match, numeric" in refusal(grader="exact")
+    assert "eady ones are contains, exact_match, numeric" in refusal(grader="x")
+    assert "did you mean 'exact_match'?" in refusal(grader="exact-match")
     assert "ModuleNotFoundError" in refusal(grader="nowhere:grade")
+    Path("broken.py").write_text("x = 1\nx / 0\n")
+    assert "ZeroDivisionError: division by zero (" in refusal(grader="broken:grade")
+    assert "broken.py, line 2)" in refusal(grader="broken:grade")
     assert "has no attribute 'missing'" in refusal(grader="graders_of_mine:missing")
     assert "is 3; it must be a grader" in refusal(grader="graders_of_mine:number")

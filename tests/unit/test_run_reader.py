@@ -190,6 +190,21 @@ async def test_the_summary_of_a_long_run_is_exact(tmp_path):
     assert [value for value in loss.curve if value != 0.1] == pytest.approx([0.1 - 7.1 / 15, 0.1 + 8.9 / 16], abs=0.05)
 
 
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_the_last_value_is_that_of_the_latest_step(tmp_path, has_ended):
+    log = RunLog(tmp_path / "run")
+    for step, value in ((3, "late"), (1, 0.5), (2, math.inf)):  # steps may come late
+        await log.log_metrics(step, {"loss": value})
+    await log.log_metrics(2, {"other": math.nan})
+    await (log.close() if has_ended else log.flush())
+    with RunReader(tmp_path / "run") as reader:
+        assert reader.last_value("loss") == "late"
+        assert math.isnan(reader.last_value("other"))
+        assert reader.last_value("nothing") is None
+    if not has_ended:
+        await log.close()
+
+
 async def test_what_is_not_finite_is_seen_in_a_summary(tmp_path):
     values = [1.0] * 1000
     values[500], values[900] = math.nan, -math.inf

@@ -339,6 +339,13 @@ async def test_a_page_that_nobody_reads_to_its_end_ends_quietly(tmp_path):
     assert process.wait() == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
+async def test_a_full_disk_is_one_line(run):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "show", run], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "descant: [Errno 28] No space left on device\n")
+
+
 async def test_standard_output_that_is_not_unicode(run):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*COMMAND, "show", run], capture_output=True, text=True, env=environment, check=True)

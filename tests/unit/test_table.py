@@ -57,6 +57,9 @@ REFUSED = {
     "a dictionary that is none": (lambda: Table.from_dicts([{}, [1]]), r"row 1 \(from 0\) is \[1\]; a dict"),
     "a name that is no text": (lambda: Table.from_columns({1: [2]}), r"names that are text, got \[1\]"),
     "an added name that is no text": (lambda: Table().add_column(1, [2]), "names that are text, got 1"),
+    "names that are one text": (lambda: Table("abc"), "a list of column names, got 'abc'"),
+    "a row that is a number": (lambda: Table(["a"], [1]), r"row 0 \(from 0\) is 1; a list of its cells"),
+    "an added column that is text": (lambda: Table().add_column("a", "xy"), "column 'a' is 'xy'; a list of its cells"),
     "a name twice": (lambda: Table(["a", "a"]), "distinct column names"),
     "a column of the wrong length": (lambda: Table(["a"], [[1]]).add_column("b", []), "'b' has 0 values for 1 rows"),
 }

@@ -51,6 +51,7 @@ class BestModelCallback(RecipeCallback):
         super().__init__(NEVER, log_key_prefix, **options)
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
+        self.metric, self.mode = metric, mode
         self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
         self.watched_key = metric
 

@@ -87,6 +87,7 @@ class CheckpointCallback(RecipeCallback):
                 "metric of another callback, and whether 'max' or 'min' is better"
             )
         self.keep_last, self.keep_best = keep_last, keep_best
+        self.metric, self.mode = metric, mode
         self.watch = None if metric is None or mode is None else MetricWatch(metric, mode, f"callback {self.name!r}")
         self.same_step_key = metric
         self.kept: list[Checkpoint] = []

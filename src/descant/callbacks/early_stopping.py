@@ -47,6 +47,7 @@ class EarlyStoppingCallback(RecipeCallback):
         options.setdefault("at_start", False)
         options.setdefault("at_end", False)
         super().__init__(NEVER, log_key_prefix, **options)
+        self.metric, self.mode = metric, mode
         self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
         self.watched_key = metric
         check_whole_number("patience", patience)

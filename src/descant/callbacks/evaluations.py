@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback, RunView
 from descant.callbacks.calls import FAILED, Call, Calls
@@ -48,7 +48,6 @@ class Evaluations:
     ) -> None:
         self._modes, self._calls, self._costs, self._recorder = modes, calls, costs, recorder
         self._landed = landed
-        self._ended_at = 0.0  # when the latest call that was under way has
         self._in_flight = InFlight()
         self._holds_snapshots = any(callback.needs_measured_weights for callback in callbacks)
         self._replicas: list[Replica] = []
@@ -145,8 +144,11 @@ class Evaluations:
         previous: asyncio.Task[None] | None,
     ) -> None:
         try:
+            if lease is not None:
+                work = await _in_turn(lease, work)
+            began_at = time.perf_counter()
             returned = await self._calls.make(call, work, is_detached=True)
-            self._add_busy_time(call)
+            call.busy_s = time.perf_counter() - began_at
             if previous is not None:  # results of one callback land in the order of their steps
                 await asyncio.wait({previous})
             if lease is not None and self._holds_snapshots:
@@ -161,14 +163,11 @@ class Evaluations:
     ) -> dict[str, Any]:
         """What a callback reports of a copy of the weights, whose room is free as soon as nobody needs them."""
         measurement = await callback.measure(model)
-        if lease is not None and not self._holds_snapshots:
-            lease.release()
+        if lease is not None:
+            lease.end_turn()
+            if not self._holds_snapshots:
+                lease.release()
         return await callback.report(measurement)
-
-    def _add_busy_time(self, call: Call) -> None:
-        ended_at = time.perf_counter()
-        call.busy_s = ended_at - max(call.started_at or ended_at, self._ended_at)
-        self._ended_at = ended_at
 
     async def _land(self, call: Call, returned: Any) -> None:
         metrics = await self._calls.land(call, returned)
@@ -205,3 +204,16 @@ class Evaluations:
         await replica.wait_for_room(step)
         call.wait_s = time.perf_counter() - started_at
         return True
+
+
+async def _in_turn(lease: Lease, work: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """The work, once it is its turn; or why that will never be, to be recorded as its failure."""
+    try:
+        await lease.turn()
+    except Exception as error:
+        return partial(_raise, error)
+    return work
+
+
+async def _raise(error: Exception) -> Never:
+    raise error

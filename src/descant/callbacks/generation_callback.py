@@ -96,6 +96,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
                 f"num_completions={num_completions} at temperature=0 would be that many equal completions; give a "
                 "temperature above 0"
             )
+        self.temperature, self.max_gen_len, self.limit = temperature, max_gen_len, limit
         self.num_completions = num_completions
         self.model = view if max_gen_len is None else view.max_gen_len(max_gen_len)
 

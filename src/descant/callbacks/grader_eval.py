@@ -91,6 +91,7 @@ class GraderEvalCallback(GenerationCallback):
             **options,
         )
         self.grader = grader
+        self.log_key = log_key
         self.clear_grader_logs = clear_grader_logs
         check_whole_number("max_concurrent_samples", max_concurrent_samples, or_none=True)
         check_finite_number("pass_threshold", pass_threshold)

@@ -38,7 +38,8 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
 
     Args:
         model: the model to look at, usually the one that is being trained.
-        frequency, log_key_prefix, options: see ``RecipeCallback``. ``timeout_s`` counts from the copy of the weights.
+        frequency, log_key_prefix, options: see ``RecipeCallback``. In the
+            background ``timeout_s`` counts from the moment that its copy of the weights begins to be measured.
         mode: see above; by default the trainer's ``callback_mode``.
         when_busy: in the background, when all copies that there is room for are still being evaluated: "wait" for one
             of them (nothing is lost; the time is reported as ``wait_s``), "skip" this evaluation, or let it "replace"

@@ -86,7 +86,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
                     f"{example.thread.source or f'validation_set[{position}]'} has no weighted turn, so it has no "
                     "loss; end it in an assistant turn"
                 )
-        self.log_key = log_key
+        self.log_key, self.limit = log_key, limit
 
     def validation_threads(self) -> Sequence[StringThread]:
         """The threads that are scored."""

@@ -13,7 +13,7 @@ from descant import __version__
 from descant.cli.compare import comparison_lines
 from descant.cli.new import write_recipe
 from descant.cli.runs import ListOptions, run_list_lines
-from descant.cli.show import Page, ShowOptions, show_run
+from descant.cli.show import Page, ShowOptions, show_run, silence_output
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
 from descant.loggers.run_reader import RunReader, find_runs
@@ -121,7 +121,7 @@ def runs(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[DIR | compare A B]",
+            metavar="DIR | compare A B",
             help="The directory to list (runs), or two runs to compare: directories, or names under runs/.",
             show_default=False,
         ),
@@ -155,11 +155,15 @@ def runs(
         if what and what[0] == "compare":
             if len(what) != 3:
                 raise typer.BadParameter("compare takes two runs", param_hint="compare A B")
+            if filters or sort or descending or metric:
+                raise typer.BadParameter("options are for lists; compare shows everything", param_hint="compare A B")
             with RunReader(_find(Path(what[1]))) as first, RunReader(_find(Path(what[2]))) as second:
                 page.section("", list(comparison_lines(first, second, page.width)))
             return
         if what and len(what) > 1:
             raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")
+        if descending and sort is None:
+            raise typer.BadParameter("say by which metric: --sort METRIC --descending", param_hint="--descending")
         options = ListOptions(filters or (), sort, descending, metric or ())
         page.section("", list(run_list_lines(Path(what[0]) if what else _RUNS, options, page.width)))
 
@@ -233,6 +237,10 @@ def _errors_as_lines() -> Iterator[None]:
     try:
         yield
     except DescantError as error:
+        typer.echo(f"descant: {printable(str(error))}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:  # the disk is full, say; a pipe that nobody reads does not come here
+        silence_output()
         typer.echo(f"descant: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
 

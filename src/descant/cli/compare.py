@@ -18,7 +18,7 @@ _FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers")
 _HIDDEN = ("callbacks/", "progress/", "completion_percentage")
 _LOW_IS_GOOD = ("loss", "perplexity", "num_failed")
 _HIGH_IS_GOOD = ("reward", "score", "accuracy", "pass@", "per_s")
-_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max")
+_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max", "samples", "tokens", "prompts", "generated", "ignored")
 _ABSENT = "–"
 
 
@@ -32,9 +32,11 @@ def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterato
     if names[0] == names[1]:
         names = (str(first.run_dir), str(second.run_dir))
     differences = list(_differences(first.config, second.config))
-    yield Text("settings that differ", style="bold underline")
+    yield Text(printable(f"A is {names[0]}, B is {names[1]}"), style="dim")
+    yield Text("\nsettings that differ", style="bold underline")
     if differences:
-        yield from grid_lines(["", *names], differences, width)
+        of_key = width // 3 - 2  # what the grid leaves a column at least
+        yield from grid_lines(["", "A", "B"], [[_end(key, of_key), *shown] for key, *shown in differences], width)
     else:
         yield Text("  none")
     rows = [
@@ -46,8 +48,10 @@ def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterato
     if not rows:
         yield Text("  none")
         return
-    yield Text(printable(f"  A is {names[0]}, B is {names[1]}"), style="dim")
     headers = ("A last", "A best", "B last", "B best")
+    columns = zip(headers, *(numbers for _, *numbers in rows), strict=True)
+    of_key = max(width - 2 - sum(2 + max(map(len, column)) for column in columns), width // 5 - 2)
+    rows = [[_end(key, of_key), *numbers] for key, *numbers in rows]
     yield from grid_lines(["", *headers], rows, width, right=headers)
 
 
@@ -67,6 +71,11 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in config.items() if key not in _FOLLOWS_FROM_OTHERS}
     chosen = {"recipe": recipe.get("name"), "config": recipe.get("config"), **others, "environment": environment}
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _end(key: str, width: int) -> str:
+    """The key, or its end, which tells it from others, if it is too long."""
+    return key if len(key) <= width else f"…{key[1 - width :]}"
 
 
 def _shown(value: Any) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.machinery import PathFinder
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
+from sys import stdlib_module_names
+from sysconfig import get_path
 
 from descant.errors import ConfigurationError
 
@@ -17,11 +21,17 @@ def write_recipe(name: str) -> list[Path]:
         name: the recipe's name, or a path to it; ``.py`` may stand behind it.
 
     Raises:
-        ConfigurationError: it is not a name that Python can import, or a file is there already; nothing is written.
+        ConfigurationError: it is not a name that Python can import, or another module's, or a file is there already;
+            nothing is written.
     """
     recipe = Path(name.removesuffix(".py"))
-    if not recipe.name.isidentifier():
+    if not recipe.name.isidentifier() or iskeyword(recipe.name):
         raise ConfigurationError(f"{name!r} cannot be a recipe's name: letters, digits and _, such as my_recipe")
+    if _is_taken(recipe.name):
+        raise ConfigurationError(
+            f"{name!r} is the name of a library, which could not be imported beside it; choose another one, such as "
+            f"my_{recipe.name}"
+        )
     texts = {recipe.with_name(f"{recipe.name}.{suffix}"): _template(suffix) for suffix in ("py", "toml")}
     if there := [str(path) for path in texts if path.exists()]:
         raise ConfigurationError(f"{' and '.join(there)} would be overwritten; choose another name")
@@ -33,6 +43,12 @@ def write_recipe(name: str) -> list[Path]:
     except OSError as error:
         raise ConfigurationError(f"cannot write {recipe}: {error}") from error
     return list(texts)
+
+
+def _is_taken(name: str) -> bool:
+    """Whether Python or an installed package has a module of the name."""
+    installed = [get_path("purelib"), get_path("platlib")]
+    return name in (*stdlib_module_names, "descant") or PathFinder.find_spec(name, installed) is not None
 
 
 def _template(suffix: str) -> str:

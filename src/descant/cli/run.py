@@ -6,6 +6,7 @@ import inspect
 import shutil
 import sys
 import traceback
+from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def run_recipe(path: Path, options: RunOptions) -> int:
         config = None if config_class is None else read_input(config_class, options.config, options.settings)
         if options.run_dir is not None and (options.run_dir / "run.sqlite").exists():
             raise ConfigurationError(f"--run-dir {options.run_dir} already holds a run; choose another one")
+        if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():
+            raise ConfigurationError(f"--run-dir {options.run_dir} is a file; name a directory")
         ctx = recipe.context_class(name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir)
     except ConfigurationError as error:
         _say(str(error))
@@ -56,7 +59,7 @@ def run_recipe(path: Path, options: RunOptions) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         _show_traceback(error, path)
         return FAILED
     return OK
@@ -90,10 +93,15 @@ def _help_lines(recipe: Recipe) -> Iterator[str]:
     yield from field_lines(recipe.config_class, shutil.get_terminal_size().columns)
 
 
-def _show_traceback(error: Exception, path: Path) -> None:
-    """The traceback from the recipe's own first frame on; how descant got there is of no interest."""
+def _show_traceback(error: BaseException, path: Path) -> None:
+    """The traceback from the recipe's own first frame on, and those of its causes; how descant got there is of no
+    interest."""
     directory = (path if path.is_dir() else path.parent).resolve()
-    error = error.with_traceback(_own_part(error.__traceback__, directory) or error.__traceback__)
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        link.with_traceback(_own_part(link.__traceback__, directory) or link.__traceback__)
     for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
         print(printable(line), file=sys.stderr)
 

@@ -58,12 +58,14 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
     """
     paths = find_runs(directory)
     if not paths:
-        raise ConfigurationError(f"there are no runs in {directory}; descant runs DIR lists those of another directory")
+        hint = "it is one: descant show shows it" if (directory / "run.sqlite").is_file() else ""
+        hint = hint or "descant runs DIR lists those of another directory"
+        raise ConfigurationError(f"there are no runs in {directory}; {hint}")
     asked = list(dict.fromkeys([*options.metrics, *([options.sort] if options.sort else [])]))
     runs = [read_run(path, asked or _USUAL_METRICS) for path in paths]
     kept = [run for run in runs if all(_matches(run, wanted) for wanted in options.filters)]
     if not kept:
-        raise ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(options.filters)}")
+        raise _no_such_run(runs, directory, options.filters)
     columns = [key for key in asked or _USUAL_METRICS if any(key in run.values for run in kept)]
     for key in asked:
         if key not in columns:
@@ -81,7 +83,7 @@ def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool,
     """One line per run; the keys of metrics take two lines. Where it is narrow, columns are left out, never names."""
     columns = {header: ["", *(_facts(run)[header] for run in runs)] for header in _HEADERS}
     columns |= {key: [_tail(key), *(_value_text(run.values.get(key)) for run in runs)] for key in metrics}
-    expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics))]
+    expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics)), "steps", "outcome"]
     left_out = []
     while expendable and _natural_width(columns) > width:
         left_out.append(expendable.pop(0))
@@ -122,7 +124,7 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
                 outcome=_outcome(reader),
                 took_s=max(0.0, (reader.ended_at or reader.last_written_at) - started_at),
                 settings=flattened(reader.config),
-                values=_last_values(reader, metrics),
+                values={key: value for key in metrics if (value := reader.last_value(key)) is not None},
             )
     except RunLogError as error:
         return ListedRun(name=path.name, started_at=(path / "run.sqlite").stat().st_mtime, broken=str(error))
@@ -147,14 +149,6 @@ def _outcome(reader: RunReader) -> str:
     return "goes on" if silent_s < SILENT_S else f"silent for {duration(silent_s)}"
 
 
-def _last_values(reader: RunReader, metrics: Sequence[str]) -> dict[str, float | str]:
-    values: dict[str, float | str] = {}
-    for key in metrics:
-        if points := reader.series(key):
-            values[key] = points[max(points)]
-    return values
-
-
 def _matches(run: ListedRun, wanted: str) -> bool:
     """Whether a run is what ``key=value`` or a text asks for; a key may be the end of a longer one (``lr``)."""
     facts = {"name": run.name, "trainer": run.trainer, "outcome": run.outcome, **run.settings}
@@ -163,6 +157,23 @@ def _matches(run: ListedRun, wanted: str) -> bool:
         texts = (run.name, run.trainer, run.outcome, str(run.settings.get("title", "")))
         return any(wanted.lower() in text.lower() for text in texts)
     return any(_is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}"))
+
+
+def _no_such_run(runs: Sequence[ListedRun], directory: Path, filters: Sequence[str]) -> ConfigurationError:
+    """What the filters ask for is in no run; a key that no run has is probably misspelt."""
+    known = dict.fromkeys(part for run in runs for part in ("name", "trainer", "outcome", *_ends_of_keys(run.settings)))
+    hint = ""
+    for key in (wanted.partition("=")[0] for wanted in filters if "=" in wanted):
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint += f"; no run has the setting {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+    return ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(filters)}{hint}")
+
+
+def _ends_of_keys(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key in settings:
+        parts = key.split(".")
+        yield from (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def _is_equal(fact: Any, value: str) -> bool:

@@ -50,7 +50,7 @@ class Page(Console):
 
     def on_broken_pipe(self) -> None:
         """Throw away what is left, and exit."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
         raise SystemExit(0)
 
     def section(self, title: str, lines: Iterable[Text]) -> None:
@@ -59,6 +59,11 @@ class Page(Console):
             if number == 0 and title:
                 self.print(Text(f"\n{title}", style="bold underline"))
             self.print(line)
+
+
+def silence_output() -> None:
+    """Throw away what is still to be written to standard output, which takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_run(reader: RunReader, options: ShowOptions) -> None:

@@ -27,7 +27,7 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
     Args:
         run_dir: the run directory.
         name: "wandb", "mlflow", "tensorboard" or "trackio"; "trackio-2" for the second one that a run was given.
-        everything: from the first record on, not from what the tracker has.
+        everything: from the first record on, into a new run of the tracker if it has had some.
 
     Raises:
         ConfigurationError: there is no such tracker, it is not installed or configured, or the run goes on.
@@ -37,12 +37,13 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
     tracker, place = _describe(run_dir, name)
     yield f"delivering {run_dir} to {name}"
     try:
-        num_records = replay(run_dir, tracker, place=0 if everything else place, name=name)
+        num_records = replay(run_dir, tracker, everything=everything, name=name)
     except DescantError:
         raise
     except (Exception, SystemExit) as error:  # trackers may well call sys.exit
         raise SyncError(_describe_failure(run_dir, name, error)) from error
-    has_had = f"; it had {place:,} before" if place and not everything else ""
+    had = "they are a new run there, beside the former one" if everything else f"it had {place:,} before"
+    has_had = f"; {had}" if place else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
     if link := tracker.training_monitoring_link or tracker.viewer:
         yield f"look at it: {link}"

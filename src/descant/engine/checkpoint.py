@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from descant.errors import ModelLoadError, WeightsError
 
@@ -82,7 +84,8 @@ def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        model.save_pretrained(written, max_shard_size=max_shard_bytes)
+        with _without_progress_bars():  # beside the trainer's own, one for every checkpoint
+            model.save_pretrained(written, max_shard_size=max_shard_bytes)
         tokenizer.save_pretrained(written)
         if path.exists():
             replaced = written.with_name(written.name + "-replaced")
@@ -96,9 +99,15 @@ def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) ->
     return path
 
 
-def as_path(path: str | os.PathLike[str]) -> str:
-    """A directory or hub id as it was given, with ``~`` expanded."""
-    return os.path.expanduser(os.fspath(path))
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_path(name: str) -> None:

@@ -18,7 +18,11 @@ from descant.engine.checkpoint import copy_weights, read_model, write_model
 from descant.engine.generate import GenerationSettings, generate
 from descant.engine.jobs import (
     Accumulate,
+    AttachWeights,
+    DescribeReplica,
+    DetachWeights,
     DiscardGradient,
+    ExportWeights,
     Generate,
     GeneratedTokens,
     Job,
@@ -29,14 +33,17 @@ from descant.engine.jobs import (
     ReleaseSnapshot,
     Save,
     TakeSnapshot,
+    UnmapWeights,
     WeightedSequence,
     YieldPoint,
 )
 from descant.engine.optim import Optimizer
 from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
-from descant.engine.process_state import COMPUTE_SETTINGS, restored
+from descant.engine.process_state import COMPUTE_SETTINGS, NUM_THREADS, num_cores, restored
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
+from descant.engine.replica_spec import ReplicaSpec, check_importable
 from descant.engine.score import TokenScorer
+from descant.engine.shared_weights import SharedWeights, WeightLayout
 from descant.engine.weights import WeightStore
 from descant.errors import (
     DescantError,
@@ -74,6 +81,7 @@ class HFEngine:
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         owns_model: whether nobody else uses the module. If other code trains it, its device, modes and gradients are
             left alone, and its weights may change without the engine being told.
+        replica_of: what the engine repeats, if it has no weights but those that are attached.
 
     When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
     """
@@ -90,9 +98,11 @@ class HFEngine:
         precision: Precision | None = None,
         gradient_checkpointing: bool = False,
         owns_model: bool = True,
+        replica_of: ReplicaSpec | None = None,
     ) -> None:
         self.precision = precision or default_precision()
-        self.model = model.eval().requires_grad_(trainable).to(device_type()) if owns_model else model
+        may_move = owns_model and replica_of is None
+        self.model = model.eval().requires_grad_(trainable).to(device_type()) if may_move else model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.max_batch_tokens = max_batch_tokens
@@ -101,15 +111,33 @@ class HFEngine:
         self.budgets_are_halved = False
         self.weights = WeightStore(self.model, counts_changes=owns_model)
         with _module_mode(self.model, training=False):
-            self.scorer = TokenScorer(self.model)
+            self.scorer = TokenScorer(self.model, None if replica_of is None else replica_of.head_gives_logits)
         self.optimizer = Optimizer(self.model) if trainable else None
         self.draws_random_numbers = draws_random_numbers(self.model)
         self.randomness: PrivateRandomness | None = None
         """What the training job that runs at present draws from."""
         if gradient_checkpointing:
             self._enable_gradient_checkpointing()
-        self.settings = [(write, read()) for read, write in COMPUTE_SETTINGS]
+        self.settings = [(read, write, read()) for read, write in COMPUTE_SETTINGS]
+        self.replica_of = replica_of
+        self.files: dict[int, SharedWeights] = {}
+        """The files of weights that are mapped, by descriptor."""
         self._start_step()
+
+    @classmethod
+    def replica(cls, spec: ReplicaSpec) -> HFEngine:
+        """An engine that computes as another one does, with weights that are attached."""
+        spec.apply_settings()
+        return cls(
+            spec.empty_model(),
+            spec.tokenizer,
+            stop_ids=spec.stop_ids,
+            max_batch_tokens=spec.max_batch_tokens,
+            max_cached_tokens=spec.max_cached_tokens,
+            trainable=False,
+            precision=spec.precision,
+            replica_of=spec,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +156,7 @@ class HFEngine:
                         raise DescantError(self._describe_out_of_memory(job)) from error
                 self._halve_budgets()  # outside of the except, which holds on to the tensors of the failed pass
 
-    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:  # noqa: PLR0911
+    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:  # noqa: PLR0911, PLR0912
         match job:
             case Generate():
                 return self._generate(job, yield_point)
@@ -146,6 +174,17 @@ class HFEngine:
                 return self.weights.release_snapshot(job.snapshot)
             case KeepReference():
                 return self.weights.keep_reference()
+            case DescribeReplica():
+                return self._describe_replica(job)
+            case ExportWeights():
+                return self._mapped(job.fd, job.layout).copy_from(self.model)
+            case AttachWeights():
+                return self._attach(job)
+            case DetachWeights():
+                return self.weights.detach(job.name)
+            case UnmapWeights():
+                self.files.pop(job.fd, None)
+                return None
             case Save():
                 return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
             case Load():
@@ -156,10 +195,15 @@ class HFEngine:
     @contextmanager
     def _own_settings(self) -> Iterator[None]:
         """The process-wide settings that the engine was built under: a callback may have changed them since, and
-        another number of threads, precision or kernel gives other bits."""
-        with restored(COMPUTE_SETTINGS):
-            for write, own in self.settings:
-                write(own)
+        another number of threads, precision or kernel gives other bits.
+
+        A replica works while other code runs, which may change them and change them back meanwhile: it leaves its own,
+        which are those of training.
+        """
+        with nullcontext() if self.replica_of else restored(COMPUTE_SETTINGS):
+            for read, write, own in self.settings:
+                if read() != own:
+                    write(own)
             forget_casts()  # the job may run within another one, on other weights
             try:
                 yield
@@ -177,12 +221,12 @@ class HFEngine:
     def _generate(self, job: Generate, yield_point: YieldPoint) -> list[GeneratedTokens | RequestError]:
         decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)  # as the renderer does
         settings = GenerationSettings(self.stop_ids, self.max_cached_tokens, self.max_batch_tokens, decode)
-        with _module_mode(self.model, training=False), computes_in(self.precision):
+        with _module_mode(self.model, training=False), computes_in(self.precision, self.device.type):
             return generate(self.model, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: Logprobs, yield_point: YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [self._refusal(sequence) for sequence in job.sequences]
-        with _module_mode(self.model, training=False), computes_in(self.precision), torch.no_grad():
+        with _module_mode(self.model, training=False), computes_in(self.precision, self.device.type), torch.no_grad():
             for indices in self._batches(job.sequences, results):
                 yield_point()
                 logprobs_N, _ = self.scorer.logprobs([job.sequences[i] for i in indices])
@@ -213,7 +257,7 @@ class HFEngine:
         seed = derive_seed(job.seed, self._trainable_optimizer().num_steps, self.num_micro_batches)
         mode = _module_mode(self.model, training=True)
         with torch.enable_grad(), mode, self._private_randomness(seed):  # it may run within an evaluation job
-            with computes_in(self.precision):
+            with computes_in(self.precision, self.device.type):
                 logprobs_N, weights_N = self.scorer.logprobs([job.sequences[i] for i in indices])
                 loss = LOSSES[job.loss](logprobs_N, weights_N)
             loss_sum = float(loss.detach())
@@ -261,6 +305,39 @@ class HFEngine:
         if self.optimizer is not None:
             self.optimizer = Optimizer(self.model)
             self._discard_gradient()
+
+    def _describe_replica(self, job: DescribeReplica) -> ReplicaSpec:
+        if job.importable:
+            check_importable(type(self.model))
+        settings = [value for _, _, value in self.settings]
+        settings[NUM_THREADS] = job.num_threads or max(1, num_cores() - settings[NUM_THREADS])
+        spec = ReplicaSpec(
+            model_class=type(self.model),
+            config=self.model.config,
+            generation_config=self.model.generation_config,
+            tokenizer=self.tokenizer,
+            layout=WeightLayout.of(self.model),
+            stop_ids=self.stop_ids,
+            max_batch_tokens=self.max_batch_tokens,
+            max_cached_tokens=self.max_cached_tokens,
+            precision=self.precision,
+            head_gives_logits=self.scorer.head is not None,
+            settings=settings,
+            device=job.device or str(self.device),
+        )
+        spec.empty_model()  # raises if it cannot be made from its configuration
+        return spec
+
+    def _mapped(self, fd: int, layout: WeightLayout) -> SharedWeights:
+        if fd not in self.files:
+            self.files[fd] = SharedWeights(fd, layout)
+        return self.files[fd]
+
+    def _attach(self, job: AttachWeights) -> None:
+        tensors = self._mapped(job.fd, job.layout).tensors
+        if self.device.type != "cpu":
+            tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.weights.attach(job.name, tensors)
 
     def _start_step(self) -> None:
         """Raw sums over the micro-batches of one step; the mean is taken once, when the step is applied."""

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from descant.errors import RequestError
+
+if TYPE_CHECKING:  # torch, which whoever makes jobs does not need
+    from descant.engine.replica_spec import ReplicaSpec  # noqa: F401
+    from descant.engine.shared_weights import WeightLayout
 
 LIVE = "live"
 """The weights that are being trained, as they are when the job runs."""
@@ -160,6 +164,58 @@ class ReleaseSnapshot(Job[None]):
 
     priority = Priority.TRAINING
     snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeReplica(Job["ReplicaSpec"]):
+    """What an engine elsewhere must know to compute with copies of these weights.
+
+    ``device`` and ``num_threads`` are its own; None for the device of this engine, and the cores that it leaves. If the
+    other one has to import the class of the model, it is ``importable``.
+    """
+
+    priority = Priority.TRAINING
+    device: str | None
+    num_threads: int | None
+    importable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWeights(Job[None]):
+    """Copy the live weights into a file that other processes map, named by its descriptor."""
+
+    priority = Priority.TRAINING
+    fd: int
+    layout: WeightLayout
+
+
+@dataclass(frozen=True, slots=True)
+class AttachWeights(Job[None]):
+    """Compute with the weights in a file under this name, until they are detached."""
+
+    priority = Priority.TRAINING
+    name: str
+    fd: int
+    layout: WeightLayout
+
+
+@dataclass(frozen=True, slots=True)
+class DetachWeights(Job[bool]):
+    """Forget weights that were attached; returns False if a job is in the middle of using them.
+
+    With the priority of an evaluation it comes after that.
+    """
+
+    name: str
+    priority: Priority = Priority.TRAINING
+
+
+@dataclass(frozen=True, slots=True)
+class UnmapWeights(Job[None]):
+    """Let go of a file of weights."""
+
+    priority = Priority.TRAINING
+    fd: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ def weights_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def computes_in(precision: Precision) -> AbstractContextManager[Any]:
-    """The context of a forward pass. Casts of weights are cached in it until it ends or ``forget_casts``."""
-    return torch.autocast(device_type(), torch.bfloat16) if precision == "mixed" else nullcontext()
+def computes_in(precision: Precision, device: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass on a type of device. Casts are cached until it ends or ``forget_casts``."""
+    return torch.autocast(device, torch.bfloat16) if precision == "mixed" else nullcontext()
 
 
 def forget_casts() -> None:

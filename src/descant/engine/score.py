@@ -28,11 +28,13 @@ class TokenScorer:
     loaded, and scored through their own forward pass.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, head_gives_logits: bool | None = None) -> None:
         self.model = model
-        self.check_causal()
         self.head: nn.Module | None = model.get_output_embeddings()
-        if not self._head_gives_the_logits():
+        if head_gives_logits is None:  # nobody has looked yet
+            self.check_causal()
+            head_gives_logits = self._head_gives_the_logits()
+        if not head_gives_logits:
             self.head = None
 
     def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:

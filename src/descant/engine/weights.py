@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from descant.engine.jobs import LIVE, REFERENCE
+from descant.engine.shared_weights import named_tensors
 from descant.errors import WeightsError
 
 _Copy = list[tuple[Tensor, Tensor]]
@@ -32,6 +33,7 @@ class WeightStore:
         self._copies: dict[str, _Copy] = {}
         self._num_users: Counter[str] = Counter()
         self._active = LIVE
+        self._in_use: list[str] = []  # by jobs within jobs
         self._live: _Copy = []  # while other weights are active
         self._version = 0
 
@@ -51,9 +53,11 @@ class WeightStore:
         """
         before = self._active
         self._activate(weights)
+        self._in_use.append(weights)
         try:
             yield
         finally:
+            self._in_use.pop()
             self._activate(before)
 
     def take_snapshot(self) -> str:
@@ -72,6 +76,19 @@ class WeightStore:
         self._num_users[snapshot] -= 1
         if not self._num_users[snapshot]:
             del self._copies[snapshot], self._num_users[snapshot]
+
+    def attach(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Hold tensors that somebody else has written, under a name of his."""
+        tensors = named_tensors(self._model)
+        self._copies[name] = [(tensors[key], data) for key, data in weights.items()]
+        self._num_users[name] = 1
+
+    def detach(self, name: str) -> bool:
+        """Forget them, unless a job is in the middle of using them; whether that was done."""
+        if name in self._in_use:
+            return False
+        self.release_snapshot(name)
+        return True
 
     def keep_reference(self) -> None:
         """Copy the weights as they were loaded, once.

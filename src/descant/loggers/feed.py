@@ -4,7 +4,7 @@ The training loop writes to the run log and knows nothing of trackers. A feed is
 reads those after its place, gives them to the tracker, and saves its place, in the run log, too. What the tracker
 refuses or misses is tried again from there, later and later (1 s, 2 s, ... 60 s), so a tracker that is down catches up
 when it is back. A process that is killed within a batch has delivered records whose place it could not save: at most
-that batch comes twice to a tracker that is fed again with ``replay``.
+that batch comes twice to a tracker that is fed again with ``replay``. MLflow and Trackio know it and keep one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from descant.environment import masked
 from descant.errors import ConfigurationError, RunLogError
 from descant.loggers.journal import Record, read_records
 from descant.loggers.logger import RunInfo, TrackerLogger
@@ -226,7 +227,7 @@ class Feed:
         if self._is_failing or self._is_abandoned:
             return
         self._is_failing = True
-        reason = traceback.format_exception_only(error)[-1].strip()
+        reason = masked(traceback.format_exception_only(error)[-1].strip())
         message = f"{self.name} failed at step {self._step}: {reason}; it is tried again, and nothing is lost"
         self._report(self._step, "tracker_failed", self.name, message, error)
 
@@ -270,17 +271,19 @@ async def finish_feeds(
     return undone
 
 
-def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0, name: str | None = None) -> int:
+def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = False, name: str | None = None) -> int:
     """Deliver a run that has ended, or was killed, to a tracker, and return how many records that were.
 
-    The place that the tracker has got to is saved in the run log, also when it fails on the way. A stage that was
-    delivered to the tracker's run of an earlier stage goes there. A run that was killed finishes as "interrupted".
+    The tracker gets what it is missing. The place that it has got to is saved in the run log, also when it fails on the
+    way. A stage that was delivered to the tracker's run of an earlier stage goes there. A run that was killed finishes
+    as "interrupted".
 
     Args:
         run_dir: the run directory, or the ``run.sqlite`` in it.
         tracker: where to; nobody else may be using it.
-        place: the number of the last record that is not wanted: 0 for everything,
-            ``RunReader(run_dir).sinks[name].place`` for what is missing.
+        everything: from the first record on. If the tracker was given records before, they go to a new run in it: most
+            trackers can neither replace values nor take the id of a deleted run again. What is missing later goes
+            there, too.
         name: what its place is saved under; by default the name of the tracker.
 
     Raises:
@@ -289,7 +292,8 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0, name:
     """
     num_records, name = 0, name or tracker.tracker
     with RunReader(run_dir) as reader:
-        run, sink = _describe(reader, name)
+        run, sink = _describe(reader, name, everything=everything)
+        place = sink.place
         try:
             tracker.start(run)
             for record in reader.records(place):
@@ -303,11 +307,14 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, place: int = 0, name:
     return num_records
 
 
-def _describe(reader: RunReader, name: str) -> tuple[RunInfo, SinkPlace]:
-    """What a tracker is told of a run that is replayed, and as what it knows it."""
+def _describe(reader: RunReader, name: str, *, everything: bool) -> tuple[RunInfo, SinkPlace]:
+    """What a tracker is told of a run that is replayed, and as what and how far it knows it."""
     run_id = reader.config.get("run_id") or uuid5(NAMESPACE_URL, f"{reader.run_dir.name}/{reader.started_at}").hex
     run = RunInfo(run_id, reader.run_dir.resolve().name, reader.run_dir, reader.config)
     sink = reader.sinks.get(name, SinkPlace(0, run.run_id, run.name, 0))
+    if everything and sink.place:
+        run = replace(run, run_id=uuid4().hex)
+        return run, SinkPlace(0, run.run_id, run.name, 0)
     return run if sink.run_id == run_id else _later_stage(run, sink.run_id, sink.run_name), sink
 
 

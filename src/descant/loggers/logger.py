@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from descant.environment import plain_config
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, as_metric
 from descant.table import Table
@@ -118,9 +119,12 @@ class TrackerLogger(Logger):
         self.write(int(step), time.time(), numbers, tables)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Write settings of the run by hand, at once; starts a run of its own if there is none."""
-        self._start_by_hand(config)
-        self.write_config(config)
+        """Write settings of the run by hand, at once, secrets masked; starts a run of its own if there is none."""
+        config = plain_config(config)
+        if self.run is None:
+            self._start_by_hand(config)
+        else:
+            self.write_config(config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write settings of the run that was started, in addition to those that it has."""

@@ -12,14 +12,15 @@ from typing import Any
 from descant.errors import ConfigurationError
 from descant.loggers.extras import require_extra
 from descant.loggers.logger import RunInfo, TrackerLogger
-from descant.loggers.mlflow_names import mlflow_name
+from descant.loggers.mlflow_names import MLFlowNames, mlflow_name
 from descant.loggers.mlflow_tables import MLFlowTables
+from descant.loggers.server import address_of, check_answers
 from descant.loggers.text import printable
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 from descant.table import Table
 
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # of one request
-_MAX_VALUE_LENGTH = 6000  # of a param; 8000 of a tag
+_MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
+_MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
 _RUN_ID_TAG = "descant.run_id"
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
 
@@ -44,7 +45,8 @@ class MLFlowLogger(TrackerLogger):
         max_cell_length: characters of a string or a cell that are written.
 
     Raises:
-        ConfigurationError: mlflow is not installed.
+        ConfigurationError: mlflow is not installed, or there is no ``tracking_uri``, or it is a folder, which MLflow
+            does not write to any more unless ``MLFLOW_ALLOW_FILE_STORE`` is set.
     """
 
     tracker = "mlflow"
@@ -61,6 +63,7 @@ class MLFlowLogger(TrackerLogger):
         max_cell_length: int = MAX_CELL_LENGTH,
     ) -> None:
         require_extra("mlflow", "MLFlowLogger")
+        _check_uri(tracking_uri)
         self.project_name = project_name
         self.run_name = run_name
         self.tracking_uri = tracking_uri
@@ -71,6 +74,7 @@ class MLFlowLogger(TrackerLogger):
         self._client: Any = None
         self._run_id = ""
         self._tables: MLFlowTables | None = None
+        self._names = MLFlowNames()
         self._strings: dict[str, tuple[int, str]] = {}
 
     @property
@@ -83,8 +87,12 @@ class MLFlowLogger(TrackerLogger):
 
         Raises:
             ConfigurationError: the experiment has been deleted.
+            ConnectionError: the server does not answer. MLflow itself would try for minutes before it says so.
         """
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        if self.tracking_uri.startswith("http"):
+            check_answers(f"{self.tracking_uri.rstrip('/')}/health")
         self._client = import_module("mlflow").MlflowClient(self.tracking_uri)
         experiment_id = self._experiment()
         found = self._client.search_runs([experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
@@ -97,7 +105,7 @@ class MLFlowLogger(TrackerLogger):
         self._tables = MLFlowTables(self._client, self._run_id)
         self._strings.clear()
         if self._link is None and self.tracking_uri.startswith("http"):
-            self._link = f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self._run_id}"
+            self._link = f"{address_of(self.tracking_uri)}/#/experiments/{experiment_id}/runs/{self._run_id}"
         self.run = run
         self.write_config(run.config)
 
@@ -109,15 +117,15 @@ class MLFlowLogger(TrackerLogger):
         assert self._tables is not None
         self._tables.merge_json("config.json", config)
         there = self._client.get_run(self._run_id).data.params
-        settings = {mlflow_name(key): _param(value) for key, value in _flat(config)}
+        settings = {mlflow_name(key): _text(value) for key, value in _flat(config)}
         changed = [key for key, value in settings.items() if there.get(key, value) != value]
         if changed:
             logging.getLogger("descant").warning(
                 "MLflow keeps the first value of params; config.json has the new one of: %s", ", ".join(changed)
             )
         new = [param(key, value) for key, value in settings.items() if key not in there]
-        for start in range(0, len(new), _MAX_PARAMS):
-            self._client.log_batch(self._run_id, params=new[start : start + _MAX_PARAMS])
+        for start in range(0, len(new), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, params=new[start : start + _MAX_TEXTS])
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Log metrics and tags in batches, then add to the tables; to write the same once more changes nothing."""
@@ -127,21 +135,21 @@ class MLFlowLogger(TrackerLogger):
         numbers, tags, changes = [], [], Table(["step", "key", "value"])
         for key, value in metrics.items():
             if not isinstance(value, str):
-                numbers.append(entities.Metric(mlflow_name(key), float(value), time_ms, step))
+                numbers.append(entities.Metric(self._names[key], float(value), time_ms, step))
                 continue
             since, latest = self._strings.get(key, (step, None))
             if value != latest:
                 changes.add_row([step, key, bounded(value, self.max_cell_length)])
             if step >= since:
-                tags.append(entities.RunTag(_tag_name(key), printable(value, _MAX_VALUE_LENGTH)))
+                tags.append(entities.RunTag(_tag_name(key), _text(value)))
         for start in range(0, len(numbers), _MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=numbers[start : start + _MAX_METRICS])
-        for start in range(0, len(tags), _MAX_PARAMS):
-            self._client.log_batch(self._run_id, tags=tags[start : start + _MAX_PARAMS])
+        for start in range(0, len(tags), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, tags=tags[start : start + _MAX_TEXTS])
         if changes.rows:
             self._tables.append("strings", changes)
         for key, table in tables.items():
-            self._tables.append(mlflow_name(key), tracker_rows(table, step, self.max_cell_length))
+            self._tables.append(self._names[key], tracker_rows(table, step, self.max_cell_length))
         for key, value in metrics.items():
             if isinstance(value, str) and step >= self._strings.get(key, (step, ""))[0]:
                 self._strings[key] = (step, value)
@@ -171,6 +179,18 @@ class MLFlowLogger(TrackerLogger):
         return str(experiment.experiment_id)
 
 
+def _check_uri(tracking_uri: str) -> None:
+    """Refuse what MLflow would refuse only when it is written to, or take for a database in the working directory."""
+    if not tracking_uri:
+        raise ConfigurationError(f"tracking_uri={tracking_uri!r} says nothing: sqlite:///mlflow.db, or http://...")
+    is_folder = "://" not in tracking_uri or tracking_uri.startswith("file:")
+    if is_folder and tracking_uri != "databricks" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+        raise ConfigurationError(
+            f"tracking_uri={tracking_uri!r} is a folder, which MLflow does not write to any more: use a database such "
+            "as sqlite:///mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"
+        )
+
+
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Settings under dotted names; those of a nested mapping under its name."""
     pairs: list[tuple[str, Any]] = []
@@ -180,11 +200,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _param(value: Any) -> str:
+def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return printable(text, _MAX_VALUE_LENGTH)[:_MAX_VALUE_LENGTH]
 
 
 def _tag_name(key: str) -> str:
-    """MLflow's own tags, which rename a run, say, are out of reach."""
-    return mlflow_name(f"metric.{key}" if key.startswith("mlflow.") else key)
+    """MLflow's own tags, which rename a run, say, are out of reach, and so are descant's."""
+    return mlflow_name(f"metric.{key}" if key.startswith(("mlflow.", "descant.")) else key)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from descant.loggers.text import shortened
 from descant.loggers.tracker_rows import without_nan
 from descant.table import Table
 
 _MAX_PART_LENGTH = 1_000_000
 _MAX_TAG_LENGTH = 8000
+_MAX_FILE_NAME = 200  # bytes of a part of a path; most file systems take 255, with the suffix
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
 
@@ -33,12 +35,13 @@ class MLFlowTables:
         self._parts: dict[str, tuple[int, Table]] = {}  # of each table, the number and the rows of the last part
 
     def append(self, name: str, rows: Table) -> None:
-        """Add rows. Rows that are at the end already, from an attempt that failed behind them, are not added again."""
+        """Add rows, which have their step. What is there already, one below the other, from an attempt that failed or
+        was killed behind it, is not added again."""
         new = Table(rows.headers, [[without_nan(cell) for cell in row] for row in rows.rows])
         if not new.rows:
             return
         number, table = self._parts.get(name) or self._last_part(name)
-        if table.headers == new.headers and table.rows[-len(new) :] == new.rows:
+        if table.headers == new.headers and _has(table.rows, new.rows):
             return
         if table.rows and (table.headers != new.headers or len(_as_json(table)) > _MAX_PART_LENGTH):
             number, table = number + 1, Table(new.headers)
@@ -77,7 +80,13 @@ class MLFlowTables:
             self._client.set_tag(self._run_id, _TABLES_TAG, text)
 
 
+def _has(rows: list[list[Any]], wanted: list[list[Any]]) -> bool:
+    """Whether rows are among others, one below the other."""
+    return any(row == wanted[0] and rows[at : at + len(wanted)] == wanted for at, row in enumerate(rows))
+
+
 def _path(name: str, number: int) -> str:
+    name = "/".join(shortened(part, _MAX_FILE_NAME) for part in name.split("/"))
     return f"tables/{name}.json" if number == 1 else f"tables/{name}-{number}.json"
 
 

@@ -31,6 +31,8 @@ _READ_SAVED = """
 SELECT key, start, stop, first_step, last_step, num_points, num_numbers, num_texts, minimum, maximum, total
 FROM parts WHERE last_record = (SELECT max(id) FROM journal) ORDER BY start
 """
+HAS_SAVED_PARTS = "SELECT EXISTS (SELECT 1 FROM parts WHERE last_record = (SELECT max(id) FROM journal))"
+LAST_STEP_IN_PARTS = "SELECT max(last_step) FROM parts WHERE key = ?"
 
 
 @dataclass(frozen=True, slots=True)

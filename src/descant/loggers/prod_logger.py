@@ -19,7 +19,9 @@ from descant.loggers.stdout_logger import StdoutLogger
 from descant.loggers.tensorboard_logger import TBMetricsLogger
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH
 from descant.loggers.trackio_logger import TrackioLogger
+from descant.loggers.wandb_account import has_wandb_login, is_online
 from descant.loggers.wandb_logger import WandbLogger
+from descant.metrics import Metric
 
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
@@ -28,15 +30,16 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     """Every tracker that the environment configures, as one logger; its ``loggers`` has them.
 
     ============================================  ===========================================================
-    Weights & Biases                              ``WANDB_API_KEY`` is set, or ``WANDB_MODE`` is ``offline``,
-                                                  and ``WANDB_MODE`` is not ``disabled``
+    Weights & Biases                              ``WANDB_API_KEY`` is set, or ``wandb login`` was done, or
+                                                  ``WANDB_MODE`` is ``offline``; and it is not ``disabled``
     MLflow                                        ``MLFLOW_TRACKING_URI`` is set
     TensorBoard                                   ``TENSORBOARD_LOGGING_DIR`` is set
     Trackio                                       it is installed
     ============================================  ===========================================================
 
-    Without any of them it is a ``StdoutLogger``. Which it is, is printed on standard error. A tracker that is
-    configured and not installed is a warning with the command that installs it.
+    Without any of them it is a ``StdoutLogger`` for what is logged by hand; what a trainer logs is on its console
+    already, and is not printed twice. Which it is, is printed on standard error. A tracker that is configured and not
+    installed is a warning with the command that installs it.
 
     Args:
         ctx: gives names: ``project`` for the project, ``recipe_name`` and ``name`` for the run. ``WANDB_PROJECT``,
@@ -51,8 +54,8 @@ def get_prod_logger(ctx: Any = None) -> Logger:
         except ConfigurationError as error:
             logging.getLogger("descant").warning("metrics do not go to a tracker that is configured: %s", error)
     if not trackers:
-        print("metrics go to standard output; install trackio for a dashboard on this machine", file=sys.stderr)
-        return StdoutLogger()
+        print("metrics go to the run log; pip install trackio for a dashboard on this machine", file=sys.stderr)
+        return _WithoutTracker()
     places = (
         tracker.tracker if tracker.viewer is None else f"{tracker.tracker} ({tracker.viewer})" for tracker in trackers
     )
@@ -60,10 +63,21 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     return CompositeLogger(*trackers)
 
 
+class _WithoutTracker(StdoutLogger):
+    """Prints what is logged by hand, and not what a trainer does, known by what its recorder adds to it."""
+
+    def __call__(self, metrics: Mapping[str, Metric]) -> None:
+        if "completion_percentage" not in metrics:
+            super().__call__(metrics)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        if "run_id" not in config:
+            super().log_config(config)
+
+
 def _configured() -> Iterator[str]:
     env = os.environ
-    wandb_mode = env.get("WANDB_MODE", "online")
-    if wandb_mode == "offline" or (env.get("WANDB_API_KEY") and wandb_mode != "disabled"):
+    if env.get("WANDB_MODE") != "disabled" and (not is_online() or has_wandb_login()):
         yield "wandb"
     if env.get("MLFLOW_TRACKING_URI"):
         yield "mlflow"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import time
 import traceback
@@ -19,7 +18,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.costs import CallbackCost
-from descant.environment import plain_settings
+from descant.environment import plain_config, plain_settings
 from descant.errors import ConfigurationError
 from descant.loggers.console import Console
 from descant.loggers.feed import Feed, finish_feeds
@@ -142,10 +141,10 @@ class RunRecorder:
         trackers = self._named_trackers()
         settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
         plans = {line.name: list(line.steps) for line in plan}
-        config = {**config, "run_id": run_id, "plan": plans, **({"trackers": settings} if settings else {})}
-        await self._run_log.log_config(config)
+        own = {"run_id": run_id, "plan": plans, **({"trackers": settings} if settings else {})}
+        plain = {**plain_config(config), **own}
+        await self._run_log.log_config(plain)
         await self._run_log.log_event(0, "run_started", "trainer", title)
-        plain = json.loads(json.dumps(config, default=repr))
         for logger in self._loggers:
             if isinstance(logger, LoggerObject):
                 await self._ask(logger, partial(logger.log_config, plain))

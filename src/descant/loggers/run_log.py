@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from descant.environment import masked, plain_config
 from descant.errors import RunLogError
 from descant.loggers.journal import encode_cells
 from descant.loggers.parts import PARTS_SCHEMA, save_parts
@@ -110,9 +111,9 @@ class RunLog:
         return self._num_records
 
     async def log_config(self, config: Mapping[str, Any]) -> None:
-        """Record settings; a value that JSON cannot hold is recorded as its ``repr``."""
-        for key, value in config.items():
-            await self._put("INSERT OR REPLACE INTO config VALUES (?, ?)", key, json.dumps(value, default=repr))
+        """Record settings; what JSON cannot hold is recorded as its ``repr``, and secrets are masked."""
+        for key, value in plain_config(config).items():
+            await self._put("INSERT OR REPLACE INTO config VALUES (?, ?)", key, json.dumps(value))
 
     async def log_metrics(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
         """Record numbers, strings and tables at a step, as one record; the same key at the same step is replaced.
@@ -257,4 +258,6 @@ def _statements_of_tables(tables: Sequence[tuple[str, int, str, int, Table]]) ->
 
 
 def _event(step: int, kind: str, source: str, message: str, details: str | None) -> _Row:
-    return time.time(), step, kind, source, clean_text(message), None if details is None else clean_text(details)
+    """Errors of servers may well quote an address with a password."""
+    shown, more = (None if text is None else clean_text(masked(text)) for text in (message, details))
+    return time.time(), step, kind, source, shown, more

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from descant.errors import RunLogError
 from descant.loggers.journal import Record, decode_cells, read_records, read_table, records_without_journal
-from descant.loggers.parts import Part, read_parts
+from descant.loggers.parts import HAS_SAVED_PARTS, LAST_STEP_IN_PARTS, Part, read_parts
 from descant.table import Table
 
 _TABLES = {"config", "metrics", "samples", "events"}
@@ -201,6 +201,20 @@ class RunReader:
         """A metric by step; empty if there is none of that key."""
         rows = self._query("SELECT step, number, text FROM metrics WHERE key = ? ORDER BY step", key)
         return {step: _value(number, text) for step, number, text in rows}
+
+    def last_value(self, key: str) -> float | str | None:
+        """A metric at its latest step, without reading what is before; None if there is none of that key."""
+        # Rows are stored by step. Of a run that has ended it is known where to look; in another, the newest rows come
+        # first, and only a key that is not there makes SQLite read them all.
+        if self._has_saved_parts:
+            ((step,),) = self._query(LAST_STEP_IN_PARTS, key)
+            return None if step is None else self._point(key, step)[1]
+        rows = self._query("SELECT number, text FROM metrics WHERE key = ? ORDER BY step DESC LIMIT 1", key)
+        return _value(*rows[0]) if rows else None
+
+    @cached_property
+    def _has_saved_parts(self) -> bool:
+        return "parts" in self._table_names and bool(self._query(HAS_SAVED_PARTS)[0][0])
 
     @cached_property
     def sample_steps(self) -> dict[tuple[str, str], list[int]]:

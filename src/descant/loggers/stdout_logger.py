@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from descant.environment import plain_config
 from descant.loggers.logger import STEP_KEY, Logger, named_metrics
 from descant.loggers.text import printable
 from descant.metrics import Metric
@@ -25,11 +26,14 @@ class StdoutLogger(Logger):
         print("  ".join(parts), flush=True)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Print the settings on one line."""
-        print("  ".join(f"{printable(key)}={printable(str(value), _MAX_LENGTH)}" for key, value in config.items()))
+        """Print the settings on one line, secrets masked."""
+        shown = plain_config(config).items()
+        print("  ".join(f"{printable(key)}={printable(str(value), _MAX_LENGTH)}" for key, value in shown))
 
 
 def _shown(value: Metric) -> str:
     if isinstance(value, Table):
         return f"{len(value)} rows"
-    return printable(value, _MAX_LENGTH) if isinstance(value, str) else f"{value:.6g}"
+    if isinstance(value, str):
+        return printable(value, _MAX_LENGTH)
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

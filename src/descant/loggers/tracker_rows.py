@@ -6,6 +6,7 @@ from math import isfinite, isnan
 from typing import Any
 
 from descant.errors import ConfigurationError
+from descant.loggers.logger import STEP_KEY
 from descant.table import Table
 
 MAX_CELL_LENGTH = 10_000
@@ -13,10 +14,13 @@ MAX_CELL_LENGTH = 10_000
 
 
 def tracker_rows(table: Table, step: int, max_cell_length: int) -> Table:
-    """The table with a first column ``step``, unless it has one, and long texts cut; numbers stay numbers."""
-    headers = table.headers if "step" in table else ["step", *table.headers]
-    first = [] if "step" in table else [step]
-    return Table(headers, [[*first, *(bounded(cell, max_cell_length) for cell in row)] for row in table.rows])
+    """The table with a first column ``step``, and long texts cut; numbers stay numbers.
+
+    A column ``step`` of its own may be another thing, such as the steps of an agent: the first is called
+    ``progress/step`` then.
+    """
+    rows = [[step, *(bounded(cell, max_cell_length) for cell in row)] for row in table.rows]
+    return Table([STEP_KEY if "step" in table else "step", *table.headers], rows)
 
 
 def bounded(cell: Any, max_length: int) -> Any:

@@ -12,10 +12,15 @@ from typing import Any
 
 from descant.loggers.extras import require_extra
 from descant.loggers.logger import STEP_KEY, RunInfo, TrackerLogger
+from descant.loggers.server import check_answers
+from descant.loggers.text import shortened
 from descant.loggers.tracker_rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows, without_nan
+from descant.loggers.wandb_account import is_online, wandb_address
 from descant.table import Table
 
 _RESERVED = ("_step", "_timestamp", "_runtime", "_wandb")
+_MAX_TABLE_NAME = 75  # an artifact's name has 128 characters, with the run's id, and its file begins with a number
+_FINISH_TIMEOUT_S = 60
 
 
 class WandbLogger(TrackerLogger):
@@ -70,10 +75,18 @@ class WandbLogger(TrackerLogger):
         return None if self._offline_dir is None else f"wandb sync {quote(self._offline_dir)}"
 
     def start(self, run: RunInfo) -> None:
-        """Begin the W&B run whose id is made from ``run.run_id``, or continue it."""
+        """Begin the W&B run whose id is made from ``run.run_id``, or continue it.
+
+        Raises:
+            ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
+        """
         self._finish_run(exit_code=1)
+        if is_online() and not {"WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"} & set(os.environ):
+            check_answers(wandb_address())
         wandb = import_module("wandb")
         settings = wandb.Settings(silent=True, console="off", disable_code=True)
+        if "WANDB_FINISH_TIMEOUT" not in os.environ:  # W&B waits for ever by itself, also when the program ends
+            settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
         self._wandb_run = wandb.init(
             project=self.project_name,
             name=self.run_name,
@@ -103,7 +116,8 @@ class WandbLogger(TrackerLogger):
         row: dict[str, Any] = {**values, "_timestamp": time_s}
         for key, table in tables.items():
             if table.rows:
-                name, grown = self._grown_table(_name(key), tracker_rows(table, step, self.max_cell_length))
+                shown = tracker_rows(table, step, self.max_cell_length)
+                name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
                 row[name] = grown
         self._wandb_run.log(row)
         late = {}
@@ -124,8 +138,15 @@ class WandbLogger(TrackerLogger):
 
     def _finish_run(self, exit_code: int) -> None:
         wandb_run, self._wandb_run = self._wandb_run, None
-        if wandb_run is not None:
+        if wandb_run is None:
+            return
+        try:
             wandb_run.finish(exit_code=exit_code)
+        except TimeoutError as error:
+            folder = wandb_run.settings.sync_dir
+            raise TimeoutError(
+                f"W&B has not taken everything in time; `wandb sync {quote(folder)}` sends it"
+            ) from error
 
     def _grown_table(self, name: str, rows: Table) -> tuple[str, Any]:
         """The incremental table of a name with more rows; rows with other columns go to ``<name>-2`` and so on."""
@@ -147,8 +168,10 @@ class WandbLogger(TrackerLogger):
 
 
 def _name(key: str) -> str:
-    """The key, but for the few names that W&B keeps for itself: ``_step`` becomes ``metric_step``."""
-    return f"metric{key}" if key in _RESERVED else key
+    """The key, but for what W&B cannot have: ``_step`` becomes ``metric_step``, an empty name ``_``, and backslashes,
+    at which its service crashes, and control characters their code in hexadecimal."""
+    name = re.sub(r"[\\\x00-\x1f\x7f]", lambda found: f"_x{ord(found[0]):x}_", key) or "_"
+    return f"metric{name}" if name in _RESERVED else name
 
 
 def _wandb_id(run_id: str) -> str:

@@ -6,7 +6,8 @@ import os
 import warnings
 from typing import Any, TypeVar, get_args
 
-from descant.engine.checkpoint import as_path, read_model, read_tokenizer
+from descant.arguments import as_path
+from descant.engine.checkpoint import read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
 from descant.engine.precision import Precision, default_precision, weights_dtype
@@ -94,7 +95,7 @@ class ModelBuilder:
             return parts[0][0]
 
         placement = WorkerThread(name, load)
-        await placement.loaded()
+        await placement.ready()
         engine, renderer = parts.pop()
         return kind(name, engine.describe(), placement, renderer, Sampling(max_gen_len=self.tokens_to_generate))
 

@@ -11,8 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypeVar, overload
 
-from descant.arguments import check_finite_number, check_whole_number
-from descant.engine.checkpoint import as_path
+from descant.arguments import as_path, check_finite_number, check_whole_number
 from descant.engine.jobs import (
     LIVE,
     Generate,
@@ -27,7 +26,7 @@ from descant.engine.jobs import (
 )
 from descant.errors import ConfigurationError, RenderError, RequestError
 from descant.models.collector import Collector
-from descant.models.placements.worker_thread import WorkerThread
+from descant.models.placements.placement import Placement
 from descant.owner import Owner, current_owner
 from descant.threads.render import Renderer
 from descant.threads.thread import StringThread
@@ -45,7 +44,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 class _HeldSnapshot:
     """A snapshot in an engine; given back by ``release``, or when the last handle on it is garbage."""
 
-    def __init__(self, placement: WorkerThread, weights: str) -> None:
+    def __init__(self, placement: Placement, weights: str) -> None:
         self.weights = weights
         self._placement = placement
         self._finalizer = weakref.finalize(self, placement.run_later, ReleaseSnapshot(weights))
@@ -73,7 +72,7 @@ class InferenceModel:
     """
 
     def __init__(
-        self, name: str, description: str, placement: WorkerThread, renderer: Renderer, sampling: Sampling
+        self, name: str, description: str, placement: Placement, renderer: Renderer, sampling: Sampling
     ) -> None:
         self.name = name
         self.description = description
@@ -288,6 +287,12 @@ class InferenceModel:
         handle.weights, handle._snapshot = weights, snapshot
         return handle
 
+    def _elsewhere(self, placement: Placement, weights: str) -> InferenceModel:
+        """A handle on weights that another engine holds, with these settings."""
+        handle = InferenceModel(self.name, self.description, placement, self._renderer, self.sampling)
+        handle.weights = weights
+        return handle
+
     def _view(self, sampling: Sampling) -> Self:
         view = copy.copy(self)
         view.sampling = sampling
@@ -303,6 +308,8 @@ class InferenceModel:
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
             results = await self._placement.run(Generate(requests, sampling, self.weights))
+            owner.num_tokens += sum(len(request.prompt_ids) for request in requests)
+            owner.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
 
             def append(
                 prompt: TokenizedThread, result: GeneratedTokens | RequestError
@@ -324,10 +331,12 @@ class InferenceModel:
         return await render_each(seeded, render, decode)
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
-        return await self._placement.run(Logprobs(weighted_sequences(threads), self.weights))
+        logprobs = await self._placement.run(Logprobs(weighted_sequences(threads), self.weights))
+        (current_owner() or self._default_owner).num_tokens += sum(len(thread.token_ids) for thread in threads)
+        return logprobs
 
 
-async def _take_snapshot(placement: WorkerThread) -> _HeldSnapshot:
+async def _take_snapshot(placement: Placement) -> _HeldSnapshot:
     """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
     return _HeldSnapshot(placement, await placement.run(TakeSnapshot()))
 

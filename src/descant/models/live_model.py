@@ -73,6 +73,7 @@ def live_model(
 
     placement = WorkerThread(name, load)
     placement.wait_until_loaded()
+    placement.is_trained_elsewhere = True
     engine_description = f"{type(causal_lm).__name__}, {causal_lm.num_parameters() / 1e6:,.1f}M parameters, live"
     return InferenceModel(name, engine_description, placement, renderer, Sampling(max_gen_len=tokens_to_generate))
 

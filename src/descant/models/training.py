@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Literal, overload
 
-from descant.engine.checkpoint import as_path
+from descant.arguments import as_path
 from descant.engine.jobs import REFERENCE, Accumulate, DiscardGradient, KeepReference, Load, OptimStep
 from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences

@@ -6,8 +6,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import no_info_wrap_validator_function
 
 from descant.recipes.config_file import read_config
 from descant.recipes.problems import describe_problems
@@ -53,16 +54,20 @@ class InputConfig(BaseModel):
         except ValidationError as error:
             raise describe_problems(error, values, source) from None
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _name_what_was_meant(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate, and give unknown keys a message of their own."""
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise ValidationError.from_exception_data(
-                error.title, [cls._explained(problem) for problem in error.errors(include_url=False)]
-            ) from None
+
+        def validate(data: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+            try:
+                return inner(data)
+            except ValidationError as error:
+                raise ValidationError.from_exception_data(
+                    error.title, [cls._explained(problem) for problem in error.errors(include_url=False)]
+                ) from None
+
+        validate.__name__ = validate.__qualname__ = cls.__name__  # it tells the members of a union apart in errors
+        return no_info_wrap_validator_function(validate, handler(source))
 
     @classmethod
     def _explained(cls, problem: Any) -> InitErrorDetails:

@@ -44,7 +44,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def apply_setting(values: dict[str, Any], setting: str) -> tuple[tuple[str, ...], str]:
     """Put ``key=value`` or ``nested.key=value`` into the values, over what is there.
 
-    The value is read as TOML (``3``, ``true``, ``[1, 2]``, ``"text"``) or ``null``; what is neither is text.
+    The value is read as TOML (``3``, ``true``, ``[1, 2]``, ``"text"``), ``null`` or ``None``; all else is text.
 
     Returns:
         the parts of the key, and the value as it was written.
@@ -70,15 +70,16 @@ def put_value(values: dict[str, Any], parts: Sequence[str], value: Any) -> None:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
             raise ConfigurationError(
-                f"--set {'.'.join(parts)}: {'.'.join(parts[:number])} is {quoted(inner)}, which has no keys"
+                f"--set {'.'.join(parts)}: {'.'.join(parts[:number])} is {quoted(inner)}, which has no keys; "
+                f"give all of it as one table: --set '{'.'.join(parts[:number])}={{KEY = VALUE, ...}}'"
             )
         values = inner
     values[parts[-1]] = value
 
 
 def parse_value(written: str) -> Any:
-    """The TOML value that is written, None for ``null``, or else the text itself."""
-    if written == "null":
+    """The TOML value that is written, None for ``null`` or ``None``, or else the text itself."""
+    if written in ("null", "None"):
         return None
     try:
         parsed = tomllib.loads(f"value = {written}")
@@ -119,6 +120,7 @@ def _read_yaml(path: Path, text: str) -> Any:
             f"config {path} is YAML, which needs PyYAML: pip install pyyaml; or write it as TOML"
         ) from None
     try:
+        _refuse_repeated_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -126,6 +128,20 @@ def _read_yaml(path: Path, text: str) -> Any:
         raise _syntax_error(path, line, column, error.problem or "not YAML") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"config {path} cannot be read: {error}") from None
+
+
+def _refuse_repeated_keys(path: Path, node: Any) -> None:
+    """The reader would take the last of them without a word."""
+    seen: set[str] = set()
+    for child in getattr(node, "value", None) or () if node is not None and node.id != "scalar" else ():
+        key, *others = child if isinstance(child, tuple) else (child,)
+        if others and key.id == "scalar":
+            if key.value in seen:
+                place = key.start_mark
+                raise _syntax_error(path, place.line + 1, place.column + 1, f"the key {key.value!r} stands there twice")
+            seen.add(key.value)
+        for inner in others or [key]:
+            _refuse_repeated_keys(path, inner)
 
 
 def _syntax_error(path: Path, line: int | str, column: int | str, reason: str) -> ConfigurationError:

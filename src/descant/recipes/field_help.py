@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,20 +17,47 @@ _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multi
 _LENGTHS = {"min_length": "at least {} long", "max_length": "at most {} long", "pattern": "matching {}"}
 
 
-def field_lines(config_class: type[BaseModel], width: int, prefix: str = "") -> Iterator[str]:
-    """Every field with its type, limits, default and description; those of nested configs with their full keys."""
+def field_lines(
+    config_class: type[BaseModel], width: int, prefix: str = "", above: tuple[type[BaseModel], ...] = ()
+) -> Iterator[str]:
+    """Every field with its type, limits, default and description; those of nested configs with their full keys.
+
+    ``prefix`` is what stands before the keys; ``above`` are the configs that this one is in, which are not repeated.
+    """
+    above = (*above, config_class)
     for name, field in config_class.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            about = field.description or (nested.__doc__ if nested.__doc__ != nested.__base__.__doc__ else None)
+        nested = list(_nested(field.annotation))
+        if [field.annotation] == [kind for _, kind in nested]:
+            kind = nested[0][1]
+            about = field.description or (kind.__doc__ if kind.__doc__ != kind.__base__.__doc__ else None)
             yield f"  {key}: table" + (" (required)" if field.is_required() else "")
             yield from _wrapped(about, width)
-            yield from field_lines(nested, width, f"{key}.")
-            continue
-        limits = "".join(f", {limit}" for limit in _limits(field))
-        yield f"  {key}: {type_text(field.annotation)}{limits} ({_default(key, field)})"
-        yield from _wrapped(field.description, width)
+        else:
+            limits = "".join(f", {limit}" for limit in _limits(field))
+            yield f"  {key}: {type_text(field.annotation)}{limits} ({_default(key, field)})"
+            yield from _wrapped(field.description, width)
+        for path, kind in nested:
+            if len(nested) > 1:
+                yield f"  {key}{path}, if {kind.__name__}:"
+            if kind not in above:
+                yield from field_lines(kind, width, f"{key}{path}.", above)
+
+
+def _nested(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The configs within a type, and how one comes from its key to theirs."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
+        yield "", annotation
+    elif origin is Annotated:
+        yield from _nested(arguments[0])
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _nested(argument)
+    elif origin is dict:
+        yield from ((f".NAME{path}", kind) for path, kind in _nested(arguments[1]))
+    elif origin is not None:
+        yield from ((f"[]{path}", kind) for argument in arguments for path, kind in _nested(argument))
 
 
 def type_text(annotation: Any) -> str:
@@ -37,11 +65,13 @@ def type_text(annotation: Any) -> str:
     if annotation is None or annotation is type(None):
         return "null"
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        origin, arguments = Literal, tuple(member.value for member in annotation)
     if origin is Literal:
         return " | ".join(map(repr, arguments))
     if origin in (Union, types.UnionType):
         return " | ".join(map(type_text, arguments))
-    if hasattr(annotation, "__metadata__"):  # Annotated
+    if origin is Annotated:
         return type_text(arguments[0])
     if origin is not None:
         inner = ", ".join("..." if argument is ... else type_text(argument) for argument in arguments)
@@ -67,7 +97,10 @@ def _default(key: str, field: FieldInfo) -> str:
         return "default null"
     if is_secret(key) and default != "":
         return f"default {MASK}"
-    return f"default {default!r}" if isinstance(default, str) else f"default {default}"
+    if isinstance(default, bool):
+        return f"default {str(default).lower()}"
+    shown = default.value if isinstance(default, Enum) else default
+    return f"default {shown!r}" if isinstance(shown, str) else f"default {shown}"
 
 
 def _wrapped(text: str | None, width: int) -> Iterator[str]:

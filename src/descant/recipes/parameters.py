@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, GetJsonSchemaHandler, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, CoreSchema
 
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, DatasetError, ModelLoadError
 from descant.graders.base import BaseGrader
 from descant.graders.contains import ContainsGrader
 from descant.graders.exact_match import ExactMatchGrader
@@ -34,7 +38,34 @@ _SETTINGS = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 
 @dataclass(frozen=True, config=_SETTINGS)
-class Model:
+class _Parameter:
+    """A field whose first key may be given alone, as a plain string."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        keys = [field.name for field in fields(cls)]
+        if isinstance(value, str | Path):
+            return {keys[0]: str(value)}
+        if not isinstance(value, dict | ArgsKwargs):
+            raise ValueError(f"must be a string, or a table with {', '.join(keys)}")
+        for key in value if isinstance(value, dict) else ():
+            if key not in keys:
+                close = get_close_matches(str(key), keys, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(keys)}"
+                raise ValueError(f"there is no key {key!r}; {hint}")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+    def __str__(self) -> str:
+        return str(getattr(self, fields(self)[0].name))
+
+
+@dataclass(frozen=True, config=_SETTINGS)
+class Model(_Parameter):
     """Which model: a directory that Transformers has saved, or a hub id. In a config a string, or a table.
 
     Raises (as pydantic's ``ValidationError``):
@@ -43,17 +74,12 @@ class Model:
 
     model_key: str
     precision: Literal["float32", "mixed", "bfloat16"] | None = None
-    kv_cache_len: int | None = None
-    tokens_to_generate: int | None = None
+    kv_cache_len: PositiveInt | None = None
+    tokens_to_generate: PositiveInt | None = None
     gradient_checkpointing: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return _as_table(value, "model_key")
-
     def __post_init__(self) -> None:
-        path = Path(self.model_key).expanduser()
+        path = self._path
         if self.model_key and path.is_dir():
             if not (path / "config.json").is_file():
                 raise ConfigurationError(
@@ -62,33 +88,45 @@ class Model:
         elif path.exists() or not _HUB_ID.fullmatch(self.model_key):
             raise ConfigurationError(
                 f"there is no model directory {self.model_key!r} (the working directory is {Path.cwd()}); give a "
-                "directory that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'"
+                f"directory that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'{self._close()}"
             )
 
-    def __str__(self) -> str:
-        return self.model_key
+    @property
+    def _path(self) -> Path:
+        return Path(self.model_key).expanduser()
+
+    def _close(self) -> str:
+        return _describe_close(self._path, (path.parent for path in self._path.parent.glob("*/config.json")))
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load it for training; see ``ModelBuilder.spawn_train``."""
-        return await self._builder().spawn_train(name, max_batch_size)
+        with self._hint():
+            return await self._builder().spawn_train(name, max_batch_size)
 
     async def spawn_inference(self, name: str) -> InferenceModel:
         """Load it for generation and scoring; see ``ModelBuilder.spawn_inference``."""
-        return await self._builder().spawn_inference(name)
+        with self._hint():
+            return await self._builder().spawn_inference(name)
+
+    @contextmanager
+    def _hint(self) -> Iterator[None]:
+        """A name that could have been a hub id, and was not, may be a directory that is misspelt."""
+        try:
+            yield
+        except ModelLoadError as error:
+            if self._path.is_dir() or not (close := self._close()):
+                raise
+            raise ModelLoadError(f"{error}{close}") from error
 
     def _builder(self) -> ModelBuilder:
         from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
 
-        directory = Path(self.model_key).expanduser()
-        settings = asdict(self)
-        return ModelBuilder(
-            directory if directory.is_dir() else settings["model_key"],
-            **{name: value for name, value in settings.items() if name != "model_key" and value is not None},
-        )
+        settings = {name: value for name, value in asdict(self).items() if value is not None}
+        return ModelBuilder(settings.pop("model_key"), **settings)
 
 
 @dataclass(frozen=True, config=_SETTINGS)
-class Dataset:
+class Dataset(_Parameter):
     """Which threads: a file that ``load_threads`` reads, or a data set of the hub (``datasets`` must be installed).
 
     In a config a string, or a table. A relative path counts from the working directory.
@@ -106,12 +144,9 @@ class Dataset:
     split: str = "train"
     on_bad_row: Literal["error", "skip"] = "error"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return _as_table(value, "dataset_key")
-
     def __post_init__(self) -> None:
+        if not self.dataset_key:
+            raise ConfigurationError("a path or a hub id is needed, not an empty string")
         if self._path.is_file():
             return
         if self._path.is_dir():
@@ -126,23 +161,18 @@ class Dataset:
                 "pip install datasets"
             )
 
-    def __str__(self) -> str:
-        return self.dataset_key
-
     @property
     def _path(self) -> Path:
         return Path(self.dataset_key).expanduser()
 
     def _close(self) -> str:
-        there = [path.name for path in self._path.parent.glob("*") if path.is_file()]
-        close = get_close_matches(self._path.name, there, n=1)
-        return f"; did you mean {str(self._path.parent / close[0])!r}?" if close else ""
+        return _describe_close(self._path, (path for path in self._path.parent.glob("*") if path.is_file()))
 
     async def load(self) -> list[StringThread]:
         """The threads, read in a thread of their own.
 
         Raises:
-            DatasetError: rows that cannot be read, by line; see ``load_threads``.
+            DatasetError: rows that cannot be read, by line, see ``load_threads``; or a data set that is not on the hub.
         """
         return await asyncio.to_thread(self._load)
 
@@ -150,11 +180,18 @@ class Dataset:
         if self._path.is_file():
             return load_threads(self._path, on_bad_row=self.on_bad_row)
         datasets = importlib.import_module("datasets")
-        return load_threads(datasets.load_dataset(self.dataset_key, split=self.split), on_bad_row=self.on_bad_row)
+        try:
+            rows = datasets.load_dataset(self.dataset_key, split=self.split)
+        except Exception as error:  # of the library and of the hub's client
+            raise DatasetError(
+                f"{self.dataset_key!r} is neither a file here (the working directory is {Path.cwd()}) nor can it be "
+                f"loaded from the hub: {type(error).__name__}: {error}{self._close()}"
+            ) from error
+        return load_threads(rows, on_bad_row=self.on_bad_row)
 
 
 @dataclass(frozen=True, config=_SETTINGS)
-class Grader:
+class Grader(_Parameter):
     """Which grader: ``exact_match``, ``contains``, ``numeric``, or ``module:attribute`` for one of yours.
 
     The attribute is a grader, a class of graders that needs no arguments, or a function from thread to number. The
@@ -166,16 +203,8 @@ class Grader:
 
     grader_key: str
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return _as_table(value, "grader_key")
-
     def __post_init__(self) -> None:
         self._target()
-
-    def __str__(self) -> str:
-        return self.grader_key
 
     async def load(self) -> BaseGrader:
         """The grader; of a class or a ready one a new instance."""
@@ -192,15 +221,16 @@ class Grader:
             return _READY_GRADERS[self.grader_key]
         module_name, colon, attribute = self.grader_key.partition(":")
         if not colon or not module_name or not attribute:
+            close = get_close_matches(self.grader_key, _READY_GRADERS, n=1)
             raise ConfigurationError(
-                f"there is no grader {self.grader_key!r}; ready ones are {', '.join(_READY_GRADERS)}, and one of yours "
-                "is module:attribute"
+                f"there is no grader {self.grader_key!r}; {f'did you mean {close[0]!r}? ' if close else ''}Ready ones "
+                f"are {', '.join(_READY_GRADERS)}, and one of yours is module:attribute"
             )
         try:
             target = getattr(importlib.import_module(module_name), attribute)
         except Exception as error:  # whatever a module of the user's does when it is imported
             raise ConfigurationError(
-                f"grader {self.grader_key!r} cannot be imported: {type(error).__name__}: {error}"
+                f"grader {self.grader_key!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
             ) from error
         is_class = isinstance(target, type) and issubclass(target, BaseGrader)
         if not (is_class or isinstance(target, BaseGrader) or (callable(target) and not isinstance(target, type))):
@@ -211,6 +241,13 @@ class Grader:
         return target
 
 
-def _as_table(value: Any, key: str) -> Any:
-    """A plain string or path as the table that it stands for; an instance as what it was made from."""
-    return {key: str(value)} if isinstance(value, str | Path) else value
+def _describe_close(path: Path, there: Iterable[Path]) -> str:
+    """What of it was probably meant, to put behind a message."""
+    close = get_close_matches(path.name, [other.name for other in there], n=1)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's code it was raised, if it was."""
+    last = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<")][-1]
+    return "" if last.filename in (__file__, importlib.__file__) else f" ({last.filename}, line {last.lineno})"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from descant.recipes.config import InputConfig
 from descant.recipes.config_file import apply_setting, put_value, read_config
+from descant.recipes.problems import key_of
 
 _Config = TypeVar("_Config", bound=InputConfig)
 
@@ -26,15 +27,17 @@ def read_input(config_class: type[_Config], file: Path | None, settings: Sequenc
     for parts, text in written.items():  # --set name=123 is text where the field is text
         as_text = deepcopy(values)
         put_value(as_text, parts, text)
-        if _num_problems(config_class, as_text) < _num_problems(config_class, values):
+        if _is_refused(config_class, values, parts) and not _is_refused(config_class, as_text, parts):
             values = as_text
     sources = [str(file)] * (file is not None) + ["--set"] * bool(settings)
     return config_class.from_values(values, " and ".join(sources) or "the config")
 
 
-def _num_problems(config_class: type[InputConfig], values: dict[str, Any]) -> int:
+def _is_refused(config_class: type[InputConfig], values: dict[str, Any], parts: Sequence[str]) -> bool:
+    """Whether something is wrong with what stands at a key."""
     try:
         config_class.model_validate(values)
     except ValidationError as error:
-        return error.error_count()
-    return 0
+        keys = [key_of(problem["loc"], values) for problem in error.errors(include_url=False)]
+        return any(key[: len(parts)] == list(parts) for key in keys)
+    return False

@@ -154,6 +154,10 @@ def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
     if len(found) > 1:
         names = ", ".join(f"{function.__name__} (line {_line(function)})" for function in found)
         raise ConfigurationError(f"recipe {file} has {len(found)} functions under @recipe_main: {names}; keep one")
+    if inspect.isgeneratorfunction(found[0]) or inspect.isasyncgenfunction(found[0]):
+        raise ConfigurationError(
+            f"recipe {file}, line {_line(found[0])}: {found[0].__name__} has a yield, so calling it would run nothing"
+        )
     return found[0]
 
 
@@ -176,6 +180,11 @@ def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, typ
             raise ConfigurationError(f"{place}: the parameter {name!r} {shown}; {allowed}")
         if any(issubclass(other, kind) for other in matched.values()):
             raise ConfigurationError(f"{place}: {name!r} is a second {_KINDS[kind]}; {allowed}")
+        if isinstance(parameter.default, InputConfig):
+            raise ConfigurationError(
+                f"{place}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
+                f"the class; put them there"
+            )
         matched[name] = typing.cast("type", hint)
     return matched
 

@@ -41,7 +41,6 @@ async def main(ctx: RecipeContext, config: Config) -> None:
         dataset=train,
         model=model,
         logger=get_prod_logger(ctx),  # the trackers that the environment configures; the run log is written in any case
-        stage_notifier=ctx.job.stage_notifier("train"),
         callbacks=[
             GraderEvalCallback(
                 validation, model, await config.grader.load(), config.frequency, max_gen_len=config.max_gen_len

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
-
-import numpy as np
+from typing import Any
 
 from descant.progress import exact_fraction, planned_steps
 
@@ -23,9 +22,7 @@ class DataOrder:
         self.samples_per_batch = samples_per_batch
         self.num_steps = planned_steps(epochs, num_samples, samples_per_batch)
         self._total = ceil(exact_fraction(epochs) * num_samples)
-        self._permutation = lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng((seed, epoch)).permutation(num_samples)
-        )
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: _shuffled(num_samples, (seed, epoch)))
 
     def indices(self, step: int) -> list[int]:
         """The samples of step ``step``, counted from 1."""
@@ -39,3 +36,9 @@ class DataOrder:
     def _sample(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_samples)
         return int(self._permutation(epoch)[offset])
+
+
+def _shuffled(num_samples: int, seed: tuple[int, int]) -> Any:
+    import numpy as np  # noqa: PLC0415  # a file that names a trainer is imported without it: see recipes
+
+    return np.random.default_rng(seed).permutation(num_samples)

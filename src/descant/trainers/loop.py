@@ -23,24 +23,25 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.calls import CallbackFailure
 from descant.callbacks.contamination_check import Policy, check_policy
 from descant.callbacks.due_calls import check_budget
 from descant.callbacks.metric_keys import MetricKeys
 from descant.callbacks.modes import modes_of
-from descant.callbacks.runner import CallbackRunner
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.metrics import Metric
-from descant.models.replica import EvaluationPlacement
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.owner import Owner, owner_scope
 from descant.table import Table
 from descant.threads.thread import StringThread
+
+if TYPE_CHECKING:
+    from descant.callbacks.calls import CallbackFailure
+    from descant.models.replica import EvaluationPlacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ class Trainer(ABC):
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             and whatever else stops training, once callbacks and run log are closed.
         """
+        from descant.callbacks.runner import CallbackRunner  # noqa: PLC0415  # torch, which `--help` of a recipe spares
+
         started_at = time.monotonic()
         runner = CallbackRunner(
             self.callbacks,

@@ -8,14 +8,13 @@ from difflib import get_close_matches
 from fractions import Fraction
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.contamination_check import Policy
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
-from descant.models.replica import EvaluationPlacement
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.progress import exact_fraction
@@ -23,6 +22,9 @@ from descant.threads.thread import StringThread
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
+
+if TYPE_CHECKING:
+    from descant.models.replica import EvaluationPlacement
 
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (

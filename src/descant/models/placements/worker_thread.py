@@ -12,13 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from descant.engine.jobs import Engine, Job, Priority
 from descant.errors import DescantError
-from descant.owner import Owner, current_owner
+from descant.models.placements.placement import Placement
+from descant.owner import PendingJob
 
-ResultT = TypeVar("ResultT")
 _CLOSE_PRIORITY = -1
 
 
@@ -45,7 +45,7 @@ class _Ticket:
         self.future.cancel()
 
 
-class WorkerThread:
+class WorkerThread(Placement):
     """Runs the jobs of one engine on one thread, training jobs first; the event loop never waits for it.
 
     A cancelled job stops at its next decode step or micro-batch, before the next job starts. The thread ends and the
@@ -58,9 +58,7 @@ class WorkerThread:
         (The OpenMP threads of torch's CPU kernels belong to the thread that first uses them. A second set in the
         process, as a thread for loading would leave behind, makes OpenMP throttle both.)
         """
-        self.name = name
-        self.trainer: Owner | None = None
-        """Who alone may train the engine at present; every view of the model sees this."""
+        super().__init__(name)
         self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
 
@@ -69,33 +67,21 @@ class WorkerThread:
         """Whether the engine is gone, or about to be."""
         return self._loop._closed
 
-    async def loaded(self) -> None:
+    async def ready(self) -> None:
         """Wait until the engine is there; raises what ``load`` raised."""
-        await asyncio.wrap_future(self._loop.loaded)
+        await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
 
     def wait_until_loaded(self) -> None:
         """Block until the engine is there; raises what ``load`` raised."""
         self._loop.loaded.result()
 
-    async def run(self, job: Job[ResultT]) -> ResultT:
-        """Queue a job and wait for its result; cancelling the wait cancels the job.
+    def submit(self, job: Job[Any]) -> PendingJob:
+        """Queue a job.
 
         Raises:
             DescantError: the model was closed.
-            CallbackError: the caller is a callback that has returned, or whose time is up.
         """
-        owner = current_owner()
-        if owner is not None:
-            owner.check_not_ended()
-        ticket = self._loop.put(job)
-        if owner is not None:
-            owner.add(ticket)
-        try:
-            result: ResultT = await asyncio.wrap_future(ticket.future)
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
-        return result
+        return self._loop.put(job)
 
     def run_later(self, job: Job[Any]) -> None:
         """Run a short job before the next one, and let nobody wait for it. May be called from a finalizer."""
@@ -145,6 +131,8 @@ class _WorkLoop:
             self._engine = load()
         except BaseException as error:
             self.loaded.set_exception(error)
+            self._closed = True
+            self._refuse_waiting()
             return
         self.loaded.set_result(None)
         del load

@@ -1,0 +1,93 @@
+"""ReplicaSpec: what another process must know to compute with copies of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from descant.engine.precision import Precision
+from descant.engine.process_state import COMPUTE_SETTINGS
+from descant.engine.shared_weights import WeightLayout, named_tensors
+from descant.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """An engine without weights, as plain data.
+
+    Attributes:
+        model_class, config, generation_config: the module's, from which the same layers are made.
+        tokenizer: the model's.
+        layout: of its weights.
+        stop_ids, max_batch_tokens, max_cached_tokens, precision: the engine's, so that batches and bits are the same.
+        head_gives_logits: what the engine has found out by looking at its weights.
+        settings: values of ``COMPUTE_SETTINGS``, in order.
+        device: where it will compute.
+    """
+
+    model_class: type[Any]
+    config: Any
+    generation_config: Any
+    tokenizer: Any
+    layout: WeightLayout
+    stop_ids: frozenset[int]
+    max_batch_tokens: int
+    max_cached_tokens: int
+    precision: Precision
+    head_gives_logits: bool
+    settings: Sequence[Any]
+    device: str
+
+    def empty_model(self) -> Any:
+        """The module with tensors that hold nothing yet.
+
+        Raises:
+            ConfigurationError: the layers that the configuration describes are not those of the model.
+        """
+        with torch.device("meta"):
+            model = self.model_class(copy.deepcopy(self.config))
+        if differences := self.layout.differences(WeightLayout.of(model)):
+            raise ConfigurationError(
+                f"{self.model_class.__name__} cannot be evaluated in the background: layers that its configuration "
+                f"describes are not those that it has ({differences}), as after adding LoRA; use mode='overlap' or "
+                "mode='inline'"
+            )
+        places = self.layout.places
+        _replace_tensors(model, {p.name: torch.empty(0, dtype=p.dtype, device=self.device) for p in places})
+        model.generation_config = self.generation_config
+        return model.eval().requires_grad_(False)
+
+    def apply_settings(self) -> None:
+        """Compute as the model's own engine does: threads, precision, kernels."""
+        for (read, write), value in zip(COMPUTE_SETTINGS, self.settings, strict=True):
+            if read() != value:
+                write(value)
+
+
+def check_importable(model_class: type[Any]) -> None:
+    """Raises ConfigurationError if another process could not find the class."""
+    module, name = model_class.__module__, model_class.__qualname__
+    if module == "__main__" or "<locals>" in name or module.startswith("transformers_modules"):
+        raise ConfigurationError(
+            f"{module}.{name} cannot be evaluated in a process of its own, which has to import it: define it in a "
+            "module, or use callback_placement=EvaluationPlacement('thread')"
+        )
+
+
+def _replace_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors in the place of those with these names, wherever these are tied to."""
+    old = named_tensors(model)
+    parameters = {id(old[name]): nn.Parameter(new, requires_grad=False) for name, new in tensors.items()}
+    buffers = {id(old[name]): new for name, new in tensors.items()}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = parameters[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffers[id(buffer)]
