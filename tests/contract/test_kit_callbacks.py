@@ -56,7 +56,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name", [*WATCHERS, *SHOWN])
+@pytest.mark.parametrize("name", [*WATCHERS, *(name for name in SHOWN if name != "FirstTokenConfidence")])
 async def test_passes(name):
     report = await check_callback((WATCHERS | SHOWN)[name])
     assert report.passed
@@ -68,7 +68,9 @@ async def test_a_report_says_what_was_checked_and_what_a_call_costs():
     text = str(report)
     assert text.startswith("FirstTokenConfidence: 12 of 12 checks passed\n  ok    its calls return metrics")
     assert [cost.mode for cost in report.costs] == ["inline", "overlap", "background"]
-    assert all(0 <= cost.stall_s <= cost.seconds for cost in report.costs)
+    assert all(cost.stall_s > 0 and cost.seconds > 0 for cost in report.costs)
+    assert len({cost.num_tokens for cost in report.costs}) == 1
+    assert report.costs[0].num_tokens > 0
     assert re.search(r"cost of a call +seconds +training waits +tokens +calls\n    inline ", text)
     assert max(map(len, text.splitlines())) <= 120
 
@@ -274,7 +276,7 @@ BAD = {
         "metrics are the same in every mode": r"overlap, compared with inline: step \d: 'value' is .* `report` at nothing"
     },
     LooksAtItsOwnModel: {
-        "metrics are the same in every mode": r"background, compared with inline: step \d: 'value' is .* `measure` may"
+        "metrics are the same in every mode": r"background, compared with inline: .* asks for the live weights .* `measure` may"
     },
 }
 
@@ -288,15 +290,11 @@ async def test_a_bad_one_is_caught_and_told_why(kind, monkeypatch):
     monkeypatch.setattr("descant.callbacks.call_guard.GRACE_S", 0.01)
     report = await check_callback(lambda model: make(kind, model), raise_on_failure=False)
     failed = {check.name: check.details for check in report.failures}
-    print(report)
+    with pytest.raises(AssertionError, match=rf"^{kind.__name__}: \d+ of \d+ checks passed\n(.*\n)*  FAIL  "):
+        report.conclude(raise_on_failure=True)
     assert set(failed) == set(BAD[kind])
     for name, message in BAD[kind].items():
         assert re.search(message, failed[name], flags=re.DOTALL), failed[name]
-
-
-async def test_what_does_not_hold_is_raised_with_the_report():
-    with pytest.raises(AssertionError, match=r"^Forgets: \d of 7 checks passed\n(.*\n)+  FAIL  its state is restored"):
-        await check_callback(Forgets)
 
 
 async def test_arguments_that_cannot_work():

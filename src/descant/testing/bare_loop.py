@@ -127,9 +127,10 @@ class BareLoop:
 
 def generator_states() -> dict[str, Any]:
     """The global random generators, as what can be compared."""
+    kind, key, *rest = np.random.get_state()
     return {
         "Python's random generator": random.getstate(),
-        "numpy's random generator": repr(np.random.get_state()),  # not shortened: 624 numbers
+        "numpy's random generator": (kind, np.asarray(key).tobytes(), *rest),
         "torch's random generator": torch.get_rng_state().tolist(),
     }
 

@@ -153,7 +153,7 @@ class Runs:
     ) -> Run:
         """A run of ``SFT``; the mode None is without the callback."""
         pace = Pace()
-        calls = calls or ObservedCalls(pace=pace if is_held and mode != "inline" else None)
+        calls = calls or ObservedCalls(pace=pace if is_held and mode != "inline" and self._placement.num_buffers > 1 else None)
         run_dir = self.run_dir()
         logged: list[Mapping[str, Any]] = []
         with quietly():
