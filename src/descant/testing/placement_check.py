@@ -18,7 +18,7 @@ import torch
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
 from descant.models.placements.child_process import ChildProcess
-from descant.models.replica import EvaluationPlacement, Replica
+from descant.models.replica import EvaluationPlacement, Lease, Replica
 from descant.models.training import TrainingModel
 from descant.owner import Owner, owner_scope
 from descant.testing.report import Report, first_problem
@@ -113,7 +113,7 @@ class _PlacementCheck:
         for _ in range(self._placement.num_buffers):
             await self._train()
             expected.append(await self._answer(self._model))
-            leases.append(await self._replica.take(self._version))
+            leases.append(await self._take())
         models = [lease.model(self._model) for lease in leases]
         training = asyncio.ensure_future(self._train_on(3))
         found = await self._in_time(lambda: asyncio.gather(*(self._answer(model) for model in models + models[::-1])))
@@ -132,7 +132,7 @@ class _PlacementCheck:
         self._report.add("versions do not mix", problem, details)
 
     async def _check_cancelled(self) -> None:
-        lease = await self._replica.take(self._version)
+        lease = await self._take()
         owner = Owner("the conformance kit", 0, observer=True, detached=True)
         with owner_scope(owner):
             task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
@@ -147,7 +147,7 @@ class _PlacementCheck:
         self._report.add("what is cancelled stops", problem, "in the middle of a generation; the next one is right")
 
     async def _check_killed(self) -> None:
-        lease = await self._replica.take(self._version)
+        lease = await self._take()
         owner = Owner("the conformance kit", 0, observer=True, detached=True)
         with owner_scope(owner):
             task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
@@ -169,11 +169,15 @@ class _PlacementCheck:
         while not owner._pending and not task.done():
             await asyncio.sleep(0)
 
-    async def _elsewhere(self) -> _Answer | str:
-        """What a copy of the weights says, as they are now."""
+    async def _take(self) -> Lease:
+        """A copy of the weights as they are now."""
         self._version += 1
         await self._replica.wait_for_room(self._version)
-        lease = await self._replica.take(self._version)
+        return await self._replica.take(self._version)
+
+    async def _elsewhere(self) -> _Answer | str:
+        """What a copy of the weights says, as they are now."""
+        lease = await self._take()
         try:
             return await self._in_time(lambda: self._answer(lease.model(self._model)))
         finally:
@@ -195,7 +199,6 @@ class _PlacementCheck:
     async def _train(self) -> None:
         await self._model.train_language_modelling_many(self._threads)
         await self._model.optim_step(_LR)
-        self._version += 1
 
     async def _train_on(self, num_steps: int) -> None:
         for _ in range(num_steps):
