@@ -137,12 +137,15 @@ class _PlacementCheck:
         with owner_scope(owner):
             task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
         await self._begun(owner, task)
+        jobs = [job.future for job in owner._pending]
         task.cancel()
         owner.refuse("was cancelled")
         stopped = await self._in_time(owner.settle)
         await asyncio.wait({task})
         lease.release()
         problem = f"a generation that was given up goes on: {stopped}" if isinstance(stopped, str) else None
+        if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
+            problem = f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end"
         problem = problem or self._difference(await self._elsewhere(), await self._answer(self._model))
         self._report.add("what is cancelled stops", problem, "in the middle of a generation; the next one is right")
 
