@@ -55,7 +55,7 @@ class BareLoop:
             group["lr"] = _LR * (random.random() + float(np.random.rand()))
         logits_BSV = self.module(input_ids=self._ids).logits
         loss = functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), self._ids[:, 1:].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.losses.append(loss.item())
@@ -72,7 +72,7 @@ class BareLoop:
         state: Mapping[str, Any] | None = None,
         wants_state: bool = False,
     ) -> dict[str, Any]:
-        """Train to the last step, or until the end is requested; returns the state of the last callback there, as JSON has it.
+        """Train to the last step, or until the end is requested; returns the state of the last callback, as JSON.
 
         Args:
             callbacks: run along.

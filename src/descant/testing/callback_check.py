@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import get_args
@@ -108,8 +107,8 @@ class _CallbackCheck:
         for mode in self._modes or ():
             if mode not in possible:
                 raise ConfigurationError(
-                    f"modes={list(self._modes or ())!r}: {type(callback).__name__} can run in {', '.join(possible)}; the "
-                    "others need a ModelCallback with `measure` and `report`"
+                    f"modes={list(self._modes or ())!r}: {type(callback).__name__} can run in {', '.join(possible)}; "
+                    "the others need a ModelCallback with `measure` and `report`"
                 )
         return list(self._modes or possible)
 
@@ -125,15 +124,17 @@ class _CallbackCheck:
         keys = {step: list(callback.with_prefix(metrics)) for step, metrics in sorted(returned.items()) if metrics}
         first = next(iter(keys), 0)
         unstable = [
-            f"step {step} has {_listed(set(names) ^ set(keys[first]))} only once: step {first} returned "
-            f"{_listed(keys[first])}, and step {step} {_listed(names)}. A key that comes and goes leaves holes in its curve"
+            f"step {first} returned {_listed(keys[first])}, and step {step} {_listed(names)}. A key that comes and goes "
+            "leaves holes in its curve"
             for step, names in keys.items()
             if set(names) != set(keys[first])
         ]
         declared = callback.declared_keys()
         all_keys = {key for names in keys.values() for key in names}
         unknown = sorted(all_keys - declared) if declared else []
-        undeclared = f"declared_keys() does not have {_listed(unknown)}: a collision is then found late" if unknown else None
+        undeclared = (
+            f"declared_keys() does not have {_listed(unknown)}: a collision is then found late" if unknown else None
+        )
         details = _listed(sorted(all_keys)) if all_keys else "it returns none"
         report.add("keys are the same at every call", first_problem([*unstable, undeclared]), details)
         return True
@@ -152,7 +153,8 @@ class _CallbackCheck:
         for mode, run in zip(modes[1:], runs[1:], strict=True):
             problem = first_problem([failure.message for failure in run.failures]) or _difference(run, first)
             problems.append(
-                problem and f"{mode}, compared with {modes[0]}: {problem}. `measure` may look at nothing but the model "
+                problem
+                and f"{mode}, compared with {modes[0]}: {problem}. `measure` may look at nothing but the model "
                 "that it is given, and `report` at nothing but what it has measured: other calls are under way by then"
             )
         details = f"{', '.join(modes)}: the same at {len(first.calls.returned)} steps"
@@ -305,6 +307,6 @@ def _last_lines(traceback: str) -> str:
     return "\n".join(traceback.rstrip().splitlines()[-3:-1])
 
 
-def _listed(keys: Sequence[str] | set[str]) -> str:
+def _listed(keys: Sequence[str]) -> str:
     shown = sorted(keys)[:6]
     return ", ".join(shown) + (f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else "")

@@ -76,7 +76,7 @@ class _GraderCheck:
     async def run(self) -> Report:
         with log_scope():
             before = generator_states()
-            found = await self._in_time(lambda: self._attempt_each())
+            found = await self._in_time(self._attempt_each)
             drawn = [name for name, value in generator_states().items() if value != before[name]]
             if not self._report.add("it grades each thread", self._ungraded(found), f"{len(self._threads)} threads"):
                 return self._report
@@ -85,7 +85,9 @@ class _GraderCheck:
             problem = f"grading changes {drawn[0]}: {_DRAWS}" if drawn else None
             self._report.add("it draws nothing from global generators", problem, "Python's, numpy's, torch's")
             await self._check_among(grades, UnreadableThreadError("the thread of the kit that cannot be read"), "fails")
-            await self._check_among(grades, IgnoreGradeException("the thread of the kit that is not to be graded"), "it does not apply to")
+            await self._check_among(
+                grades, IgnoreGradeException("the thread of the kit that is not to be graded"), "it does not apply to"
+            )
             await self._check_logs(grades)
             await self._check_cancelled(grades)
         return self._report

@@ -76,7 +76,7 @@ class _LoggerCheck:
         if isinstance(self._logger, TrackerLogger):  # on a thread of its own, where nothing puts generators back
             drawn = [name for name, value in generator_states().items() if value != before[name]]
             problem = drawn and (
-                f"writing changes {drawn[0]}: a tracker is written to while training goes on, which may draw from that; "
+                f"writing changes {drawn[0]}: a tracker is written to while training goes on, which may draw from it; "
                 "draw from a generator of your own, random.Random()"
             )
             self._report.add("it draws nothing from global generators", problem or None, "Python's, numpy's, torch's")
@@ -87,7 +87,9 @@ class _LoggerCheck:
         given = _plain_metrics() | (_scalars() if isinstance(self._logger, Logger) else {})
         problem = await self._problem_of(given, _STEPS[0])
         if problem is not None:  # one by one, so that the message has the one that is refused
-            problem = first_problem([await self._problem_of({key: value}, 0) for key, value in given.items()]) or problem
+            problem = (
+                first_problem([await self._problem_of({key: value}, 0) for key, value in given.items()]) or problem
+            )
         if self._report.add("it takes every kind of metric", problem, ", ".join(given)):
             late = [await self._problem_of({"loss": 1.0, "note": "late"}, step) for step in _STEPS[1:]]
             order = f"in the order {', '.join(map(str, _STEPS))}"
@@ -96,11 +98,15 @@ class _LoggerCheck:
     async def _problem_of(self, metrics: Mapping[str, Any], step: int) -> str | None:
         given = {STEP_KEY: step, **metrics}
         kept = copy.deepcopy(given)
-        names = ", ".join(f"{key} = {value!r:.40}" for key, value in metrics.items()) if len(metrics) == 1 else "metrics"
+        names = (
+            ", ".join(f"{key} = {value!r:.40}" for key, value in metrics.items()) if len(metrics) == 1 else "metrics"
+        )
         if error := await _error_of(lambda: self._logger(given)):
             return f"{names} of step {step}: {error}"
         if {key: repr(value) for key, value in given.items()} != {key: repr(value) for key, value in kept.items()}:
-            return f"it changes the dict that it is given, which goes to other loggers, too: copy it first, dict(metrics)"
+            return (
+                "it changes the dict that it is given, which goes to other loggers, too: copy it first, dict(metrics)"
+            )
         return None
 
     async def _check_config(self) -> None:
@@ -158,7 +164,9 @@ class _Everything(RecipeCallback):
 
 def _plain_metrics() -> dict[str, Any]:
     """What a run gives to loggers."""
-    table = Table(["example_id", "response", "grade", "passed"], [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]])
+    table = Table(
+        ["example_id", "response", "grade", "passed"], [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]]
+    )
     return {
         "float": 0.5, "integer": 3, "bool": True, "nan": math.nan, "infinity": math.inf, "string": "größer\n<b>",
         "table": table, "table_without_rows": Table(["x"]),

@@ -152,9 +152,7 @@ class _DisturbedModel(InferenceModel):
     async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         return await self._calls.disturb(super().save(path, max_shard_bytes=max_shard_bytes))
 
-    async def tokenize_many(  # type: ignore[override]  # its overloads are those of the base
-        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
-    ) -> Any:
+    async def tokenize_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> Any:
         tokenize = cast("Any", super().tokenize_many)
         return await self._calls.disturb(tokenize(threads, return_exceptions=return_exceptions))
 
@@ -170,9 +168,7 @@ def disturbed(model: ModelT, calls: ObservedCalls) -> ModelT:
     if isinstance(model, _DisturbedModel):
         return model
     view = copy.copy(model)
-    view.__class__ = cast(
-        "type[ModelT]", type(type(model).__name__, (_DisturbedModel, type(model)), {"_calls": calls})
-    )
+    view.__class__ = cast("type[ModelT]", type(type(model).__name__, (_DisturbedModel, type(model)), {"_calls": calls}))
     return view
 
 
@@ -184,7 +180,7 @@ class _Observed(RecipeCallback):
 
     _calls: ObservedCalls
 
-    @property  # type: ignore[override]  # it depends on the call
+    @property
     def timeout_s(self) -> float | None:
         return self._calls.timeout_s(vars(self).get("timeout_s"))
 

@@ -101,7 +101,7 @@ class _PlacementCheck:
             await self._check_killed()
 
     async def _check_same(self) -> bool:
-        expected = await self._answer(self._model)
+        expected = await self._answer()
         problem = self._difference(await self._elsewhere(), expected)
         hint = "; another num_threads, and another device, computes other bits"
         details = f"{len(self._threads)} log-probabilities, greedy and sampled completions"
@@ -112,11 +112,12 @@ class _PlacementCheck:
         expected, leases = [], []
         for _ in range(self._placement.num_buffers):
             await self._train()
-            expected.append(await self._answer(self._model))
+            expected.append(await self._answer())
             leases.append(await self._take())
-        models = [lease.model(self._model) for lease in leases]
+        handles = [lease.model for lease in leases]
         training = asyncio.ensure_future(self._train_on(3))
-        found = await self._in_time(lambda: asyncio.gather(*(self._answer(model) for model in models + models[::-1])))
+        answers = [self._answer(handle) for handle in [*handles, *handles[::-1]]]
+        found = await self._in_time(lambda: asyncio.gather(*answers))
         await training
         for lease in leases:
             lease.release()
@@ -146,7 +147,7 @@ class _PlacementCheck:
         problem = f"a generation that was given up goes on: {stopped}" if isinstance(stopped, str) else None
         if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
             problem = f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end"
-        problem = problem or self._difference(await self._elsewhere(), await self._answer(self._model))
+        problem = problem or self._difference(await self._elsewhere(), await self._answer())
         self._report.add("what is cancelled stops", problem, "in the middle of a generation; the next one is right")
 
     async def _check_killed(self) -> None:
@@ -164,7 +165,7 @@ class _PlacementCheck:
         lease.release()
         problem = None if reason else "an evaluation whose process was killed does not fail"
         await self._train()
-        problem = problem or self._difference(await self._elsewhere(), await self._answer(self._model))
+        problem = problem or self._difference(await self._elsewhere(), await self._answer())
         self._report.add("a killed process is made up for", problem, f"{reason}; the next evaluation is right")
 
     async def _begun(self, owner: Owner, task: asyncio.Task[None]) -> None:
@@ -180,19 +181,24 @@ class _PlacementCheck:
 
     async def _elsewhere(self) -> _Answer | str:
         """What a copy of the weights says, as they are now."""
-        lease = await self._take()
-        try:
-            return await self._in_time(lambda: self._answer(lease.model(self._model)))
-        finally:
-            lease.release()
 
-    async def _answer(self, model: InferenceModel) -> _Answer:
+        async def answer() -> _Answer:
+            lease = await self._take()
+            try:
+                return await self._answer(lease.model)
+            finally:
+                lease.release()
+
+        return await self._in_time(answer)
+
+    async def _answer(self, handle: Callable[[InferenceModel], InferenceModel] = lambda view: view) -> _Answer:
+        """What the model says; ``handle`` gives a view's settings to other weights."""
         with owner_scope(Owner("the conformance kit", 0, observer=True)):
-            short = model.max_gen_len(_MAX_GEN_LEN)
+            short = self._model.max_gen_len(_MAX_GEN_LEN)
             prompts = [thread.without_completion() for thread in self._threads]
-            greedy = await short.temperature(0.0).generate_many(prompts)
-            sampled = await short.temperature(1.0).generate_many(prompts)
-            logprobs = await model.logprobs_many(self._threads)
+            greedy = await handle(short.temperature(0.0)).generate_many(prompts)
+            sampled = await handle(short.temperature(1.0)).generate_many(prompts)
+            logprobs = await handle(self._model).logprobs_many(self._threads)
         return _Answer(logprobs, [thread.last_content() for thread in [*greedy, *sampled]])
 
     async def _generate_long(self, model: InferenceModel) -> None:

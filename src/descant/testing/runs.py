@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -18,12 +18,14 @@ from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.calls import CallbackFailure
 from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
+from descant.engine.hf import HFEngine
 from descant.engine.process_state import preserved_process_state
 from descant.errors import ConfigurationError
 from descant.loggers.recorder import RunRecorder
 from descant.metrics import Metric
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
+from descant.models.placements.worker_thread import WorkerThread
 from descant.models.replica import EvaluationPlacement
 from descant.schedule import NEVER, every_steps
 from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
@@ -153,7 +155,9 @@ class Runs:
     ) -> Run:
         """A run of ``SFT``; the mode None is without the callback."""
         pace = Pace()
-        calls = calls or ObservedCalls(pace=pace if is_held and mode != "inline" and self._placement.num_buffers > 1 else None)
+        calls = calls or ObservedCalls(
+            pace=pace if is_held and mode != "inline" and self._placement.num_buffers > 1 else None
+        )
         run_dir = self.run_dir()
         logged: list[Mapping[str, Any]] = []
         with quietly():
@@ -178,7 +182,8 @@ class Runs:
                 )
                 trainer.pace, trainer.steps = pace, []
                 result = await trainer.run()
-                weights = copies_of(model._placement._loop._engine.model)
+                placement = cast("WorkerThread", model._placement)
+                weights = copies_of(cast("HFEngine", placement._loop._engine).model)
             finally:
                 await model.dealloc()
         name = None if callback is None else callback.name
