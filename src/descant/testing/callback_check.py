@@ -124,8 +124,8 @@ class _CallbackCheck:
         keys = {step: list(callback.with_prefix(metrics)) for step, metrics in sorted(returned.items()) if metrics}
         first = next(iter(keys), 0)
         unstable = [
-            f"step {first} returned {_listed(keys[first])}, and step {step} {_listed(names)}. A key that comes and goes "
-            "leaves holes in its curve"
+            f"step {first} returned {_listed(keys[first])}, and step {step} {_listed(names)}. A key that comes and "
+            "goes leaves holes in its curve"
             for step, names in keys.items()
             if set(names) != set(keys[first])
         ]

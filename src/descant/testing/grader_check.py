@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from math import isfinite
 from typing import Any, TypeVar
 
-from descant.errors import ConfigurationError, IgnoreGradeException
+from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import log_scope
 from descant.testing.bare_loop import generator_states
@@ -16,6 +17,7 @@ from descant.threads.thread import StringThread, StringTurn
 
 ResultT = TypeVar("ResultT")
 _NUM_TURNS = 6  # of the event loop, after which a grading is cancelled: in the beginning, the middle, at the end
+_RETURNING_S = 5.0  # of abandoned calls
 _DRAWS = (
     "in the modes 'overlap' and 'background' a grader works while training goes on, and a trainer that draws from that "
     "generator, as Transformers' do, is then no longer the same; draw from a generator of your own, random.Random(seed)"
@@ -202,10 +204,20 @@ class _GraderCheck:
                 problem = f"it goes on {self._timeout_s:g} s after it was cancelled: it must let CancelledError pass"
                 break
         if problem is None:
-            after = await self._grade_many(self._threads)
+            after = await self._grade_again()
             found = after if isinstance(after, str) else _difference(after, grades) if self._is_deterministic else None
             problem = found and f"after gradings that were cancelled: {found}. Release with `async with` or `finally`"
         self._report.add("cancellation is survived", problem, "it ends, and grades as before")
+
+    async def _grade_again(self) -> list[Grade | Exception] | str:
+        """The grades; work in threads cannot be cancelled, so what was given up there may take a moment to return."""
+        deadline = time.monotonic() + min(_RETURNING_S, self._timeout_s)
+        while True:
+            results = await self._grade_many(self._threads)
+            has_failed = not isinstance(results, str) and any(isinstance(result, GradingError) for result in results)
+            if not has_failed or time.monotonic() > deadline:
+                return results
+            await asyncio.sleep(0.01)
 
 
 class _BadThread(StringThread):
