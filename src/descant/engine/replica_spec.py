@@ -57,10 +57,12 @@ class ReplicaSpec:
                 f"describes are not those that it has ({differences}), as after adding LoRA; use mode='overlap' or "
                 "mode='inline'"
             )
-        places = self.layout.places
-        _replace_tensors(model, {p.name: torch.empty(0, dtype=p.dtype, device=self.device) for p in places})
+        empty = {p.name: torch.empty(0, dtype=p.dtype, device=self.device) for p in self.layout.places}
+        for place in self.layout.places:
+            empty[place.name].requires_grad_(place.requires_grad)
+        _replace_tensors(model, empty)
         model.generation_config = self.generation_config
-        return model.eval().requires_grad_(False)
+        return model.eval()
 
     def apply_settings(self) -> None:
         """Compute as the model's own engine does: threads, precision, kernels."""
@@ -82,7 +84,7 @@ def check_importable(model_class: type[Any]) -> None:
 def _replace_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put tensors in the place of those with these names, wherever these are tied to."""
     old = named_tensors(model)
-    parameters = {id(old[name]): nn.Parameter(new, requires_grad=False) for name, new in tensors.items()}
+    parameters = {id(old[name]): nn.Parameter(new, new.requires_grad) for name, new in tensors.items()}
     buffers = {id(old[name]): new for name, new in tensors.items()}
     for module in model.modules():
         for name, parameter in module._parameters.items():

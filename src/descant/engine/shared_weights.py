@@ -19,12 +19,16 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor stands in the file."""
+    """Where a tensor stands in the file.
+
+    Whether it ``requires_grad`` belongs to it, since torch chooses kernels by that, also where no gradient is wanted.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
+    requires_grad: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class WeightLayout:
         """The layout of a module's tensors as they are now."""
         places, offset = [], 0
         for name, tensor in named_tensors(model).items():
-            places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset))
+            places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(places), max(offset, _ALIGNMENT))
 

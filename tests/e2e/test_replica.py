@@ -1,0 +1,369 @@
+"""Where background evaluations run: the same bits as the live model, versions that never mix, and processes that are
+killed, hang, are left behind or outlive nobody."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import BareLoop, addition_threads, training_model
+from tiny_model import save_model
+from transformers import Gemma3TextConfig, LlamaConfig
+
+from descant import EvaluationPlacement
+from descant.engine.jobs import Generate, GenerationRequest, Sampling
+from descant.errors import ConfigurationError, DescantError, RequestError, WeightsError, WorkerDied
+from descant.models.placements import child_process
+from descant.models.replica import Replica
+
+THREADS = addition_threads(6)
+PLACES = ("process", "thread")
+
+
+@pytest.fixture(scope="module")
+def llama_dir(tmp_path_factory):
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    return save_model(tmp_path_factory.mktemp("models") / "llama", config)
+
+
+@pytest.fixture(scope="module")
+def gemma_dir(tmp_path_factory):
+    config = Gemma3TextConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        sliding_window_pattern=2,
+        max_position_embeddings=256,
+    )
+    return save_model(tmp_path_factory.mktemp("models") / "gemma", config)
+
+
+class started:
+    """A replica between start and close."""
+
+    def __init__(self, model, where="process", **options):
+        self.replica = Replica(model, EvaluationPlacement(where, num_threads=torch.get_num_threads(), **options))
+
+    async def __aenter__(self):
+        await self.replica.start()
+        return self.replica
+
+    async def __aexit__(self, *_):
+        await self.replica.close()
+
+
+async def answers(model):
+    """Everything that a model says, at both temperatures, with the bits of its log-probabilities."""
+    said = []
+    for temperature in (0.0, 1.0):
+        generated = await model.max_gen_len(6).temperature(temperature).generate_tokens_many(THREADS)
+        said.append([(thread.token_ids, thread.logprobs) for thread in generated])
+    return [*said, await model.logprobs_many(THREADS)]
+
+
+async def seeded(model):
+    """The same with seeds that do not depend on who has asked before."""
+    requests = tuple(GenerationRequest((65, 66, 67, 68 + number), seed=number) for number in range(5))
+    generated = [
+        await model._placement.run(Generate(requests, Sampling(temperature, max_gen_len=6), model.weights))
+        for temperature in (0.0, 1.0)
+    ]
+    return [*generated, await model.logprobs_many(THREADS)]
+
+
+async def step(model):
+    await model.train_language_modelling_many(THREADS)
+    await model.optim_step(1e-2)
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "llama", "gemma"])
+async def test_the_same_bits_and_versions_do_not_mix(request, family, where):
+    async with training_model(request.getfixturevalue(f"{family}_dir")) as model, started(model, where) as replica:
+        before = await seeded(model)
+        first = await replica.take(0)
+        await step(model)
+        after = await seeded(model)
+        second = await replica.take(1)
+        await step(model)
+        assert await seeded(second.model(model)) == after
+        assert await seeded(first.model(model)) == before
+        assert before != after
+        assert (await answers(first.model(model)))[2] == before[2]
+        again = await replica.take(1)
+        second.release()
+        assert await seeded(again.model(model)) == after
+        again.release()
+        first.release()
+
+
+@pytest.mark.parametrize("where", PLACES)
+async def test_a_module_that_others_train(gpt2_dir, where):
+    loop = BareLoop(gpt2_dir)
+    async with started(loop.model, where) as replica:
+        lease = await replica.take(0)
+        before = await seeded(loop.model)
+        loop.train_step()
+        assert await seeded(lease.model(loop.model)) == before
+        assert await seeded(loop.model) != before
+        assert loop.module.training
+        lease.release()
+    await loop.model.dealloc()
+
+
+async def test_room(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=2) as replica:
+        first, second = await replica.take(1), await replica.take(2)
+        assert replica.has_room(1)
+        assert replica.has_room(2)
+        assert not replica.has_room(3)
+        with pytest.raises(DescantError, match="no buffer is free for version 3 of 'policy'"):
+            await replica.take(3)
+        waiting = [asyncio.create_task(replica.wait_for_room(number)) for number in (3, 4)]
+        await asyncio.sleep(0)
+        shared = await replica.take(1)
+        first.release()
+        first.release()
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        shared.release()
+        await waiting[0]
+        third = await replica.take(3)
+        assert not waiting[1].done()
+        second.release()
+        await waiting[1]
+        third.release()
+
+
+async def test_a_version_that_is_given_back_is_refused(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model, "thread") as replica:
+        lease = await replica.take(0)
+        handle = lease.model(model)
+        await handle.logprobs_many(THREADS)
+        lease.release()
+        await replica.wait_for_room(5)
+        with pytest.raises(WeightsError, match=r"the weights 'copy-1-of-step-0' are not held"):
+            await handle.logprobs_many(THREADS)
+
+
+async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
+    """A generation that goes on when its lease is released ends before its memory is written again."""
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
+        lease = await replica.take(0)
+        alone = await lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens(THREADS[0])
+        running = asyncio.create_task(
+            lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens_many(THREADS[:1])
+        )
+        loop = replica._evaluator._loop
+        while loop._current is None:
+            await asyncio.sleep(0)
+        lease.release()
+        await step(model)
+        await replica.wait_for_room(1)
+        assert running.done() or loop._current is None
+        (await replica.take(1)).release()
+        assert (await running)[0].logprobs == alone.logprobs
+
+
+async def test_saved_from_there_it_is_the_same(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model, started(model) as replica:
+        lease = await replica.take(0)
+        await model.save(tmp_path / "live")
+        await step(model)
+        await lease.model(model).save(tmp_path / "copy")
+        live, copy = (load_file(tmp_path / name / "model.safetensors") for name in ("live", "copy"))
+        assert live.keys() == copy.keys()
+        assert all(torch.equal(live[name], copy[name]) for name in live)
+        assert {path.name for path in (tmp_path / "live").iterdir()} == {p.name for p in (tmp_path / "copy").iterdir()}
+        lease.release()
+    async with training_model(tmp_path / "copy") as model:
+        await model.generate(THREADS[0])
+
+
+# Processes that die, hang, and end
+
+
+async def test_a_killed_process(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model) as replica:
+        lease = await replica.take(0)
+        handle = lease.model(model)
+        expected = await seeded(handle)
+        pid = replica._evaluator.pid
+        running = asyncio.create_task(handle.max_gen_len(200).generate_many(addition_threads(64)))
+        await asyncio.to_thread(wait_until_busy, replica._evaluator)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match=rf"the process {pid} .*'policy.*was killed by SIGKILL \(out of memory"):
+            await running
+        assert await seeded(handle) == expected  # in another process, which has these weights, too
+        assert replica._evaluator.pid != pid
+        lease.release()
+        await replica.wait_for_room(1)
+
+
+async def test_a_job_that_is_cancelled_stops_and_one_that_hangs_is_killed(qwen3_dir, monkeypatch):
+    async with training_model(qwen3_dir) as model, started(model) as replica:
+        lease = await replica.take(0)
+        handle = lease.model(model)
+        expected = await seeded(handle)
+        place = replica._evaluator
+        pid = place.pid
+        for is_stuck in (False, True):
+            running = asyncio.create_task(handle.max_gen_len(240).min_gen_len(240).generate_many(addition_threads(200)))
+            await asyncio.to_thread(wait_until_busy, place)
+            (ticket,) = place._child._pending.values()
+            if is_stuck:
+                monkeypatch.setattr(child_process, "ACKNOWLEDGE_S", 0.01)
+                os.kill(pid, signal.SIGSTOP)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            error = await asyncio.to_thread(ticket.future.exception, 60)
+            assert isinstance(error, WorkerDied if is_stuck else DescantError)
+            assert ("cancelled" in str(error)) is not is_stuck
+            assert await seeded(handle) == expected
+            assert (place.pid == pid) is not is_stuck
+        lease.release()
+
+
+async def test_what_jobs_raise_comes_back(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model) as replica:
+        lease = await replica.take(0)
+        handle = lease.model(model)
+        too_long = THREADS[0].user("x" * 1000)
+        (error,) = await handle.generate_many([too_long], return_exceptions=True)
+        (live_error,) = await model.generate_many([too_long], return_exceptions=True)
+        assert isinstance(error, RequestError)
+        assert (type(error), str(error)) == (type(live_error), str(live_error))
+        lease.release()
+
+
+async def test_nothing_stays_behind(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        await model.generate_many(THREADS[:1])
+        async with started(model, "thread") as replica:  # threads of pools that stay are there now
+            (await replica.take(0)).release()
+        files, threads = open_files(), threading.active_count()
+        for leave in ("close", "kill"):
+            async with started(model) as replica:
+                lease = await replica.take(0)
+                await lease.model(model).logprobs_many(THREADS)
+                process = replica._evaluator._child.process
+                if leave == "kill":
+                    replica.kill()
+            assert process.returncode is not None
+        await model.generate_many(THREADS[:1])  # after the finalizers' jobs
+        assert open_files() <= files
+        assert threading.active_count() <= threads
+
+
+async def test_a_process_ends_with_the_one_that_started_it(qwen3_dir, tmp_path):
+    script = """
+import asyncio, os, signal, sys
+from descant import EvaluationPlacement, ModelBuilder
+from descant.models.replica import Replica
+
+async def main():
+    model = await ModelBuilder(sys.argv[1]).spawn_train("policy", max_batch_size=4096)
+    replica = Replica(model, EvaluationPlacement(num_threads=1))
+    await replica.start()
+    await (await replica.take(0)).turn()
+    print(replica._evaluator.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script, qwen3_dir], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    await asyncio.to_thread(wait_until_gone, pid)
+
+
+# What cannot be evaluated elsewhere
+
+
+async def test_layers_that_a_configuration_does_not_describe(qwen3_dir):
+    loop = BareLoop(qwen3_dir)
+    loop.module.model.layers[0].extra = torch.nn.Linear(2, 2)
+    for where in PLACES:
+        replica = Replica(loop.model, EvaluationPlacement(where))
+        with pytest.raises(ConfigurationError, match=r"missing there.*layers.0.extra.*mode='overlap'|2 tensors are"):
+            await replica.start()
+        await replica.close()
+
+
+async def test_layers_that_change_under_way(qwen3_dir):
+    loop = BareLoop(qwen3_dir)
+    async with started(loop.model, "thread") as replica:
+        loop.module.lm_head = torch.nn.Linear(32, loop.module.config.vocab_size, bias=True)
+        with pytest.raises(WeightsError, match=r"the layers of the model have changed since the run began"):
+            await replica.take(0)
+        assert replica.has_room(0)
+
+
+async def test_classes_that_another_process_cannot_import(qwen3_dir):
+    loop = BareLoop(qwen3_dir)
+    loop.module.__class__ = type("Mine", (type(loop.module),), {"__module__": "__main__"})
+    replica = Replica(loop.model, EvaluationPlacement())
+    with pytest.raises(
+        ConfigurationError, match=r"__main__.Mine cannot be evaluated in a process of its own.*'thread'"
+    ):
+        await replica.start()
+    async with started(loop.model, "thread") as replica:
+        lease = await replica.take(0)
+        assert await seeded(lease.model(loop.model)) == await seeded(loop.model)
+        lease.release()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": "moon"}, r"where='moon' must be 'process' or 'thread'"),
+        ({"num_threads": 0}, r"num_threads=0"),
+        ({"num_buffers": 0}, r"num_buffers=0"),
+        ({"device": 1}, r"device=1 must be a name"),
+    ],
+)
+def test_placements_that_cannot_work(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        EvaluationPlacement(**options)
+
+
+def wait_until_busy(place):
+    """Until the process has used the processor for its jobs: it is in the middle of them."""
+    while not place._child._pending:
+        threading.Event().wait(0.001)
+    used = cpu_ticks(place.pid)
+    while place._child._pending and cpu_ticks(place.pid) < used + 5:
+        threading.Event().wait(0.01)
+    assert place._child._pending
+
+
+def cpu_ticks(pid):
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+def wait_until_gone(pid):
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:
+        threading.Event().wait(0.05)
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
