@@ -22,6 +22,7 @@ from descant.models.replica import EvaluationPlacement, Lease, Replica
 from descant.models.training import TrainingModel
 from descant.owner import Owner, owner_scope
 from descant.testing.report import Report, first_problem
+from descant.testing.runs import quietly
 from descant.testing.tiny_model import tiny_dataset, tiny_model_path
 from descant.threads.thread import StringThread
 
@@ -70,7 +71,8 @@ async def check_placement(
     path = tiny_model_path() if model_path is None else Path(model_path)
     report = Report(str(placement))
     before = _belongings()
-    model = await ModelBuilder(path, precision="float32").spawn_train("policy", _MAX_BATCH_SIZE)
+    with quietly():
+        model = await ModelBuilder(path, precision="float32").spawn_train("policy", _MAX_BATCH_SIZE)
     replica = Replica(model, placement)
     try:
         await asyncio.wait_for(replica.start(), timeout_s)
