@@ -113,6 +113,12 @@ class CountingCallback(RecipeCallback):
     async def on_end(self, run):
         self.hooks.append(("end", run.step))
 
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = list(state["steps"])
+
     async def callback(self, current_percentage):
         self.steps.append(self.run.step)
         self.percentages.append(current_percentage)

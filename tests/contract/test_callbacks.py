@@ -3,8 +3,7 @@
 import math
 
 import pytest
-import torch
-from support import CountingCallback, LengthGrader, addition_threads, query, samples, series, training_model, weights_of
+from support import CountingCallback, LengthGrader, addition_threads, query, samples, series, training_model
 
 from descant import (
     SFT,
@@ -18,6 +17,7 @@ from descant import (
     callback,
 )
 from descant.errors import ConfigurationError, DatasetError
+from descant.testing import check_callback
 
 VALIDATION = addition_threads(5, offset=40)
 
@@ -145,13 +145,10 @@ async def test_the_same_weights_give_the_same_numbers(qwen3_dir, tmp_path, make)
             assert len(set(series(tmp_path / "run", key).values())) == 1, key
 
 
-async def test_neutral(gpt2_dir, tmp_path, make):
-    weights = []
-    for name, callbacks in (("alone", lambda model: []), ("watched", lambda model: [make(model)])):
-        async with training_model(gpt2_dir) as model:
-            await run(model, tmp_path / name, callbacks(model), lr=1e-2)
-            weights.append(weights_of(model))
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+async def test_passes_the_conformance_kit(make):
+    """Neutral, the same in every mode, restored, ... see descant.testing."""
+    report = await check_callback(make)
+    assert report.passed
 
 
 EVALUATIONS = ["grader_eval", "validation_loss", "generate_samples"]

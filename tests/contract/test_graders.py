@@ -19,6 +19,7 @@ from descant.graders.log_scope import log_scope
 from descant.graders.numeric import NumericGrader
 from descant.graders.regex_grader import RegexGrader
 from descant.graders.remote_calls import RemoteCalls
+from descant.testing import check_grader
 
 STATISTICS = {"score/mean", "score/std", "score/min", "score/max", "score/count"}
 
@@ -175,6 +176,11 @@ async def test_a_grader_that_takes_too_long_is_a_failure_in_its_place_and_nowher
     assert grader.get_logs()["score/count"] == 2
 
 
+async def test_passes_the_conformance_kit(kind):
+    grader = RUN_USERS_CODE[kind](lambda sample: Grade(float(len(sample.last_content())), "judge"))
+    await check_grader(grader, threads("a", "bbb", "cc"))
+
+
 async def test_logs_are_statistics_of_the_grades_inside_the_scope(kind):
     grader = RUN_USERS_CODE[kind](lambda sample: float(len(sample.last_content())))
     await grade_many(grader, threads("training"))
@@ -246,6 +252,11 @@ async def test_ready_graders_say_yes_or_no_and_why(ready):
     assert grader.get_logs() == {
         "score/mean": 0.5, "score/std": 0.5**0.5, "score/min": 0.0, "score/max": 1.0, "score/count": 2,
     }  # fmt: skip
+
+
+async def test_ready_graders_pass_the_conformance_kit(ready):
+    make, right, wrong = ready
+    await check_grader(make(), [answer(right), answer(wrong), answer(right)])
 
 
 async def test_no_completion_breaks_a_ready_grader(ready):

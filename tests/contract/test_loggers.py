@@ -16,6 +16,7 @@ from trackers import (  # noqa: F401 - two are fixtures
 from descant.errors import ConfigurationError
 from descant.loggers.logger import RunInfo
 from descant.table import Table
+from descant.testing import check_logger
 
 NOW_S = 1_700_000_000.25
 
@@ -44,6 +45,10 @@ def write(place, *steps, outcome="completed", config=None):
         logger.write(step, NOW_S + number, metrics, tables)
     logger.finish(outcome)
     return logger
+
+
+async def test_passes_the_conformance_kit(place):
+    await check_logger(place.logger)
 
 
 def test_numbers_have_their_step_and_time(place):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import descant
+import descant.testing
 
 SOURCE = Path(descant.__file__).parent
 HEAVY = ("torch", "transformers", "numpy", "pydantic", "rich")
@@ -24,8 +25,9 @@ def test_public_names():
     assert sorted(descant.__all__) == sorted(descant._HOME_OF) == [
         "BaseGrader", "BestModelCallback", "CallbackRunner", "CheckpointCallback", "CombinedGrader",
         "CombinedSchedule", "CompositeLogger", "ContainsGrader", "CosineScheduler",
-        "CosineSchedulerWithoutWarmup", "EarlyStoppingCallback", "ExactMatchGrader", "GenerateSamplesCallback",
-        "Grade", "GraderEvalCallback", "IgnoreGradeException", "InferenceModel", "InputConfig",
+        "CosineSchedulerWithoutWarmup", "EarlyStoppingCallback", "EvaluationPlacement", "ExactMatchGrader",
+        "GenerateSamplesCallback", "Grade",
+        "GraderEvalCallback", "IgnoreGradeException", "InferenceModel", "InputConfig",
         "JSONSchemaGrader", "JobNotifier", "Logger", "MLFlowLogger", "ModelBuilder", "ModelCallback",
         "NumericGrader", "RecipeCallback", "RecipeContext", "RegexGrader", "RemoteCalls", "RunView", "SFT",
         "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutLogger", "StdoutStageNotifier",
@@ -56,6 +58,13 @@ def test_the_names_of_a_recipe_do_not_import_torch():
     """So that ``descant run my_sft.py --help``, or an error in its config, takes no five seconds."""
     template = (SOURCE / "recipes" / "template.py").read_text()
     assert not modules_after(template.partition("class Config")[0]) & {"torch", "transformers", "numpy"}
+
+
+def test_the_conformance_kit_is_imported_when_it_is_used():
+    assert not modules_after("import descant.testing") & set(HEAVY)
+    assert set(descant.testing.__all__) == set(descant.testing._HOME_OF)
+    for name in descant.testing.__all__:
+        assert getattr(descant.testing, name).__doc__, name
 
 
 def test_layers():

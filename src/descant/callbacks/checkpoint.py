@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -103,6 +104,15 @@ class CheckpointCallback(RecipeCallback):
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run; its checkpoints stay."""
         self.kept = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoints of this run, by the names of their directories."""
+        return {"kept": [[checkpoint.step, checkpoint.path.name, checkpoint.value] for checkpoint in self.kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting, ranking and deleting them."""
+        folder = self.running().run_dir / "checkpoints"
+        self.kept = [Checkpoint(int(step), folder / name, value) for step, name, value in state["kept"]]
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save, then delete."""
