@@ -153,6 +153,17 @@ async def test_room(qwen3_dir):
         third.release()
 
 
+async def test_a_waiter_that_gives_up_when_its_turn_comes_lets_the_next_one_in(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
+        lease = await replica.take(0)
+        first, second = (asyncio.create_task(replica.wait_for_room(number)) for number in (1, 2))
+        await asyncio.sleep(0)
+        replica._free(lease._buffer)  # as when it is released
+        first.cancel()
+        await asyncio.wait_for(second, 60)
+        assert first.cancelled()
+
+
 async def test_a_version_that_is_given_back_is_refused(qwen3_dir):
     async with training_model(qwen3_dir) as model, started(model, "thread") as replica:
         lease = await replica.take(0)
@@ -307,6 +318,18 @@ async def test_layers_that_a_configuration_does_not_describe(qwen3_dir):
         with pytest.raises(ConfigurationError, match=r"missing there.*layers.0.extra.*mode='overlap'|2 tensors are"):
             await replica.start()
         await replica.close()
+
+
+async def test_layers_that_only_look_the_same(qwen3_dir):
+    class Squared(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) ** 2
+
+    loop = BareLoop(qwen3_dir)
+    loop.module.model.layers[1].mlp.up_proj.__class__ = Squared
+    replica = Replica(loop.model, EvaluationPlacement("thread"))
+    with pytest.raises(ConfigurationError, match=r"'model.layers.1.mlp.up_proj' is a Squared, and its conf.* a Linear"):
+        await replica.start()
 
 
 async def test_layers_that_change_under_way(qwen3_dir):

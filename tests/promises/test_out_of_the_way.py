@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -272,11 +273,19 @@ async def test_live_weights_are_refused_beside_training(qwen3_dir, tmp_path):
             return None
 
         async def report(self, measurement):
+            refused = 0
+            for ask in (self.model.snapshot, partial(self.model.save, tmp_path / "peeked")):
+                try:
+                    await ask()
+                except CallbackError:
+                    refused += 1
+            self.warn(f"{refused} were refused")
             return {"answer": (await self.model.generate(VALIDATION[0])).last_content()}
 
     result, _ = await train(qwen3_dir, tmp_path, lambda model: [Peeks(model, 1, "peeks", mode="overlap")])
     assert [failure.step for failure in result.callback_failures] == [0, 8]
-    assert "measure" in result.callback_failures[0].message
+    assert "look at the model in `measure`" in result.callback_failures[0].message
+    assert query(tmp_path, "SELECT COUNT(*) FROM events WHERE message LIKE '%2 were refused'") == [(2,)]
 
 
 # Who goes by the metrics of others
@@ -514,6 +523,7 @@ async def test_ctrl_c_ends_in_order_and_twice_at_once(qwen3_dir, tmp_path, num_s
     program = f"""
 import asyncio, os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]!r}
+from functools import partial
 from pathlib import Path
 from support import addition_threads
 from test_out_of_the_way import Gated

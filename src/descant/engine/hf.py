@@ -41,7 +41,7 @@ from descant.engine.optim import Optimizer
 from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
 from descant.engine.process_state import COMPUTE_SETTINGS, NUM_THREADS, num_cores, restored
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
-from descant.engine.replica_spec import ReplicaSpec, check_importable
+from descant.engine.replica_spec import ReplicaSpec, check_importable, check_same_modules
 from descant.engine.score import TokenScorer
 from descant.engine.shared_weights import SharedWeights, WeightLayout
 from descant.engine.weights import WeightStore
@@ -325,7 +325,7 @@ class HFEngine:
             settings=settings,
             device=job.device or str(self.device),
         )
-        spec.empty_model()  # raises if it cannot be made from its configuration
+        check_same_modules(spec.empty_model(), self.model)
         return spec
 
     def _mapped(self, fd: int, layout: WeightLayout) -> SharedWeights:

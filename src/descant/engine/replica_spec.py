@@ -78,6 +78,18 @@ class ReplicaSpec:
             other.join()
 
 
+def check_same_modules(made: nn.Module, model: nn.Module) -> None:
+    """Raises ConfigurationError if a module that was made from the configuration has other parts than the model."""
+    kinds = dict(made.named_modules())
+    for name, module in model.named_modules():
+        if type(kinds.get(name)) is not type(module):
+            raise ConfigurationError(
+                f"{type(model).__name__} cannot be evaluated in the background: its part {name!r} is a "
+                f"{type(module).__name__}, and its configuration describes a {type(kinds.get(name)).__name__}; use "
+                "mode='overlap' or mode='inline'"
+            )
+
+
 def check_importable(model_class: type[Any]) -> None:
     """Raises ConfigurationError if another process could not find the class."""
     module, name = model_class.__module__, model_class.__qualname__

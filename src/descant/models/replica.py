@@ -128,7 +128,12 @@ class Replica:
         while not self.has_room(version):
             turn: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append(turn)
-            await turn
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():  # it was called, and does not come: the next one may
+                    self._call_next()
+                raise
 
     async def take(self, version: int) -> Lease:
         """One more user of a version, which is copied from the live weights unless it is held already.
@@ -192,6 +197,9 @@ class Replica:
 
     def _free(self, buffer: _Buffer) -> None:
         buffer.version = None
+        self._call_next()
+
+    def _call_next(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():

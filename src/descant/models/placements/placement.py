@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
-from descant.engine.jobs import LIVE, Job, Priority
+from descant.engine.jobs import LIVE, Job
 from descant.errors import CallbackError
 from descant.owner import Owner, PendingJob, current_owner
 
@@ -76,7 +76,7 @@ class Placement(ABC):
 
     def _check_stands_still(self, owner: Owner, job: Job[Any]) -> None:
         is_trained = self.is_trained_elsewhere or self.trainer is not None
-        if owner.detached and is_trained and job.weights == LIVE and job.priority != Priority.TRAINING:
+        if owner.detached and is_trained and job.weights == LIVE:
             raise CallbackError(
                 f"{owner.name} asks for the live weights of {self.name!r} while they are being trained, so they would "
                 "be those of several steps; look at the model in `measure`, with the model that it is given"
