@@ -128,6 +128,19 @@ async def test_what_the_runner_says_about_costs_is_preferred(tmp_path):
     assert section(show(tmp_path), "callbacks")[1].split() == ["a/b", "6", "0", "4", "24", "25.0%"]
 
 
+async def test_calls_beside_training_and_calls_that_were_not_made_have_columns(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (1, 2):
+        await log.log_metrics(step, {"callbacks/a/stall_s": 0.5, "callbacks/a/busy_s": 2.0 * step})
+        await log.log_metrics(step, {"callbacks/b/stall_s": 1.0, "callbacks/b/num_skipped": step})
+    await log.close()
+    header, *rows = section(show(tmp_path), "callbacks")
+    assert header.split()[-4:] == ["run", "s", "beside", "skipped"]
+    assert [row.split()[0] for row in rows] == ["a", "b"]
+    assert rows[0].split()[-1] == "3"
+    assert rows[1].split()[-1] == "2"
+
+
 def test_the_latest_samples_and_the_first_prompt_across_the_run(run):
     output = show(run)
     assert section(output, "latest samples") == [
