@@ -150,7 +150,7 @@ class Replica:
             try:
                 await self._source.run(ExportWeights(buffer.fd, self._layout))
             except BaseException:
-                buffer.version = None
+                self._free(buffer)
                 raise
             self._place().submit(AttachWeights(buffer.name, buffer.fd, self._layout))
         buffer.num_users += 1
@@ -160,7 +160,11 @@ class Replica:
         """End the place, and free the memory. What still runs is cancelled."""
         if self._evaluator is not None:
             await asyncio.to_thread(self._evaluator.close)
-        self._free_memory()
+        buffers, self._buffers = self._buffers, []
+        for buffer in buffers:
+            with suppress(DescantError):  # the model was closed, and let go of it
+                await asyncio.wrap_future(self._source.submit(UnmapWeights(buffer.fd)).future)
+            os.close(buffer.fd)
 
     def kill(self) -> None:
         """End a process at once."""
@@ -205,12 +209,6 @@ class Replica:
             if not turn.done():
                 turn.set_result(None)
                 break
-
-    def _free_memory(self) -> None:
-        buffers, self._buffers = self._buffers, []
-        for buffer in buffers:
-            self._source.run_later(UnmapWeights(buffer.fd))
-            os.close(buffer.fd)
 
 
 class Lease:
