@@ -10,7 +10,7 @@ from descant.arguments import check_whole_number
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, RenderError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
 from descant.stats import summarize_lengths
@@ -98,6 +98,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
             )
         self.temperature, self.max_gen_len, self.limit = temperature, max_gen_len, limit
         self.num_completions = num_completions
+        self._prompts: list[TokenizedThread | RenderError] = []
         self.model = view if max_gen_len is None else view.max_gen_len(max_gen_len)
 
     def validation_threads(self) -> Sequence[StringThread]:
@@ -105,7 +106,8 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         return [example.thread for example in self.examples]
 
     async def on_start(self, run: RunView) -> None:
-        """Says once that completions were taken off."""
+        """Renders the prompts, once for the run, and says once that completions were taken off."""
+        self._prompts = await self._render(self.model)
         if self.num_stripped:
             self.warn(
                 f"{self.num_stripped} of {len(self.examples)} threads end in a completion; it is taken off before "
@@ -114,10 +116,22 @@ class GenerationCallback(ModelCallback[list[Completion]]):
 
     async def measure(self, model: InferenceModel) -> list[Completion]:
         """The completions of each example, one after another."""
-        wanted = [(example, index) for example in self.examples for index in range(self.num_completions)]
-        threads = [example.thread for example, _ in wanted]
-        results = await model.generate_tokens_many(threads, return_exceptions=True)
-        return [Completion(example, index, result) for (example, index), result in zip(wanted, results, strict=True)]
+        prompts = self._prompts or await self._render(model)
+        wanted = [
+            (example, prompt, index)
+            for example, prompt in zip(self.examples, prompts, strict=True)
+            for index in range(self.num_completions)
+        ]
+        rendered = [prompt for _, prompt, _ in wanted if isinstance(prompt, TokenizedThread)]
+        results = iter(await model.generate_tokens_many(rendered, return_exceptions=True))
+        return [
+            Completion(example, index, next(results) if isinstance(prompt, TokenizedThread) else prompt)
+            for example, prompt, index in wanted
+        ]
+
+    async def _render(self, model: InferenceModel) -> list[TokenizedThread | RenderError]:
+        threads = [example.thread for example in self.examples]
+        return await model.tokenize_prompts_many(threads, return_exceptions=True)
 
     def length_metrics(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Mean, deviation and standard error of the lengths, in tokens, and the number of failures if any."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from descant.callbacks.calls import Call
 
 _NUM_TURNS = 10  # of the event loop after a step: what has arrived goes on, and nothing waits
+_SWITCH_INTERVAL_S = 0.0005  # training waits that long for Python that runs beside it, whenever torch comes back
 _LEAVING_S = 5.0  # what cancelled evaluations may take to end
 
 Work = Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
@@ -34,6 +36,9 @@ class InFlight:
 
     def start(self, call: Call, work: Work) -> None:
         """Let a call go on."""
+        if not self._tasks:
+            self._switch_interval_s = sys.getswitchinterval()
+            sys.setswitchinterval(min(_SWITCH_INTERVAL_S, self._switch_interval_s))
         same = [task for other, task in self._tasks.items() if other.callback is call.callback]
         task = asyncio.ensure_future(work(same[-1] if same else None))
         self._tasks[call] = task
@@ -75,5 +80,7 @@ class InFlight:
 
     def _end(self, call: Call, task: asyncio.Task[None]) -> None:
         del self._tasks[call]
+        if not self._tasks:
+            sys.setswitchinterval(self._switch_interval_s)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error

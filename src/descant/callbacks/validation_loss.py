@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import Any, Unpack
 
 from descant.arguments import check_text
+from descant.callbacks.base import RunView
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
-from descant.errors import DatasetError
+from descant.errors import DatasetError, RenderError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
 from descant.stats import standard_error
@@ -87,6 +88,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
                     "loss; end it in an assistant turn"
                 )
         self.log_key, self.limit = log_key, limit
+        self._rendered: list[TokenizedThread | RenderError] = []
 
     def validation_threads(self) -> Sequence[StringThread]:
         """The threads that are scored."""
@@ -98,9 +100,13 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         keys += map(self._key, ("num_tokens", "num_samples", "num_failed", "samples"))
         return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
+    async def on_start(self, run: RunView) -> None:
+        """Renders the threads, once for the run."""
+        self._rendered = await self._render(self.model)
+
     async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
         """The loss of each thread, or why it has none."""
-        rendered = await model.tokenize_many(self.validation_threads(), return_exceptions=True)
+        rendered = self._rendered or await self._render(model)
         tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
         scored = iter(await model.logprobs_per_token_many(tokenized, return_exceptions=True))
         losses: list[ThreadLoss | Attempt] = []
@@ -111,6 +117,9 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
             else:
                 losses.append(thread)
         return losses
+
+    async def _render(self, model: InferenceModel) -> list[TokenizedThread | RenderError]:
+        return await model.tokenize_many(self.validation_threads(), return_exceptions=True)
 
     async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
         """The averages."""

@@ -41,8 +41,12 @@ class WeightLayout:
     @classmethod
     def of(cls, model: nn.Module) -> WeightLayout:
         """The layout of a module's tensors as they are now."""
+        return cls._of_tensors(named_tensors(model))
+
+    @classmethod
+    def _of_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightLayout:
         places, offset = [], 0
-        for name, tensor in named_tensors(model).items():
+        for name, tensor in tensors.items():
             places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(places), max(offset, _ALIGNMENT))
@@ -89,8 +93,8 @@ class SharedWeights:
             WeightsError: the module has other tensors than the layout, with what differs.
         """
         live = named_tensors(model)
-        if WeightLayout.of(model) != self.layout:
-            differences = self.layout.differences(WeightLayout.of(model)) or "number formats are others"
+        if (layout := WeightLayout._of_tensors(live)) != self.layout:
+            differences = self.layout.differences(layout) or "number formats are others"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
         torch._foreach_copy_(list(self.tensors.values()), list(live.values()))
 

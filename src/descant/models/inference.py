@@ -188,13 +188,17 @@ class InferenceModel:
         return await self._collector.call(key, thread, self._generate)
 
     @overload
-    async def generate_tokens_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
+    async def generate_tokens_many(
+        self, threads: Sequence[StringThread | TokenizedThread]
+    ) -> list[TokenizedThread]: ...
     @overload
     async def generate_tokens_many(
-        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+        self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: Literal[True]
     ) -> list[TokenizedThread | Attempt]: ...
-    async def generate_tokens_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
-        """``generate_tokens`` for a list of threads, in order."""
+    async def generate_tokens_many(
+        self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: bool = False
+    ) -> object:
+        """``generate_tokens`` for a list of threads, in order; those of ``tokenize_prompts_many`` are taken, too."""
         return settled(await self._generate(threads), return_exceptions)
 
     # Tokens
@@ -215,11 +219,24 @@ class InferenceModel:
     ) -> list[TokenizedThread | RenderError]: ...
     async def tokenize_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
         """``tokenize_thread`` for a list of threads, in order."""
+        return settled(await render_each(threads, self._renderer.render, _as_they_are), return_exceptions)
 
-        async def as_they_are(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
-            return rendered
+    @overload
+    async def tokenize_prompts_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
+    @overload
+    async def tokenize_prompts_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
+    ) -> list[TokenizedThread | RenderError]: ...
+    async def tokenize_prompts_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
+    ) -> object:
+        """The threads rendered up to the opening of an assistant turn, for ``generate_tokens_many`` to take again and
+        again.
 
-        return settled(await render_each(threads, self._renderer.render, as_they_are), return_exceptions)
+        Raises:
+            RenderError: the template refuses a thread.
+        """
+        return settled(await render_each(threads, self._renderer.render_prompt, _as_they_are), return_exceptions)
 
     async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
         """The text of a tokenized thread."""
@@ -298,12 +315,16 @@ class InferenceModel:
         view.sampling = sampling
         return view
 
-    async def _generate(self, threads: Sequence[StringThread]) -> list[TokenizedThread | Attempt]:
+    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | Attempt]:
         owner, sampling = current_owner() or self._default_owner, self.sampling
-        seeded = [(thread, owner.next_sampling_seed(thread)) for thread in threads]
+        seeded = [
+            (item, owner.next_sampling_seed(item.thread if isinstance(item, TokenizedThread) else item))
+            for item in threads
+        ]
 
-        def render(item: tuple[StringThread, int]) -> tuple[TokenizedThread, int]:
-            return self._renderer.render_prompt(item[0]), item[1]
+        def render(item: tuple[StringThread | TokenizedThread, int]) -> tuple[TokenizedThread, int]:
+            prompt, seed = item
+            return prompt if isinstance(prompt, TokenizedThread) else self._renderer.render_prompt(prompt), seed
 
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
@@ -339,6 +360,10 @@ class InferenceModel:
 async def _take_snapshot(placement: Placement) -> _HeldSnapshot:
     """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
     return _HeldSnapshot(placement, await placement.run(TakeSnapshot()))
+
+
+async def _as_they_are(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
+    return rendered
 
 
 def weighted_sequences(threads: Sequence[TokenizedThread]) -> tuple[WeightedSequence, ...]:

@@ -156,7 +156,7 @@ class _DisturbedModel(InferenceModel):
         tokenize = cast("Any", super().tokenize_many)
         return await self._calls.disturb(tokenize(threads, return_exceptions=return_exceptions))
 
-    async def _generate(self, threads: Sequence[StringThread]) -> list[TokenizedThread | Attempt]:
+    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | Attempt]:
         return await self._calls.disturb(super()._generate(threads))
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> Any:
