@@ -179,12 +179,12 @@ def stall(size, path):
         short = ragged_threads(num_validated, 8, 16)
         stalls = []
         await SFT(
-            dataset=ragged_threads(40, 8, 16),
+            dataset=ragged_threads(16 if size == "54M" else 200, 8, 16),
             model=model,
             samples_per_batch=1,
             callbacks=[
                 ValidationLossCallback(
-                    short, model, 0.1, mode="background", when_busy="replace", timeout_s=20.0, at_end=False
+                    short, model, 0.2, mode="background", when_busy="replace", timeout_s=20.0, at_end=False
                 )
             ],
             logger=lambda metrics: stalls.append(metrics.get("callbacks/loss/stall_s")),
