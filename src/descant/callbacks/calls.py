@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from descant.loggers.recorder import RunRecorder
 from descant.metrics import Metric, as_metric
 from descant.owner import Owner
 from descant.seeds import derive_seed
+from descant.table import Table
 
 FAILED = object()
 """What a call returns that has failed: the failure has been recorded."""
@@ -167,7 +169,8 @@ class Calls:
         accepted: dict[str, Metric] = {}
         for key, value in call.callback.with_prefix(returned).items():
             try:
-                accepted[self._keys.claim(name, key)] = as_metric(value)
+                metric = await asyncio.to_thread(as_metric, value) if isinstance(value, Table) else as_metric(value)
+                accepted[self._keys.claim(name, key)] = metric
             except Exception as error:  # whatever a value of the user's does when it is looked at
                 error.add_note(f"in what callback {name!r} returned under the key {key!a}")
                 await self._record_failure(call, error, f"key {key!a}: ")

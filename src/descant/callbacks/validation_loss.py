@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum
@@ -12,7 +13,7 @@ from descant.arguments import check_text
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
-from descant.errors import DatasetError, RenderError
+from descant.errors import DatasetError, RenderError, RequestError
 from descant.models.inference import Attempt, InferenceModel
 from descant.schedule import Frequency
 from descant.stats import standard_error
@@ -108,7 +109,15 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         """The loss of each thread, or why it has none."""
         rendered = self._rendered or await self._render(model)
         tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
-        scored = iter(await model.logprobs_per_token_many(tokenized, return_exceptions=True))
+        logprobs = await model.logprobs_per_token_many(tokenized, return_exceptions=True)
+        return await asyncio.to_thread(self._losses, rendered, logprobs)
+
+    def _losses(
+        self,
+        rendered: Sequence[TokenizedThread | RenderError],
+        scored_logprobs: Sequence[Sequence[float] | RequestError],
+    ) -> list[ThreadLoss | Attempt]:
+        scored = iter(scored_logprobs)
         losses: list[ThreadLoss | Attempt] = []
         for thread in rendered:
             if isinstance(thread, TokenizedThread):
@@ -123,6 +132,9 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
 
     async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
         """The averages."""
+        return await asyncio.to_thread(self._summarize, measurement)
+
+    def _summarize(self, measurement: Sequence[ThreadLoss | Attempt]) -> dict[str, Any]:
         of_prompt = [(example.prompt_id, loss) for example, loss in zip(self.examples, measurement, strict=True)]
         prompts = [prompt_id for prompt_id, loss in of_prompt if isinstance(loss, ThreadLoss)]
         losses = [loss for loss in measurement if isinstance(loss, ThreadLoss)]

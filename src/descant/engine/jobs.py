@@ -1,7 +1,8 @@
 """Jobs: what crosses into an engine, as plain data.
 
 A job holds token ids, numbers and names only, never closures or module handles, so that it can be pickled and run
-by a thread, another process or a machine. Each job says on which weights it runs.
+by a thread, another process or a machine. Each job says on which weights it runs. What there are many of is a named
+tuple, which is pickled without running Python.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from descant.errors import RequestError
 
@@ -69,16 +70,14 @@ class Sampling:
     stop_strings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class GenerationRequest(NamedTuple):
     """A prompt, and the seed of its random numbers: those at position p depend on (seed, p) alone."""
 
     prompt_ids: tuple[int, ...]
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedTokens:
+class GeneratedTokens(NamedTuple):
     """What was generated for one request.
 
     Attributes:
@@ -92,8 +91,7 @@ class GeneratedTokens:
     finish_reason: FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class WeightedSequence:
+class WeightedSequence(NamedTuple):
     """Token ids and one weight per token; tokens of weight above 0 are scored or trained."""
 
     token_ids: tuple[int, ...]

@@ -352,7 +352,8 @@ class InferenceModel:
         return await render_each(seeded, render, decode)
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
-        logprobs = await self._placement.run(Logprobs(weighted_sequences(threads), self.weights))
+        sequences = await asyncio.to_thread(weighted_sequences, threads)
+        logprobs = await self._placement.run(Logprobs(sequences, self.weights))
         (current_owner() or self._default_owner).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
 
