@@ -90,7 +90,7 @@ class SharedWeights:
         """
         live = named_tensors(model)
         if WeightLayout.of(model) != self.layout:
-            differences = self.layout.differences(WeightLayout.of(model)) or "number formats are others"
+            differences = self.layout.differences(WeightLayout.of(model)) or "number formats, or who requires gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
         torch._foreach_copy_(list(self.tensors.values()), list(live.values()))
 

@@ -212,6 +212,9 @@ class _Child:
                     self.process.kill()
         except (EOFError, OSError):
             pass
+        except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
+            self._failure = error
+            self.process.kill()
         self.process.wait()
         self._end = self._describe_end()
         with self._lock:
