@@ -64,10 +64,6 @@ class DueCalls:
                 deferred.append(callback)
         return running, deferred
 
-    def forget_deferred(self) -> None:
-        """The final calls are made."""
-        self._deferred.clear()
-
     def _is_allowed(self, callback: RecipeCallback, current: Progress) -> bool:
         is_first = self._costs[callback.name].num_runs == 0
         if self._budget is None or is_first or current.is_complete or callback.runs_last:

@@ -32,6 +32,11 @@ class InFlight:
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._tasks))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether ``check`` would raise: whoever has failed is not under way any more."""
+        return self._failure is not None
+
     def start(self, call: Call, work: Work) -> None:
         """Let a call go on."""
         same = [task for other, task in self._tasks.items() if other.callback is call.callback]
