@@ -323,10 +323,10 @@ class CallbackRunner:
         due, deferred = self._due.take(before, self._progress)
         for callback in deferred:
             self.costs[callback.name].num_deferred += 1
-            message = (
-                f"{callback.name}: the call that is due at step {self.step} is deferred; with it, callbacks would have "
-                f"taken {self.costs.share_with(callback.name):.1%} of the time, which callback_budget does not allow"
-            )
+            share = f"{self.costs.share_with(callback.name):.1%} of the time"
+            why = f"with it, callbacks would have taken {share}, which callback_budget does not allow"
+            why = f"so is {callback.same_step_key!r}, which it needs" if callback.runs_last else why
+            message = f"{callback.name}: the call that is due at step {self.step} is deferred; {why}"
             await self.recorder.record_note(self.step, "callback_deferred", callback.name, message)
         await self._call_all(due)
 
