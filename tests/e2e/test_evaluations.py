@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import torch
-from support import BareLoop, CountingCallback, LengthGrader, addition_threads, query, series
+from support import BareLoop, CountingCallback, LengthGrader, addition_threads, query, series, training_model
 
 from descant import (
     CallbackRunner,
@@ -139,6 +139,27 @@ async def test_replace_gives_up_nothing_that_makes_no_room(qwen3_dir, tmp_path):
     assert list(series(tmp_path, "graded/step")) == [0, 2]
     assert query(tmp_path, "SELECT message FROM events WHERE kind = 'callback_replaced'") == []
     await loop.model.dealloc()
+
+
+async def test_both_halves_sample_as_one(qwen3_dir, tmp_path):
+    """A report that samples what was measured, too, gets the second completion of each thread in every mode."""
+    said = {}
+    async with training_model(qwen3_dir) as judge:
+        for mode in ("inline", "overlap", "background"):
+            loop = BareLoop(qwen3_dir)
+
+            class Twice(ModelCallback):
+                async def measure(self, model):
+                    return await model.max_gen_len(4).temperature(1.0).generate_many(VALIDATION)
+
+                async def report(self, measurement):
+                    again = await judge.max_gen_len(4).temperature(1.0).generate_many(VALIDATION)
+                    return {"said": repr([thread.last_content() for thread in (*measurement, *again)])}
+
+            await run(loop, 2, [Twice(loop.model, 0.5, "twice", mode=mode)], tmp_path / mode)
+            said[mode] = query(tmp_path / mode, "SELECT step, text FROM metrics WHERE key = 'twice/said'")
+            await loop.model.dealloc()
+    assert said["overlap"] == said["background"] == said["inline"]
 
 
 async def test_a_watcher_that_is_disabled_makes_no_more_calls(qwen3_dir, tmp_path):
