@@ -275,6 +275,7 @@ async def test_a_job_that_is_cancelled_stops_and_one_that_hangs_is_killed(qwen3_
             assert isinstance(error, WorkerDied if is_stuck else DescantError)
             assert ("cancelled" in str(error)) is not is_stuck
             assert await seeded(handle) == expected
+            assert ("did not stop its job within 0.01 s" in str(error)) is is_stuck
             assert (place.pid == pid) is not is_stuck
         lease.release()
 
@@ -384,6 +385,33 @@ async def test_layers_that_only_look_the_same(qwen3_dir):
     replica = Replica(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"'model.layers.1.mlp.up_proj' is a Squared, and its conf.* a Linear"):
         await replica.start()
+
+
+async def test_a_forward_that_was_replaced(qwen3_dir):
+    loop = BareLoop(qwen3_dir)
+    loop.module.forward = loop.module.forward
+    replica = Replica(loop.model, EvaluationPlacement("thread"))
+    with pytest.raises(ConfigurationError, match=r"the forward of its part '' was replaced"):
+        await replica.start()
+
+
+async def test_settings_of_the_process_are_left_alone(qwen3_dir):
+    loop = BareLoop(qwen3_dir)
+    for where in PLACES:
+        async with started(loop.model, where) as replica:
+            lease = await replica.take(0)
+            expected = await seeded(lease.model(loop.model))
+            torch._C._set_mkldnn_enabled(False)  # as training of others may
+            try:
+                if where == "thread":
+                    with pytest.raises(DescantError, match=r"a setting of torch .* is False now and was True"):
+                        await lease.model(loop.model).logprobs_many(THREADS)
+                else:
+                    assert await seeded(lease.model(loop.model)) == expected
+                assert not torch._C._get_mkldnn_enabled()
+            finally:
+                torch._C._set_mkldnn_enabled(True)
+            lease.release()
 
 
 async def test_layers_that_change_under_way(qwen3_dir):

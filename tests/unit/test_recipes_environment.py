@@ -26,7 +26,7 @@ from descant import (
     ValidationLossCallback,
     __version__,
 )
-from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_config, plain_settings
+from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_config
 from descant.errors import ConfigurationError
 from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
 
@@ -170,8 +170,12 @@ async def test_every_setting_of_every_callback_is_recorded(qwen3_dir):
             frequency = {"frequency": 0.5} if "frequency" in names else {}
             given = {name: value for name, value in objects.items() if name in names}
             assert names - OBJECTS <= set(settings), kind  # a new argument must be recorded, too
-            found = plain_settings(kind(**given, **frequency, **settings))
+            found = kind(**given, **frequency, **settings).settings()
             assert found.items() >= settings.items(), kind
+            assert found.get("num_validation_threads", 1) == 1
+            if "grader" in names:
+                expected = {"class": "ExactMatchGrader", "key": "exact_match", "reference_key": "reference"}
+                assert found["grader"].items() >= expected.items()
 
 
 # Notifiers

@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
+from descant.environment import plain_settings
 from descant.errors import ConfigurationError
 from descant.metrics import Metric
 from descant.owner import Owner, owner_scope
@@ -289,6 +290,19 @@ class RecipeCallback(ABC):
     def validation_threads(self) -> Sequence[StringThread]:
         """The threads that the callback evaluates on; a trainer compares their prompts with those it trains on."""
         return ()
+
+    def settings(self) -> dict[str, Any]:
+        """What the run log and trackers keep of its arguments, as plain data: numbers and text that it has as
+        attributes of the same names, and how much it evaluates on. Override it for objects of yours."""
+        settings = {
+            **plain_settings(self),
+            "name": self.name,
+            "class": type(self).__name__,
+            "prefix": self.log_key_prefix,
+            "frequency": str(self.frequency),
+        }
+        num_threads = len(self.validation_threads())
+        return {**settings, "num_validation_threads": num_threads} if num_threads else settings
 
     def _check_mode(self, mode: CallbackMode | None) -> None:
         if mode is not None and mode not in get_args(CallbackMode):

@@ -11,6 +11,7 @@ from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example
 from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
+from descant.environment import plain_settings
 from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import LogScope, log_scope
@@ -103,6 +104,11 @@ class GraderEvalCallback(GenerationCallback):
         """Forget what the grader has logged in an earlier run."""
         await super().on_start(run)
         self._kept_logs = LogScope()
+
+    def settings(self) -> dict[str, Any]:
+        """Its plain arguments, and the grader with those of its own."""
+        grader = {**plain_settings(self.grader), "class": type(self.grader).__name__, "key": self.grader.grader_key}
+        return {**super().settings(), "grader": grader}
 
     def declared_keys(self) -> frozenset[str]:
         """The keys that do not depend on the grader."""

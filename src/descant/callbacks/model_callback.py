@@ -72,6 +72,10 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
         self.mode = mode
         self.when_busy = when_busy
 
+    def settings(self) -> dict[str, Any]:
+        """Its plain arguments, and which model it looks at."""
+        return {**super().settings(), "model": self.model.name}
+
     @abstractmethod
     async def measure(self, model: InferenceModel) -> MeasurementT:
         """What the model says: completions, log-probabilities. Nothing here waits for anything but the model.

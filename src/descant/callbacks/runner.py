@@ -25,7 +25,7 @@ from descant.callbacks.requests import Requests, SaveCheckpoint
 from descant.callbacks.synchronous import SynchronousRunner
 from descant.costs import Costs
 from descant.engine.process_state import preserved_process_state
-from descant.environment import describe_environment, masked, plain_settings
+from descant.environment import describe_environment, masked
 from descant.errors import CallbackError, ConfigurationError
 from descant.loggers.recorder import Logger, RunRecorder, new_run_dir
 from descant.metrics import Metric, as_metric
@@ -192,7 +192,10 @@ class CallbackRunner:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
             settings = {"title": self._title, "num_steps": self.num_steps, "seed": self._seed, **self._config}
-            settings |= {"callbacks": self._settings(), "environment": await asyncio.to_thread(describe_environment)}
+            settings |= {
+                "callbacks": [c.settings() for c in self.callbacks],
+                "environment": await asyncio.to_thread(describe_environment),
+            }
             await self.recorder.announce(self._title, masked(settings), self.plan())
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
@@ -475,13 +478,6 @@ class CallbackRunner:
             if (owner := self._keys.owner(key)) is not None:
                 raise ConfigurationError(f"the metric {key!r} of step {self.step} is what callback {owner!r} returns")
         return checked
-
-    def _settings(self) -> list[dict[str, Any]]:
-        return [
-            {**plain_settings(c), "name": c.name, "class": type(c).__name__, "prefix": c.log_key_prefix}
-            | {"frequency": str(c.frequency)}
-            for c in self.callbacks
-        ]
 
 
 def _refuse_weights(name: str, call: Call, model: object) -> Never:

@@ -127,7 +127,7 @@ class HFEngine:
     @classmethod
     def replica(cls, spec: ReplicaSpec) -> HFEngine:
         """An engine that computes as another one does, with weights that are attached."""
-        spec.apply_settings()
+        spec.apply_to_thread()
         return cls(
             spec.empty_model(),
             spec.tokenizer,
@@ -197,12 +197,13 @@ class HFEngine:
         """The process-wide settings that the engine was built under: a callback may have changed them since, and
         another number of threads, precision or kernel gives other bits.
 
-        A replica works while other code runs, which may change them and change them back meanwhile: it leaves its own,
-        which are those of training.
+        A replica works while other code of its process does, and so leaves them alone.
         """
+        if self.replica_of is not None:
+            self.replica_of.check_process()
         with nullcontext() if self.replica_of else restored(COMPUTE_SETTINGS):
             for read, write, own in self.settings:
-                if read() != own:
+                if self.replica_of is None and read() != own:
                     write(own)
             forget_casts()  # the job may run within another one, on other weights
             try:

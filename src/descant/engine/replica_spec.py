@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from descant.engine.precision import Precision
-from descant.engine.process_state import COMPUTE_SETTINGS
+from descant.engine.process_state import COMPUTE_SETTINGS, NUM_THREADS
 from descant.engine.shared_weights import WeightLayout, named_tensors
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, DescantError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,31 @@ class ReplicaSpec:
         model.generation_config = self.generation_config
         return model.eval()
 
-    def apply_settings(self) -> None:
-        """Compute, on this thread, as the model's own engine does: threads, precision, kernels."""
-        num_threads = torch.get_num_threads()
+    def apply_to_process(self) -> None:
+        """Compute as the model's own engine does, in all of this process: precision, kernels."""
         for (read, write), value in zip(COMPUTE_SETTINGS, self.settings, strict=True):
             if read() != value:
                 write(value)
-        if torch.get_num_threads() != num_threads:
+
+    def apply_to_thread(self) -> None:
+        """Use the replica's number of threads on this one."""
+        before, own = torch.get_num_threads(), self.settings[NUM_THREADS]
+        if before != own:
+            torch.set_num_threads(own)
             # What a thread sets is also what new threads of the process begin with: let that be what it was.
-            other = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
+            other = threading.Thread(target=torch.set_num_threads, args=(before,))
             other.start()
             other.join()
+
+    def check_process(self) -> None:
+        """Raises DescantError if code of others has switched this process to compute otherwise: the numbers would be
+        others, and to switch it back would change what the others do."""
+        for number, ((read, _), value) in enumerate(zip(COMPUTE_SETTINGS, self.settings, strict=True)):
+            if number != NUM_THREADS and read() != value:
+                raise DescantError(
+                    f"a setting of torch for the whole process is {read()} now and was {value} when the run began, so "
+                    "the numbers would be others; evaluate in a process of its own (EvaluationPlacement('process'))"
+                )
 
 
 def check_same_modules(made: nn.Module, model: nn.Module) -> None:
@@ -86,6 +100,12 @@ def check_same_modules(made: nn.Module, model: nn.Module) -> None:
             raise ConfigurationError(
                 f"{type(model).__name__} cannot be evaluated in the background: its part {name!r} is a "
                 f"{type(module).__name__}, and its configuration describes a {type(kinds.get(name)).__name__}; use "
+                "mode='overlap' or mode='inline'"
+            )
+        if "forward" in vars(module):
+            raise ConfigurationError(
+                f"{type(model).__name__} cannot be evaluated in the background: the forward of its part {name!r} was "
+                "replaced (mixed precision of accelerate does that), and what it does now is not known elsewhere; use "
                 "mode='overlap' or mode='inline'"
             )
 

@@ -163,7 +163,15 @@ class Replica:
             if self._evaluator is not None:
                 await asyncio.to_thread(self._evaluator.close)
         finally:
-            self._free_memory()
+            buffers, self._buffers = self._buffers, []
+            unmapped: list[Future[Any]] = []
+            for buffer in buffers:
+                with suppress(DescantError):  # the model was closed, and let go of it
+                    unmapped.append(self._source.submit(UnmapWeights(buffer.fd)).future)
+                os.close(buffer.fd)
+            for future in unmapped:
+                with suppress(DescantError):
+                    await asyncio.shield(asyncio.wrap_future(future))
 
     def kill(self) -> None:
         """End a process at once."""
@@ -209,13 +217,6 @@ class Replica:
             if not turn.done():
                 turn.set_result(None)
                 break
-
-    def _free_memory(self) -> None:
-        buffers, self._buffers = self._buffers, []
-        for buffer in buffers:
-            with suppress(DescantError):  # it was closed
-                self._source.submit(UnmapWeights(buffer.fd))  # now: there may be no other job that it could precede
-            os.close(buffer.fd)
 
 
 class Lease:

@@ -20,6 +20,7 @@ from typing import Any
 from descant.errors import DescantError
 from descant.owner import PendingJob
 
+_LOOK_S = 1.0
 _NICENESS = 10  # training goes first where both want a core
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     try:
         sys.path[:] = pickle.loads(connection.recv_bytes())
         spec = pickle.loads(connection.recv_bytes())
+        spec.apply_to_process()
         from descant.engine.hf import HFEngine  # noqa: PLC0415 - now that the signals are set and the path is known
         from descant.models.placements.worker_thread import WorkerThread  # noqa: PLC0415
 
@@ -49,8 +51,12 @@ def main() -> None:
 
 def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[Any], PendingJob]) -> None:
     pending: dict[int, PendingJob] = {}
+    parent = os.getppid()
     while True:
         try:
+            while not connection.poll(_LOOK_S):
+                if os.getppid() != parent:  # gone, and a fork of it has the other end of the pipe
+                    os._exit(0)
             kind, number, job = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)  # at once: nobody is left to wait for

@@ -200,6 +200,10 @@ class _Child:
                 self._connection.send_bytes(message if isinstance(message, bytes) else pickle.dumps(message))
         except OSError:
             return  # the process has died, and the reader knows
+        except Exception as error:  # a job that cannot be pickled: nobody shall wait for it
+            self._failure = error
+            self.process.kill()
+            return
         with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
             pipe.shutdown(socket.SHUT_WR)  # which ends the process
 
@@ -209,7 +213,12 @@ class _Child:
                 if self._connection.poll(_LOOK_S):
                     self._take(*pickle.loads(self._connection.recv_bytes()))
                 elif any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
+                    self._failure = WorkerDied(
+                        f"the process {self.process.pid} that evaluates {self._name!r} did not stop its job within "
+                        f"{ACKNOWLEDGE_S:g} s of being asked to, and was killed; the next evaluation starts another"
+                    )
                     self.process.kill()
+                    break
         except (EOFError, OSError):
             pass
         except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
