@@ -38,18 +38,27 @@ class Owner:
         seed: what its sampling seeds are made from.
         observer: it may look at models and not train them.
         detached: it goes on while training does, and may not look at weights that are being trained.
+        num_completions: of each thread, by its id, that were sampled on the same behalf before.
 
     Attributes:
         num_tokens: tokens that models were given and have generated on its behalf.
     """
 
-    def __init__(self, name: str, seed: int, *, observer: bool, detached: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        *,
+        observer: bool,
+        detached: bool = False,
+        num_completions: Counter[str] | None = None,
+    ) -> None:
         self.name = name
         self.seed = seed
         self.observer = observer
         self.detached = detached
         self.num_tokens = 0
-        self._num_completions: Counter[str] = Counter()
+        self._num_completions: Counter[str] = Counter() if num_completions is None else num_completions
         self._pending: set[PendingJob] = set()
         self._ended: str | None = None
 

@@ -3,11 +3,13 @@ killed, hang, are left behind or outlive nobody."""
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from descant import EvaluationPlacement
 from descant.engine.jobs import Generate, GenerationRequest, Sampling
 from descant.errors import ConfigurationError, DescantError, RequestError, WeightsError, WorkerDied
 from descant.models.placements import child_process
+from descant.models.placements.worker_thread import WorkerThread
 from descant.models.replica import Replica
 
 THREADS = addition_threads(6)
@@ -175,6 +178,27 @@ async def test_a_version_that_is_given_back_is_refused(qwen3_dir):
             await handle.logprobs_many(THREADS)
 
 
+async def test_a_version_that_is_given_back_is_not_taken_again(qwen3_dir):
+    """Another user of the same step comes in the moment in which it is being forgotten."""
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
+        expected = await seeded(model)
+        (await replica.take(0)).release()
+        assert not replica.has_room(0)
+        await replica.wait_for_room(0)
+        again = await replica.take(0)
+        assert await seeded(again.model(model)) == expected
+        assert not replica.has_room(1)
+        again.release()
+
+
+async def test_its_memory_is_free_as_soon_as_it_is_closed(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        async with started(model, "thread"):
+            engine = model._placement._loop._engine
+            assert engine.files
+        await asyncio.to_thread(wait_until_empty, engine.files)  # without another job
+
+
 async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
     """A generation that goes on when its lease is released ends before its memory is written again."""
     async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
@@ -189,7 +213,8 @@ async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
         lease.release()
         await step(model)
         await replica.wait_for_room(1)
-        assert running.done() or loop._current is None
+        current = loop._current  # the job that has freed it, perhaps
+        assert running.done() or current is None or not isinstance(current.job, Generate)
         (await replica.take(1)).release()
         assert (await running)[0].logprobs == alone.logprobs
 
@@ -253,6 +278,35 @@ async def test_a_job_that_is_cancelled_stops_and_one_that_hangs_is_killed(qwen3_
             assert ("did not stop its job within 0.01 s" in str(error)) is is_stuck
             assert (place.pid == pid) is not is_stuck
         lease.release()
+
+
+async def test_an_answer_that_cannot_be_read_is_a_failure(qwen3_dir, monkeypatch):
+    def broken(message):
+        raise ValueError("unreadable")
+
+    async with training_model(qwen3_dir) as model, started(model) as replica:
+        lease = await replica.take(0)
+        await lease.turn()
+        expected = await seeded(lease.model(model))
+        monkeypatch.setattr(child_process, "pickle", SimpleNamespace(dumps=pickle.dumps, loads=broken))
+        with pytest.raises(ValueError, match="unreadable"):
+            await asyncio.wait_for(seeded(lease.model(model)), 60)
+        monkeypatch.undo()
+        assert await seeded(lease.model(model)) == expected
+        lease.release()
+
+
+async def test_a_place_that_does_not_start_says_why(qwen3_dir):
+    async with training_model(qwen3_dir) as model:
+        replica = Replica(model, EvaluationPlacement("thread", num_buffers=1))
+        await replica.start()
+        replica._evaluator = WorkerThread("elsewhere", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await replica._evaluator.ready()
+        with pytest.raises(DescantError, match=r"'elsewhere': division by zero"):
+            await replica.take(0)
+        assert replica.has_room(0)
+        await replica.close()
 
 
 async def test_what_jobs_raise_comes_back(qwen3_dir):
@@ -414,6 +468,11 @@ def cpu_ticks(pid):
 def wait_until_gone(pid):
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:
         threading.Event().wait(0.05)
+
+
+def wait_until_empty(files):
+    while files:
+        threading.Event().wait(0.001)
 
 
 def open_files():

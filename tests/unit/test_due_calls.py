@@ -127,3 +127,26 @@ def test_the_budget_knows_that_a_copy_is_cheap():
 def test_a_budget_that_is_no_share_is_refused(budget):
     with pytest.raises(ConfigurationError, match=r"callback_budget=.*above 0 and below 1"):
         check_budget(budget)
+
+
+def test_what_needs_a_metric_at_its_own_step_is_put_off_with_it():
+    class Source(CountingCallback):
+        def declared_keys(self):
+            return frozenset({"counting/calls"})
+
+    source, follower = Source(0.1), CountingCallback(0.1, "follower", at_start=False, at_end=False)
+    follower.same_step_key, follower.runs_last = "counting/calls", True  # as a CheckpointCallback with keep_best
+    due, costs = due_calls([source, follower], 10, budget=0.1)
+    made, put_off, before = {}, {}, None
+    for step in range(11):
+        now = Progress(step, 10)
+        costs.add_steps(int(step > 0), float(step > 0))
+        running, deferred = due.take(before, now)
+        if source in running:
+            costs.add_stall("counting", 0.4)
+        made[step], put_off[step] = names(running), names(deferred)
+        before = now
+    assert made[0] == ["counting"]
+    assert {step for step in range(1, 10) if made[step]} == {8}
+    assert made[8] == ["counting", "follower"]
+    assert put_off[3] == ["counting", "follower"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback, RunView, shown
@@ -46,6 +47,7 @@ class Call:
         started_at: when it began to go on beside training (``time.perf_counter()``); None if it does not.
         busy_s: how long it did so, without the time that it has waited behind others; None until it has ended.
         num_tokens: tokens that models were given and have generated on its behalf.
+        num_completions: of each thread, by its id: both halves of a call count on, so that it samples as in one piece.
         as_measured: gives the weights that it has measured, where they are a copy that is still there.
     """
 
@@ -56,6 +58,7 @@ class Call:
     started_at: float | None = None
     busy_s: float | None = None
     num_tokens: int = 0
+    num_completions: Counter[str] = field(default_factory=Counter)
     as_measured: Callable[[Any], Any] | None = None
 
     def __str__(self) -> str:
@@ -110,7 +113,8 @@ class Calls:
         """
         callback = call.callback
         name = f"callback {callback.name!r}"
-        owner = Owner(name, derive_seed(self._seed, callback.name), observer=True, detached=is_detached)
+        seed = derive_seed(self._seed, callback.name)
+        owner = Owner(name, seed, observer=True, detached=is_detached, num_completions=call.num_completions)
         try:
             with shown(callback, call.run):
                 return await self.guard.run(work, owner, timeout_s or callback.timeout_s, is_detached=is_detached)

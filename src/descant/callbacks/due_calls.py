@@ -49,7 +49,8 @@ class DueCalls:
     def take(self, before: Progress | None, current: Progress) -> tuple[list[RecipeCallback], list[RecipeCallback]]:
         """The callbacks that run now, and those that are due and have to wait until the budget allows them.
 
-        What was deferred comes back as soon as it fits. The first and the last call are never deferred.
+        What was deferred comes back as soon as it fits, and with it those that need what it measures at the same step.
+        The first and the last call are never deferred.
         """
         running, deferred = [], []
         for callback in self._callbacks:
@@ -62,11 +63,13 @@ class DueCalls:
             elif is_due:
                 self._deferred.add(callback.name)
                 deferred.append(callback)
+        missing = {key for c in self._callbacks if c.name in self._deferred for key in c.declared_keys()}
+        for callback in [callback for callback in running if callback.same_step_key in missing]:
+            running.remove(callback)
+            self._deferred.add(callback.name)
+            if callback.is_due(before, current):
+                deferred.append(callback)
         return running, deferred
-
-    def forget_deferred(self) -> None:
-        """The final calls are made."""
-        self._deferred.clear()
 
     def _is_allowed(self, callback: RecipeCallback, current: Progress) -> bool:
         is_first = self._costs[callback.name].num_runs == 0

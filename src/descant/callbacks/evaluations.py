@@ -51,6 +51,7 @@ class Evaluations:
         self._in_flight = InFlight()
         self._holds_snapshots = any(callback.needs_measured_weights for callback in callbacks)
         self._replicas: list[Replica] = []
+        self._leases: dict[Call, Lease] = {}  # of the calls that are under way
         for callback in callbacks:
             if isinstance(callback, ModelCallback) and modes[callback.name] == "background":
                 self._add_replica(callback.model, placement)
@@ -59,6 +60,11 @@ class Evaluations:
     def are_under_way(self) -> bool:
         """Whether there are calls whose results have not landed."""
         return len(self._in_flight) > 0
+
+    @property
+    def need_a_turn(self) -> bool:
+        """Whether there is anything to go on with, or to raise."""
+        return self.are_under_way or self._in_flight.has_failed
 
     async def start(self) -> None:
         """Prepare the places of background evaluations.
@@ -86,19 +92,18 @@ class Evaluations:
             self._costs.add_stall(callback.name, 0.0)
             self._go_on(call, partial(self._evaluate, callback, callback.model, None))
         elif await self._make_room(call, replica, "wait" if is_final else callback.when_busy):
-            started_at = time.perf_counter()
-            lease = await replica.take(run.step)
-            call.stall_s = time.perf_counter() - started_at
-            self._costs.add_stall(callback.name, call.stall_s, call.wait_s or 0.0)
-            self._go_on(call, partial(self._evaluate, callback, lease.model(callback.model), lease), lease)
+            lease = await self._copy(call, replica)
+            if lease is not None:
+                self._go_on(call, partial(self._evaluate, callback, lease.model(callback.model), lease), lease)
 
     async def turn(self) -> None:
         """Let what is under way go on with what has arrived; raises what one of them has failed with, if strict."""
         await self._in_flight.turn()
 
     async def wait(self) -> None:
-        """Wait for everything that is under way, and say for what and how long."""
+        """Wait for everything that is under way, and say for what and how long; raises as ``turn`` does."""
         if not self.are_under_way:
+            self._in_flight.check()
             return
         names = ", ".join(map(str, self._in_flight))
         self._recorder.show_note(f"waiting for what is under way: {names}")
@@ -117,8 +122,7 @@ class Evaluations:
                 message = f"{call} was given up, since the run has ended"
                 await self._recorder.record_event(call.run.step, "callback_given_up", call.callback.name, message)
         finally:
-            for replica in self._replicas:
-                await replica.close()
+            await asyncio.gather(*(replica.close() for replica in self._replicas))
 
     # One call
 
@@ -134,6 +138,8 @@ class Evaluations:
     def _go_on(self, call: Call, work: Callable[[], Awaitable[Any]], lease: Lease | None = None) -> None:
         """Let a call go on while training does."""
         call.started_at = time.perf_counter()
+        if lease is not None:
+            self._leases[call] = lease
         self._in_flight.start(call, partial(self._finish, call, work, lease))
 
     async def _finish(
@@ -149,12 +155,15 @@ class Evaluations:
             began_at = time.perf_counter()
             returned = await self._calls.make(call, work, is_detached=True)
             call.busy_s = time.perf_counter() - began_at
+            if lease is not None and returned is FAILED:  # nobody looks at these weights any more
+                lease.release()
             if previous is not None:  # results of one callback land in the order of their steps
                 await asyncio.wait({previous})
-            if lease is not None and self._holds_snapshots:
+            if lease is not None and not lease.is_released:
                 call.as_measured = lease.model
             await self._land(call, returned)
         finally:
+            self._leases.pop(call, None)
             if lease is not None:
                 lease.release()
 
@@ -183,6 +192,19 @@ class Evaluations:
         """Where the weights of a model are evaluated that change; None for a handle on weights that do not."""
         return next((replica for replica in self._replicas if replica.serves(model)), None)
 
+    async def _copy(self, call: Call, replica: Replica) -> Lease | None:
+        """A copy of the weights; None if it cannot be made, which is recorded as the failure of the call."""
+        started_at = time.perf_counter()
+        try:
+            return await replica.take(call.run.step)
+        except Exception as error:
+            failure = error
+        finally:
+            call.stall_s = time.perf_counter() - started_at
+            self._costs.add_stall(call.callback.name, call.stall_s, call.wait_s or 0.0)
+        await self._land(call, await self._calls.make(call, partial(_raise, failure)))
+        return None
+
     async def _make_room(self, call: Call, replica: Replica, when_busy: WhenBusy) -> bool:
         """See to room for a copy of the weights; False if the call is skipped for want of it."""
         step, name = call.run.step, call.callback.name
@@ -195,7 +217,7 @@ class Evaluations:
             await self._recorder.record_note(step, "callback_skipped", name, message)
             return False
         started_at = time.perf_counter()
-        oldest = next((other for other in self._in_flight if other.callback is call.callback), None)
+        oldest = self._oldest_in_the_way(call)
         if when_busy == "replace" and oldest is not None:
             await self._in_flight.cancel(oldest)
             self._costs[name].num_replaced += 1
@@ -204,6 +226,14 @@ class Evaluations:
         await replica.wait_for_room(step)
         call.wait_s = time.perf_counter() - started_at
         return True
+
+    def _oldest_in_the_way(self, call: Call) -> Call | None:
+        """The oldest call of the same callback whose end makes room: it has a copy, and is not about to land."""
+        for other in self._in_flight:
+            lease = self._leases.get(other)
+            if other.callback is call.callback and other.busy_s is None and lease is not None and not lease.is_released:
+                return other
+        return None
 
 
 async def _in_turn(lease: Lease, work: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:

@@ -64,7 +64,7 @@ class Completion:
 
 
 class GenerationCallback(ModelCallback[list[Completion]]):
-    """Generates ``num_completions`` per thread, ; a subclass says what to report of them.
+    """Generates ``num_completions`` per thread; a subclass says what to report of them.
 
     A completion at the end of a thread is taken off before generating. A thread for which generation fails is
     counted and reported; the others are not affected. At temperatures above 0 an example is sampled with the same

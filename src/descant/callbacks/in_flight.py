@@ -34,6 +34,11 @@ class InFlight:
     def __iter__(self) -> Iterator[Call]:
         return iter(list(self._tasks))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether ``check`` would raise: whoever has failed is not under way any more."""
+        return self._failure is not None
+
     def start(self, call: Call, work: Work) -> None:
         """Let a call go on."""
         if not self._tasks:

@@ -43,7 +43,8 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
         mode: see above; by default the trainer's ``callback_mode``.
         when_busy: in the background, when all copies that there is room for are still being evaluated: "wait" for one
             of them (nothing is lost; the time is reported as ``wait_s``), "skip" this evaluation, or let it "replace"
-            the oldest one of this callback that goes on. The last two are recorded. The final call waits in any case.
+            the oldest one of this callback that still needs its copy. The last two are recorded. The final call waits
+            in any case.
     """
 
     modes = get_args(CallbackMode)

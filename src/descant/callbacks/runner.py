@@ -243,7 +243,7 @@ class CallbackRunner:
         self._training_metrics = {"training/step_s": training_s / num_new_steps, **self._checked(metrics or {})}
         self.evaluations = {}
         await self.recorder.record(self.step, self._training_metrics)
-        is_quiet = not self._evaluations.are_under_way and not self._requests.are_pending
+        is_quiet = not self._evaluations.need_a_turn and not self._requests.are_pending
         is_quiet = is_quiet and self._due.is_quiet(self.step)
         # Whenever others have a turn on the event loop, what an earlier call has left behind has one too.
         with nullcontext() if is_quiet and not self.recorder.has_logger else preserved_process_state():
@@ -276,9 +276,8 @@ class CallbackRunner:
         due = [c for c in self.callbacks if c.at_end and self._last_call.get(c.name) != self.step]
         with preserved_process_state():
             await self._call_all(due, is_final=True)
-            if self._evaluations.are_under_way:
-                await self._evaluations.wait()
-                await self._call_all([], is_final=True)  # whoever has watched for a metric in vain
+            await self._evaluations.wait()
+            await self._call_all([], is_final=True)  # whoever has watched for a metric in vain
 
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -289,7 +288,8 @@ class CallbackRunner:
         """
         first_error: BaseException | None = None
         try:
-            if error is None or (isinstance(error, Exception) and not isinstance(error, CallbackError)):
+            may_call = error is None or (isinstance(error, Exception) and not isinstance(error, CallbackError))
+            if may_call and len(self._started) == len(self.callbacks):  # else the run has not begun
                 with suppress(Exception) if error else nullcontext():  # what stopped training is what must be raised
                     await self.make_final_calls()
         except BaseException as failure:
@@ -326,10 +326,10 @@ class CallbackRunner:
         due, deferred = self._due.take(before, self._progress)
         for callback in deferred:
             self.costs[callback.name].num_deferred += 1
-            message = (
-                f"{callback.name}: the call that is due at step {self.step} is deferred; with it, callbacks would have "
-                f"taken {self.costs.share_with(callback.name):.1%} of the time, which callback_budget does not allow"
-            )
+            share = f"{self.costs.share_with(callback.name):.1%} of the time"
+            why = f"with it, callbacks would have taken {share}, which callback_budget does not allow"
+            why = f"so is {callback.same_step_key!r}, which it needs" if callback.runs_last else why
+            message = f"{callback.name}: the call that is due at step {self.step} is deferred; {why}"
             await self.recorder.record_note(self.step, "callback_deferred", callback.name, message)
         await self._call_all(due)
 
@@ -415,7 +415,7 @@ class CallbackRunner:
         numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
         self.late_evaluations.append((call.run.step, numbers))
         for watcher in self.callbacks:
-            if watcher.watched_key in metrics:
+            if watcher.watched_key in metrics and watcher.name not in self._calls.disabled:
                 await self._call_watcher(watcher, call, metrics)
 
     async def _call_watcher(self, watcher: RecipeCallback, call: Call, metrics: dict[str, Metric]) -> None:

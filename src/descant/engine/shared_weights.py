@@ -94,7 +94,7 @@ class SharedWeights:
         """
         live = named_tensors(model)
         if (layout := WeightLayout._of_tensors(live)) != self.layout:
-            differences = self.layout.differences(layout) or "number formats are others"
+            differences = self.layout.differences(layout) or "number formats, or who requires gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
         torch._foreach_copy_(list(self.tensors.values()), list(live.values()))
 

@@ -140,6 +140,7 @@ class Replica:
 
         Raises:
             DescantError: there is no room.
+            and whatever the copy, or a place that does not start, fails with; there is room again.
         """
         buffer = self._held(version)
         if buffer is None:
@@ -149,22 +150,28 @@ class Replica:
             buffer.version, buffer.name = version, f"copy-{next(self._numbers)}-of-step-{version}"
             try:
                 await self._source.run(ExportWeights(buffer.fd, self._layout))
+                self._place().submit(AttachWeights(buffer.name, buffer.fd, self._layout))
             except BaseException:
                 self._free(buffer)
                 raise
-            self._place().submit(AttachWeights(buffer.name, buffer.fd, self._layout))
         buffer.num_users += 1
         return Lease(self, buffer)
 
     async def close(self) -> None:
         """End the place, and free the memory. What still runs is cancelled."""
-        if self._evaluator is not None:
-            await asyncio.to_thread(self._evaluator.close)
-        buffers, self._buffers = self._buffers, []
-        for buffer in buffers:
-            with suppress(DescantError):  # the model was closed, and let go of it
-                await asyncio.wrap_future(self._source.submit(UnmapWeights(buffer.fd)).future)
-            os.close(buffer.fd)
+        try:
+            if self._evaluator is not None:
+                await asyncio.to_thread(self._evaluator.close)
+        finally:
+            buffers, self._buffers = self._buffers, []
+            unmapped: list[Future[Any]] = []
+            for buffer in buffers:
+                with suppress(DescantError):  # the model was closed, and let go of it
+                    unmapped.append(self._source.submit(UnmapWeights(buffer.fd)).future)
+                os.close(buffer.fd)
+            for future in unmapped:
+                with suppress(DescantError):
+                    await asyncio.shield(asyncio.wrap_future(future))
 
     def kill(self) -> None:
         """End a process at once."""
@@ -176,7 +183,8 @@ class Replica:
         return self._evaluator
 
     def _held(self, version: int) -> _Buffer | None:
-        return next((buffer for buffer in self._buffers if buffer.version == version), None)
+        """Where a version is that is in use; one that nobody uses any more is about to be forgotten."""
+        return next((buffer for buffer in self._buffers if buffer.version == version and buffer.num_users), None)
 
     def _release(self, buffer: _Buffer) -> None:
         buffer.num_users -= 1
@@ -218,7 +226,8 @@ class Lease:
         self._replica = replica
         self._buffer = buffer
         self._name = buffer.name
-        self._has_turn = self._is_released = False
+        self._has_turn = False
+        self.is_released = False
 
     def model(self, view: InferenceModel) -> InferenceModel:
         """A handle on these weights that samples like another one; that one itself if it is of another model."""
@@ -239,6 +248,6 @@ class Lease:
     def release(self) -> None:
         """Give it back, and the turn; twice is harmless. The last user of a version frees its memory."""
         self.end_turn()
-        if not self._is_released:
-            self._is_released = True
+        if not self.is_released:
+            self.is_released = True
             self._replica._release(self._buffer)

@@ -63,8 +63,8 @@ def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[An
         if kind == "run":
             pending[number] = ticket = submit(job)
             ticket.future.add_done_callback(partial(_answer, send, pending, number))
-        elif kind == "cancel" and number in pending:
-            pending[number].cancel()
+        elif kind == "cancel" and (started := pending.get(number)):  # it may end at this moment
+            started.cancel()
 
 
 def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:

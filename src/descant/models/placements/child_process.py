@@ -221,7 +221,7 @@ class _Child:
                     break
         except (EOFError, OSError):
             pass
-        except Exception as error:  # an answer that cannot be read
+        except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
             self._failure = error
             self.process.kill()
         self.process.wait()

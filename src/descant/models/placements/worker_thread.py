@@ -113,7 +113,10 @@ class _WorkLoop:
         ticket = _Ticket(int(job.priority), next(self._numbers), job)
         with self._lock:
             if self._closed:
-                raise DescantError(f"model {self._name!r} was closed")
+                failure = self.loaded.exception() if self.loaded.done() else None
+                raise DescantError(
+                    f"model {self._name!r} was closed" if failure is None else f"model {self._name!r}: {failure}"
+                ) from failure
             self._queue.put(ticket)
         return ticket
 
