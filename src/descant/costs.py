@@ -131,6 +131,12 @@ class Costs:
         total = self.training_s + callbacks_s
         return callbacks_s / total if total else 0.0
 
+    def own_share_with(self, name: str) -> float:
+        """The share of the time so far that this callback alone will have cost after one more call."""
+        cost = self._costs[name]
+        total = self.training_s + self.callbacks_s + cost.mean_s
+        return (cost.seconds + cost.mean_s) / total if total else 0.0
+
     def remaining_s(self, step: int) -> float | None:
         """Seconds from now, after ``step`` steps, to the end of the run, the calls still to come included.
 

@@ -20,6 +20,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from descant import (
+    EvaluationPlacement,
     GenerateSamplesCallback,
     GraderEvalCallback,
     InferenceModel,
@@ -445,3 +446,50 @@ def test_a_live_model_sees_the_weights_as_they_are(gpt2_dir):
 
     asyncio.run(look())
     assert not any(not parameter.requires_grad for parameter in module.parameters())
+
+
+# Beside training
+
+
+class Steps(TrainerCallback):
+    """What the trainer's own trackers would have been told, and at which step."""
+
+    def __init__(self):
+        self.told = {}
+
+    def on_log(self, args, state, control, logs=None, **_):
+        for key in logs or ():
+            self.told.setdefault(key, []).append(state.global_step)
+
+
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+@pytest.mark.parametrize("name", ["SFTTrainer", "GRPOTrainer"])
+def test_beside_training_it_is_the_same(gpt2_dir, tmp_path, name, mode):
+    runs = {}
+    for kind in ("alone", "inline", mode):
+        trainer = TRAINERS[name](gpt2_dir, tmp_path / f"out-{kind}")
+        steps = Steps()
+        trainer.add_callback(steps)
+        if kind != "alone":
+            added = add_callbacks(
+                trainer,
+                callbacks,
+                run_dir=tmp_path / kind,
+                callback_mode=kind,
+                callback_placement=EvaluationPlacement(num_threads=torch.get_num_threads()),
+            )
+            assert {failure.callback for failure in added.failures} <= {"vandal"}
+        trainer.train()
+        runs[kind] = (trainer, steps)
+    alone = weights_of(runs["alone"][0])
+    beside = weights_of(runs[mode][0])
+    different = [key for key, tensor in alone.items() if not torch.equal(tensor, beside[key])]
+    assert not different
+    for key in ("validation/loss", "validation/rewards/score/mean", "validation/num_samples"):
+        assert series(tmp_path / mode, key) == series(tmp_path / "inline", key)
+        expected = list(series(tmp_path / "inline", key))
+        assert len(expected) == 3
+        assert sorted(runs[mode][1].told[f"eval_{key}"]) == expected
+        rows = [row for row in runs[mode][0].state.log_history if f"eval_{key}" in row]
+        assert sorted(row["step"] for row in rows) == expected
+    assert samples(tmp_path / mode, "samples") == samples(tmp_path / "inline", "samples")

@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -587,3 +588,31 @@ def is_alive(pid):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
     except FileNotFoundError:
         return False
+
+
+async def test_a_report_that_exits_ends_the_run_in_order(qwen3_dir, tmp_path):
+    class Exits(GraderEvalCallback):
+        async def report(self, measurement):
+            raise SystemExit(3)
+
+    def make(model):
+        return [Exits(VALIDATION[:1], model, LengthGrader(), 1, max_gen_len=2, mode="overlap"), CountingCallback(0.5)]
+
+    with pytest.raises(SystemExit, match="3"):
+        await train(qwen3_dir, tmp_path, make)
+    assert query(tmp_path, "SELECT kind FROM events ORDER BY rowid DESC LIMIT 1") == [("run_cancelled",)]
+
+
+async def test_results_that_have_arrived_by_the_time_that_time_is_up_are_taken(gpt2_dir, tmp_path):
+    """In a loop that stands still while it trains, what took no time at all may be looked at late."""
+
+    class Slow(BareLoop):
+        def train_step(self):
+            threading.Event().wait(0.3)  # while the evaluation is done elsewhere
+            return super().train_step()
+
+    loop = Slow(gpt2_dir)
+    callback = ValidationLossCallback(VALIDATION, loop.model, 0.5, mode="overlap", timeout_s=0.2)
+    runner = loop.run_synchronously(4, [callback], tmp_path)
+    assert not runner.failures
+    assert list(series(tmp_path, "validation/loss")) == [0, 2, 4]

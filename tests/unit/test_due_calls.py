@@ -114,6 +114,21 @@ def test_the_budget_defers_until_it_fits():
     assert step_to(100) == (1, 0)  # the last
 
 
+def test_a_cheap_call_that_is_due_often_starves_no_dear_one():
+    cheap, dear = CountingCallback(0.001, "cheap"), CountingCallback(0.1, "dear")
+    due, costs = due_calls([cheap, dear], 2000, budget=0.05)
+    seconds, made = {"cheap": 1.0, "dear": 30.0}, {"cheap": [], "dear": []}
+    for step in range(2000):
+        costs.add_steps(1, 1.0)
+        before = Progress(step - 1, 2000) if step else None
+        for callback in due.take(before, Progress(step, 2000))[0]:
+            costs.add_stall(callback.name, seconds[callback.name])
+            made[callback.name].append(step)
+    assert len(made["dear"]) >= 2
+    assert len(made["cheap"]) >= 30
+    assert costs.callbacks_s <= 0.05 * (costs.training_s + costs.callbacks_s) + 31
+
+
 def test_the_budget_knows_that_a_copy_is_cheap():
     callback = CountingCallback(0.1)
     due, costs = due_calls([callback], 100, budget=0.1)

@@ -12,6 +12,7 @@ from descant.engine.process_state import preserved_process_state
 from descant.errors import CallbackError
 from descant.owner import Owner, owner_scope
 
+_NUM_TURNS = 50  # of the event loop, for what takes a few of them after its time is up
 GRACE_S = 1.0
 """How long a call that is cancelled may take to clean up."""
 
@@ -52,6 +53,8 @@ class CallGuard:
             task = asyncio.ensure_future(_contained(work))  # has a copy of the context: the owner is in it
             try:
                 await asyncio.wait({task}, timeout=timeout_s)
+                if not task.done() and is_detached:  # what has arrived while the loop stood still has a turn
+                    await _turn_until_done(task)
                 if not task.done():
                     reason = f"was cancelled after its timeout_s={timeout_s:g}"
                     raise TimeoutError(f"it took longer than timeout_s={timeout_s:g} and was cancelled")
@@ -84,6 +87,13 @@ class CallGuard:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         _ = task.cancelled() or task.exception()  # it has been asked to end: nobody wants to hear how it did
         del self.lingering[task]
+
+
+async def _turn_until_done(task: asyncio.Task[Any]) -> None:
+    for _ in range(_NUM_TURNS):
+        if task.done():
+            return
+        await asyncio.sleep(0)
 
 
 async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:

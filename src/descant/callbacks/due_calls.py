@@ -50,7 +50,8 @@ class DueCalls:
         """The callbacks that run now, and those that are due and have to wait until the budget allows them.
 
         What was deferred comes back as soon as it fits, and with it those that need what it measures at the same step.
-        The first and the last call are never deferred.
+        The first and the last call are never deferred, and neither are those that go by the metrics of others. While
+        another one waits, each has an equal part of the budget: a cheap call that is due often starves no dear one.
         """
         running, deferred = [], []
         for callback in self._callbacks:
@@ -75,7 +76,10 @@ class DueCalls:
         is_first = self._costs[callback.name].num_runs == 0
         if self._budget is None or is_first or current.is_complete or callback.runs_last:
             return True
-        return self._costs.share_with(callback.name) <= self._budget
+        if self._costs.share_with(callback.name) > self._budget:
+            return False
+        others_wait = bool(self._deferred - {callback.name})
+        return not others_wait or self._costs.own_share_with(callback.name) <= self._budget / len(self._callbacks)
 
     def _due_steps(self, callback: RecipeCallback) -> Sequence[int] | None:
         """All its steps, in order; None if it has to be asked at every step."""

@@ -112,11 +112,15 @@ class Evaluations:
         message = f"waited {describe_seconds(time.perf_counter() - started_at)} for {names}"
         await self._recorder.record_note(self._recorder.step, "waited_for_callbacks", "callbacks", message)
 
+    def kill(self) -> None:
+        """End the processes that evaluate, at once."""
+        for replica in self._replicas:
+            replica.kill()
+
     async def close(self, *, at_once: bool) -> None:
         """Give up what is still under way, which is recorded, and end what was started for it."""
         if at_once:
-            for replica in self._replicas:
-                replica.kill()
+            self.kill()
         try:
             for call in await self._in_flight.cancel_all():
                 message = f"{call} was given up, since the run has ended"
@@ -219,10 +223,12 @@ class Evaluations:
         started_at = time.perf_counter()
         oldest = self._oldest_in_the_way(call)
         if when_busy == "replace" and oldest is not None:
-            await self._in_flight.cancel(oldest)
-            self._costs[name].num_replaced += 1
-            message = f"{oldest} was given up for that of step {step} (when_busy='replace')"
-            await self._recorder.record_note(oldest.run.step, "callback_replaced", name, message)
+            try:
+                await self._in_flight.cancel(oldest)
+            finally:
+                self._costs[name].num_replaced += 1
+                message = f"{oldest} was given up for that of step {step} (when_busy='replace')"
+                await self._recorder.record_note(oldest.run.step, "callback_replaced", name, message)
         await replica.wait_for_room(step)
         call.wait_s = time.perf_counter() - started_at
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -42,10 +43,9 @@ class InFlight:
     def start(self, call: Call, work: Work) -> None:
         """Let a call go on."""
         if not self._tasks:
-            self._switch_interval_s = sys.getswitchinterval()
-            sys.setswitchinterval(min(_SWITCH_INTERVAL_S, self._switch_interval_s))
+            _PYTHON.begin()
         same = [task for other, task in self._tasks.items() if other.callback is call.callback]
-        task = asyncio.ensure_future(work(same[-1] if same else None))
+        task = asyncio.ensure_future(self._contained(work(same[-1] if same else None)))
         self._tasks[call] = task
         task.add_done_callback(lambda task: self._end(call, task))
 
@@ -83,9 +83,40 @@ class InFlight:
             await asyncio.wait(tasks, timeout=_LEAVING_S)
         return calls
 
+    async def _contained(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (KeyboardInterrupt, SystemExit) as leaving:  # which would tear down the event loop
+            self._failure = self._failure or leaving
+
     def _end(self, call: Call, task: asyncio.Task[None]) -> None:
         del self._tasks[call]
         if not self._tasks:
-            sys.setswitchinterval(self._switch_interval_s)
+            _PYTHON.end()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error
+
+
+class _SwitchInterval:
+    """Python's switch interval, while anything of any run of this process goes on beside training."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_busy = 0
+        self._found_s = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._num_busy:
+                self._found_s = sys.getswitchinterval()
+                sys.setswitchinterval(min(_SWITCH_INTERVAL_S, self._found_s))
+            self._num_busy += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._num_busy -= 1
+            if not self._num_busy:
+                sys.setswitchinterval(self._found_s)
+
+
+_PYTHON = _SwitchInterval()

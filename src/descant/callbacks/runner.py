@@ -218,6 +218,10 @@ class CallbackRunner:
         self._is_open = False
         await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
+    def kill(self) -> None:
+        """End the processes that evaluate, where nothing else can be ended: something blocks the event loop."""
+        self._evaluations.kill()
+
     def synchronous(self) -> SynchronousRunner:
         """The same for loops that are not async: ``with runner.synchronous() as runner:``."""
         return SynchronousRunner(self)

@@ -66,7 +66,9 @@ class SynchronousRunner:
     def close(self, error: BaseException | None = None) -> None:
         """Leave, ``error`` being what has ended the training, if it has failed."""
         with self._stack:
-            if not self._loop.is_stuck:
+            if self._loop.is_stuck:
+                self.runner.kill()
+            else:
                 self._loop.run(self.runner.close(error))
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
@@ -23,7 +24,7 @@ from descant.engine.jobs import (
     UnmapWeights,
 )
 from descant.engine.weight_file import new_weight_file
-from descant.errors import ConfigurationError, DescantError
+from descant.errors import ConfigurationError, DescantError, WorkerDied
 from descant.models.inference import InferenceModel
 from descant.models.placements.child_process import ChildProcess
 from descant.models.placements.placement import Placement
@@ -68,6 +69,7 @@ class _Buffer:
     name: str = ""
     version: int | None = None
     num_users: int = 0
+    attached: Future[None] | None = None
 
 
 class Replica:
@@ -102,6 +104,8 @@ class Replica:
             ConfigurationError: the model cannot be evaluated there, with why and what to do.
         """
         self._loop = asyncio.get_running_loop()
+        if self._placement.where == "process" and sys.platform == "win32":
+            raise ConfigurationError("a process of its own needs Linux or macOS; use EvaluationPlacement('thread')")
         device, where = self._placement.device, self._placement.where
         spec = await self._source.run(
             DescribeReplica(device, self._placement.num_threads, importable=where == "process")
@@ -150,7 +154,7 @@ class Replica:
             buffer.version, buffer.name = version, f"copy-{next(self._numbers)}-of-step-{version}"
             try:
                 await self._source.run(ExportWeights(buffer.fd, self._layout))
-                self._place().submit(AttachWeights(buffer.name, buffer.fd, self._layout))
+                buffer.attached = self._place().submit(AttachWeights(buffer.name, buffer.fd, self._layout)).future
             except BaseException:
                 self._free(buffer)
                 raise
@@ -234,10 +238,17 @@ class Lease:
         return view._elsewhere(self._replica._place(), self._name) if self._replica.serves(view) else view
 
     async def turn(self) -> None:
-        """Wait until the place is ready, and evaluations that came before have been measured."""
+        """Wait until the place is ready, and evaluations that came before have been measured.
+
+        Raises:
+            DescantError: there is no such place, or it cannot take the weights, with why.
+        """
         await self._replica._turn.acquire()
         self._has_turn = True
         await self._replica._place().ready()
+        attached = self._buffer.attached
+        if attached is not None and not isinstance(attached.exception(0) if attached.done() else None, WorkerDied):
+            await asyncio.shield(asyncio.wrap_future(attached))  # by a process that has died since: another has them
 
     def end_turn(self) -> None:
         """Let the next evaluation begin; twice is harmless."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import descant
 from descant.engine.jobs import AttachWeights, DetachWeights, Job
-from descant.errors import DescantError, WorkerDied
+from descant.errors import ConfigurationError, DescantError, WorkerDied
 from descant.models.placements.placement import Placement
 from descant.owner import PendingJob
 
@@ -61,11 +61,18 @@ class ChildProcess(Placement):
 
     def __init__(self, name: str, spec: Any, fds: Sequence[int]) -> None:
         super().__init__(name)
-        self._spec = pickle.dumps(spec)
+        try:
+            self._spec = pickle.dumps(spec)
+        except Exception as error:
+            raise ConfigurationError(
+                f"{name!r}: its configuration or tokenizer cannot be sent to a process of its own ({error}); use "
+                "callback_placement=EvaluationPlacement('thread')"
+            ) from error
         self._fds = tuple(fds)
         self._attached: dict[str, AttachWeights] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._finalizer: weakref.finalize[Any, ChildProcess] | None = None
         self._child = self._start()
 
     @property
@@ -123,7 +130,9 @@ class ChildProcess(Placement):
 
     def _start(self) -> _Child:
         child = _Child(self.name, self._spec, self._fds)
-        weakref.finalize(self, child.close, 0.0)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, child.close, 0.0)
         return child
 
 
