@@ -116,12 +116,12 @@ def test_the_budget_defers_until_it_fits():
 
 def test_a_cheap_call_that_is_due_often_starves_no_dear_one():
     cheap, dear = CountingCallback(0.001, "cheap"), CountingCallback(0.1, "dear")
-    due, costs = due_calls([cheap, dear], 2000, budget=0.05)
+    due, costs = due_calls([cheap, dear], 4000, budget=0.05)
     seconds, made = {"cheap": 1.0, "dear": 30.0}, {"cheap": [], "dear": []}
-    for step in range(2000):
+    for step in range(4000):
         costs.add_steps(1, 1.0)
-        before = Progress(step - 1, 2000) if step else None
-        for callback in due.take(before, Progress(step, 2000))[0]:
+        before = Progress(step - 1, 4000) if step else None
+        for callback in due.take(before, Progress(step, 4000))[0]:
             costs.add_stall(callback.name, seconds[callback.name])
             made[callback.name].append(step)
     assert len(made["dear"]) >= 2

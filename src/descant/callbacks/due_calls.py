@@ -78,7 +78,12 @@ class DueCalls:
             return True
         if self._costs.share_with(callback.name) > self._budget:
             return False
-        others_wait = bool(self._deferred - {callback.name})
+        others_wait = any(
+            other.name in self._deferred
+            and other is not callback
+            and other.same_step_key not in callback.declared_keys()
+            for other in self._callbacks
+        )
         return not others_wait or self._costs.own_share_with(callback.name) <= self._budget / len(self._callbacks)
 
     def _due_steps(self, callback: RecipeCallback) -> Sequence[int] | None:

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 from typing import Any, TypeVar, cast
@@ -41,7 +42,7 @@ from descant.engine.optim import Optimizer
 from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
 from descant.engine.process_state import COMPUTE_SETTINGS, NUM_THREADS, num_cores, restored
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
-from descant.engine.replica_spec import ReplicaSpec, check_importable, check_same_modules
+from descant.engine.replica_spec import ReplicaSpec, check_importable, check_same_logits, check_same_modules
 from descant.engine.score import TokenScorer
 from descant.engine.shared_weights import SharedWeights, WeightLayout
 from descant.engine.weights import WeightStore
@@ -326,7 +327,10 @@ class HFEngine:
             settings=settings,
             device=job.device or str(self.device),
         )
-        check_same_modules(spec.empty_model(), self.model)
+        made = replace(spec, device=str(self.device)).empty_model()
+        check_same_modules(made, self.model)
+        with _module_mode(self.model, training=False), computes_in(self.precision, self.device.type):
+            check_same_logits(made, self.model)
         return spec
 
     def _mapped(self, fd: int, layout: WeightLayout) -> SharedWeights:

@@ -102,12 +102,25 @@ def check_same_modules(made: nn.Module, model: nn.Module) -> None:
                 f"{type(module).__name__}, and its configuration describes a {type(kinds.get(name)).__name__}; use "
                 "mode='overlap' or mode='inline'"
             )
-        if "forward" in vars(module):
-            raise ConfigurationError(
-                f"{type(model).__name__} cannot be evaluated in the background: the forward of its part {name!r} was "
-                "replaced (mixed precision of accelerate does that), and what it does now is not known elsewhere; use "
-                "mode='overlap' or mode='inline'"
-            )
+
+
+@torch.no_grad()
+def check_same_logits(made: nn.Module, model: nn.Module) -> None:
+    """Raises ConfigurationError if a module that was made from the configuration computes otherwise than the model,
+    with the model's own weights: whatever was done to it (mixed precision of accelerate, a replaced forward, hooks).
+    """
+    live = named_tensors(model)
+    for name, tensor in named_tensors(made).items():
+        tensor.data = live[name].data
+    probe = torch.arange(8, device=next(model.parameters()).device).unsqueeze(0)
+    expected, found = (module(input_ids=probe, use_cache=False).logits for module in (model, made))
+    is_same = torch.equal if probe.device.type == "cpu" else torch.allclose
+    if not is_same(expected, found):
+        raise ConfigurationError(
+            f"{type(model).__name__} cannot be evaluated in the background: something has changed what it computes "
+            "(mixed precision of accelerate, a replaced forward, a hook), which is not known elsewhere; use "
+            "mode='overlap' or mode='inline'"
+        )
 
 
 def check_importable(model_class: type[Any]) -> None:
