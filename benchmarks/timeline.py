@@ -21,7 +21,7 @@ from descant import every_steps as every_n
 
 MODES = ("inline", "overlap", "background")
 NUM_STEPS = 24
-SCALE = 130  # pixels per second
+SCALE = 200  # pixels per second
 ROW, LEFT, WIDTH = 78, 96, 1000
 COLORS = {"step": "#c9ced6", "stall": "#d1495b", "beside": "#3b7dd8"}
 
@@ -40,40 +40,37 @@ class Watched(GraderEvalCallback):
 
     async def measure(self, model):
         """Generate, between two looks at the clock."""
-        self.spans = [("generates", time.perf_counter())]
+        self.spans = [("model", time.perf_counter())]
         completions = await super().measure(model)
-        self.spans.append(("is graded", time.perf_counter()))
+        self.spans.append(("judge", time.perf_counter()))
         return completions
 
     async def report(self, measurement):
         """Grade, likewise."""
         metrics = await super().report(measurement)
         self.spans.append(("done", time.perf_counter()))
+        self.is_warm.set()
         return metrics
 
 
 class Clock(RecipeCallback):
-    """Notes when each step has ended."""
+    """Notes when each step has ended. At first it waits for a first evaluation, with which a process has started."""
 
     async def callback(self, current_percentage):
         """Look at the clock."""
+        if self.run.step == 1:
+            await self.watched.is_warm.wait()
         self.ends = [*getattr(self, "ends", []), (self.run.step, time.perf_counter())]
         return {}
 
 
 async def run(mode, path):
     model = await ModelBuilder(path).spawn_train("policy", max_batch_size=4096)
-    watched = Watched(
-        ragged_threads(24, 8, 32),
-        model,
-        Judge("judge"),
-        at(0.25),
-        max_gen_len=48,
-        at_start=False,
-        at_end=False,
-        mode=mode,
-    )
+    options = {"max_gen_len": 64, "at_end": False, "mode": mode}
+    watched = Watched(ragged_threads(48, 8, 32), model, Judge("judge"), at(0.25), **options)
+    watched.is_warm = asyncio.Event()
     before, after = Clock(every_n(1), name="before"), Clock(every_n(1), name="after")
+    before.watched = after.watched = watched
     await SFT(
         dataset=ragged_threads(8 * NUM_STEPS, 64, 128),
         model=model,
