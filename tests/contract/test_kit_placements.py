@@ -83,7 +83,7 @@ BAD = {
 async def test_a_bad_one_is_caught_and_told_why(kind, monkeypatch):
     monkeypatch.setattr("descant.testing.placement_check.Replica", kind)
     where = "process" if kind is NotRevived else "thread"
-    report = await check_placement(EvaluationPlacement(where=where), timeout_s=20, raise_on_failure=False)
+    report = await check_placement(EvaluationPlacement(where=where), timeout_s=60, raise_on_failure=False)
     failed = {check.name: check.details for check in report.failures}
     assert set(BAD[kind]) <= set(failed)
     for name, message in BAD[kind].items():

@@ -227,7 +227,7 @@ async def test_failures_and_timeouts_beside_training_are_recorded_at_their_step(
             return {"value": self.run.step, "object": object()} if self.run.step == 6 else {"value": self.run.step}
 
     def make(model):
-        return [Breaks(model.max_gen_len(2), 0.25, "breaks", mode=mode, timeout_s=1.0)]
+        return [Breaks(model.max_gen_len(2), 0.25, "breaks", mode=mode, timeout_s=6.0)]
 
     result, weights = await train(qwen3_dir, tmp_path / "run", make)
     _, without = await train(qwen3_dir, tmp_path / "without", lambda model: [])
@@ -236,7 +236,7 @@ async def test_failures_and_timeouts_beside_training_are_recorded_at_their_step(
     failed = {failure.step: failure.message for failure in result.callback_failures}
     assert failed.keys() == {2, 4, 6}
     assert "ValueError: on purpose" in failed[2]
-    assert "longer than timeout_s=1" in failed[4]
+    assert "longer than timeout_s=6" in failed[4]
     assert "key 'breaks/object'" in failed[6]
     warned = query(tmp_path / "run", "SELECT step FROM events WHERE kind = 'callback_warning' ORDER BY step")
     assert warned == [(0,), (6,), (8,)]
