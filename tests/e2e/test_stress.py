@@ -142,8 +142,9 @@ async def test_owners_get_their_own_results_whoever_else_is_busy(gpt2_dir):
             snapshot = await model.snapshot()
             snapshot.live = model
             together = await all_at_once(snapshot, model, random.Random(seed))
-            trained_beside = weights_of(model)
+            # A job whose owner was cancelled may be on the weights of the snapshot still: after this it has ended.
             assert await model.logprobs_many(THREADS) != await snapshot.logprobs_many(THREADS)
+            trained_beside = weights_of(model)
             await snapshot.dealloc()
             assert not model._placement._loop._engine.weights._copies, "a handle was lost"
         assert len(together) < NUM_OWNERS, "nobody was cancelled"
