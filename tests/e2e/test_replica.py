@@ -204,11 +204,12 @@ async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
     async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
         lease = await replica.take(0)
         alone = await lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens(THREADS[0])
+        loop = replica._evaluator._loop
+        before = loop._current  # which may be ending still
         running = asyncio.create_task(
             lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens_many(THREADS[:1])
         )
-        loop = replica._evaluator._loop
-        while not (loop._current and isinstance(loop._current.job, Generate)):
+        while not running.done() and (loop._current in (None, before) or not isinstance(loop._current.job, Generate)):
             await asyncio.sleep(0)
         lease.release()
         await step(model)
