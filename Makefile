@@ -11,7 +11,7 @@ help:
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
 	@echo "make check   format, lint, types, layers and unit tests"
 	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
-	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about fifteen minutes)"
+	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about two minutes)"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
 
