@@ -202,10 +202,11 @@ class HFEngine:
         """
         if self.replica_of is not None:
             self.replica_of.check_process()
-        with nullcontext() if self.replica_of else restored(COMPUTE_SETTINGS):
-            for read, write, own in self.settings:
-                if self.replica_of is None and read() != own:
-                    write(own)
+        own = self.settings if self.replica_of is None else ()
+        with restored(COMPUTE_SETTINGS) if own else nullcontext():
+            for read, write, value in own:
+                if read() != value:
+                    write(value)
             forget_casts()  # the job may run within another one, on other weights
             try:
                 yield
