@@ -71,9 +71,9 @@ def parse_lines(path):
 
 
 def measure(path):
-    from descant.threads.contamination import find_contamination
-    from descant.threads.datasets import load_threads
-    from descant.threads.split import train_validation_split
+    from descant.data.contamination import find_contamination
+    from descant.data.datasets import load_threads
+    from descant.data.split import train_validation_split
 
     measured = {}
     if path.suffix == ".jsonl":

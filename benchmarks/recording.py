@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from descant.loggers.logger import TrackerLogger
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.run_log import RunLog
+from descant.runlog.run_log import RunLog
+from descant.runner.recorder import RunRecorder
+from descant.trackers.logger import TrackerLogger
 
 KEYS = [f"training/metric_{number:02}" for number in range(20)]
 NUM_STEPS = 100_000

@@ -17,13 +17,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from descant.loggers.mlflow_logger import MLFlowLogger
-from descant.loggers.mlflow_names import mlflow_name
-from descant.loggers.tensorboard_logger import TBMetricsLogger
-from descant.loggers.text import printable
-from descant.loggers.tracker_rows import without_nan
-from descant.loggers.trackio_logger import TrackioLogger
-from descant.loggers.wandb_logger import WandbLogger
+from descant.text import printable
+from descant.trackers.mlflow import MLFlowLogger
+from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.rows import without_nan
+from descant.trackers.tensorboard import TBMetricsLogger
+from descant.trackers.trackio import TrackioLogger
+from descant.trackers.wandb import WandbLogger
 
 
 class Place:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from descant.callbacks.generate_samples import GenerateSamplesCallback
     from descant.callbacks.grader_eval import GraderEvalCallback
     from descant.callbacks.model_callback import ModelCallback
-    from descant.callbacks.runner import CallbackRunner
     from descant.callbacks.validation_loss import ValidationLossCallback
+    from descant.data.contamination import find_contamination
+    from descant.data.datasets import load_pairs, load_threads
+    from descant.data.split import train_validation_split
     from descant.errors import IgnoreGradeException
     from descant.graders.base import BaseGrader, Grade
     from descant.graders.combined_grader import CombinedGrader
@@ -28,19 +30,11 @@ if TYPE_CHECKING:
     from descant.graders.numeric import NumericGrader
     from descant.graders.regex_grader import RegexGrader
     from descant.graders.remote_calls import RemoteCalls
-    from descant.loggers.composite_logger import CompositeLogger
-    from descant.loggers.logger import Logger, TrackerLogger
-    from descant.loggers.mlflow_logger import MLFlowLogger
-    from descant.loggers.prod_logger import get_prod_logger
-    from descant.loggers.stdout_logger import StdoutLogger
-    from descant.loggers.tensorboard_logger import TBMetricsLogger
-    from descant.loggers.trackio_logger import TrackioLogger
-    from descant.loggers.wandb_logger import WandbLogger
     from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
-    from descant.models.replica import EvaluationPlacement
     from descant.models.training import TrainingModel
+    from descant.models.weight_buffers import EvaluationPlacement
     from descant.notifiers import (
         JobNotifier,
         SimpleProgressNotifier,
@@ -51,14 +45,20 @@ if TYPE_CHECKING:
     from descant.recipes.config import InputConfig
     from descant.recipes.context import RecipeContext
     from descant.recipes.recipe import recipe_main
+    from descant.runner.callback_runner import CallbackRunner
     from descant.schedule import at, every, every_minutes, every_steps
     from descant.table import Table
-    from descant.threads.contamination import find_contamination
-    from descant.threads.datasets import load_pairs, load_threads
-    from descant.threads.split import train_validation_split
     from descant.threads.thread import StringThread, StringTurn
     from descant.threads.tokenized import TokenizedThread
     from descant.threads.tools import Tool, ToolCall
+    from descant.trackers.composite import CompositeLogger
+    from descant.trackers.configured import get_prod_logger
+    from descant.trackers.logger import Logger, TrackerLogger
+    from descant.trackers.mlflow import MLFlowLogger
+    from descant.trackers.stdout import StdoutLogger
+    from descant.trackers.tensorboard import TBMetricsLogger
+    from descant.trackers.trackio import TrackioLogger
+    from descant.trackers.wandb import WandbLogger
     from descant.trainers.loop import TrainingResult
     from descant.trainers.lr_schedulers import CombinedSchedule, CosineScheduler, CosineSchedulerWithoutWarmup
     from descant.trainers.sft import SFT
@@ -68,16 +68,16 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "BaseGrader": "graders.base",
     "BestModelCallback": "callbacks.best_model",
-    "CallbackRunner": "callbacks.runner",
+    "CallbackRunner": "runner.callback_runner",
     "CheckpointCallback": "callbacks.checkpoint",
     "CombinedGrader": "graders.combined_grader",
     "CombinedSchedule": "trainers.lr_schedulers",
-    "CompositeLogger": "loggers.composite_logger",
+    "CompositeLogger": "trackers.composite",
     "ContainsGrader": "graders.contains",
     "CosineScheduler": "trainers.lr_schedulers",
     "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
     "EarlyStoppingCallback": "callbacks.early_stopping",
-    "EvaluationPlacement": "models.replica",
+    "EvaluationPlacement": "models.weight_buffers",
     "ExactMatchGrader": "graders.exact_match",
     "GenerateSamplesCallback": "callbacks.generate_samples",
     "Grade": "graders.base",
@@ -87,8 +87,8 @@ _HOME_OF = {
     "InputConfig": "recipes.config",
     "JSONSchemaGrader": "graders.json_schema",
     "JobNotifier": "notifiers",
-    "Logger": "loggers.logger",
-    "MLFlowLogger": "loggers.mlflow_logger",
+    "Logger": "trackers.logger",
+    "MLFlowLogger": "trackers.mlflow",
     "ModelBuilder": "models.builder",
     "ModelCallback": "callbacks.model_callback",
     "NumericGrader": "graders.numeric",
@@ -101,33 +101,33 @@ _HOME_OF = {
     "SimpleProgressNotifier": "notifiers",
     "StageNotifier": "notifiers",
     "StdoutJobNotifier": "notifiers",
-    "StdoutLogger": "loggers.stdout_logger",
+    "StdoutLogger": "trackers.stdout",
     "StdoutStageNotifier": "notifiers",
     "StringThread": "threads.thread",
     "StringTurn": "threads.thread",
-    "TBMetricsLogger": "loggers.tensorboard_logger",
+    "TBMetricsLogger": "trackers.tensorboard",
     "Table": "table",
     "TokenizedThread": "threads.tokenized",
     "Tool": "threads.tools",
     "ToolCall": "threads.tools",
-    "TrackerLogger": "loggers.logger",
-    "TrackioLogger": "loggers.trackio_logger",
+    "TrackerLogger": "trackers.logger",
+    "TrackioLogger": "trackers.trackio",
     "TrainingModel": "models.training",
     "TrainingResult": "trainers.loop",
     "ValidationLossCallback": "callbacks.validation_loss",
-    "WandbLogger": "loggers.wandb_logger",
+    "WandbLogger": "trackers.wandb",
     "at": "schedule",
     "callback": "callbacks.function_callback",
     "every": "schedule",
     "every_minutes": "schedule",
     "every_steps": "schedule",
-    "find_contamination": "threads.contamination",
-    "get_prod_logger": "loggers.prod_logger",
+    "find_contamination": "data.contamination",
+    "get_prod_logger": "trackers.configured",
     "live_model": "models.live_model",
-    "load_pairs": "threads.datasets",
-    "load_threads": "threads.datasets",
+    "load_pairs": "data.datasets",
+    "load_threads": "data.datasets",
     "recipe_main": "recipes.recipe",
-    "train_validation_split": "threads.split",
+    "train_validation_split": "data.split",
 }
 
 __all__ = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from math import isfinite
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 from descant.errors import ConfigurationError
 
@@ -38,3 +39,13 @@ def check_text(name: str, value: Any) -> None:
 def as_path(path: str | os.PathLike[str]) -> str:
     """A directory or hub id as it was given, with ``~`` expanded."""
     return os.path.expanduser(os.fspath(path))
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a number that a float can hold, neither NaN nor infinite; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer that is too large
+        return False

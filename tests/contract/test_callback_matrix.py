@@ -9,7 +9,7 @@ import torch
 from contract.test_callbacks import CALLBACKS
 from support import CountingCallback, addition_threads, query, training_model
 
-import descant.callbacks.watchdog as watchdog_module
+import descant.runner.watchdog as watchdog_module
 from descant import SFT, CallbackRunner, Table, at, every, every_minutes, every_steps
 from descant.errors import CallbackError, ConfigurationError
 
@@ -215,7 +215,7 @@ async def test_blocking_call(model, kind, tmp_path, monkeypatch, capsys):
             super().show_warning(message)
             warned.set()
 
-    monkeypatch.setattr("descant.callbacks.runner.RunRecorder", Recorder)
+    monkeypatch.setattr("descant.runner.callback_runner.RunRecorder", Recorder)
 
     def block(callback):
         warned.wait()

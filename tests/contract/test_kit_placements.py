@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from descant import EvaluationPlacement
-from descant.models.replica import Replica
+from descant.models.weight_buffers import WeightBuffers
 from descant.testing import check_placement
 
 
@@ -24,14 +24,14 @@ async def test_passes(where):
     ]
 
 
-class OneCopyForAll(Replica):
+class OneCopyForAll(WeightBuffers):
     """Whatever is held already will do."""
 
     def _held(self, version):
         return next((buffer for buffer in self._buffers if buffer.version is not None), None)
 
 
-class Deaf(Replica):
+class Deaf(WeightBuffers):
     """Goes on with what nobody wants any more."""
 
     async def start(self):
@@ -47,7 +47,7 @@ class Deaf(Replica):
         self._evaluator.submit = submit_for_ever
 
 
-class KeepsItsFiles(Replica):
+class KeepsItsFiles(WeightBuffers):
     kept: ClassVar = []
 
     async def close(self):
@@ -55,7 +55,7 @@ class KeepsItsFiles(Replica):
         await super().close()
 
 
-class ForgetsSettings(Replica):
+class ForgetsSettings(WeightBuffers):
     """Its handles sample as they please."""
 
     async def take(self, version):
@@ -65,7 +65,7 @@ class ForgetsSettings(Replica):
         return lease
 
 
-class NotRevived(Replica):
+class NotRevived(WeightBuffers):
     """Leaves a process dead."""
 
     async def start(self):
@@ -86,7 +86,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_one_is_caught_and_told_why(kind, monkeypatch):
-    monkeypatch.setattr("descant.testing.placement_check.Replica", kind)
+    monkeypatch.setattr("descant.testing.placement_check.WeightBuffers", kind)
     where = "process" if kind is NotRevived else "thread"
     report = await check_placement(EvaluationPlacement(where=where), timeout_s=60, raise_on_failure=False)
     while KeepsItsFiles.kept:

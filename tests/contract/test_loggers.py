@@ -14,9 +14,9 @@ from trackers import (  # noqa: F401 - two are fixtures
 )
 
 from descant.errors import ConfigurationError
-from descant.loggers.logger import RunInfo
 from descant.table import Table
 from descant.testing import check_logger
+from descant.trackers.logger import RunInfo
 
 NOW_S = 1_700_000_000.25
 

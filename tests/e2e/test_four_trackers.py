@@ -21,7 +21,7 @@ from trackers import (  # noqa: F401 - two are fixtures
     trackio_dir,
 )
 
-from descant.loggers.run_reader import RunReader
+from descant.runlog.run_reader import RunReader
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "addition" / "train.py"
 NUM_STEPS = 732

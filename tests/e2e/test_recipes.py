@@ -15,9 +15,9 @@ from tiny_model import save_tiny_qwen3
 
 from descant import SFT
 from descant.errors import CallbackError, ConfigurationError
-from descant.loggers.run_reader import RunReader
 from descant.notifiers import JobNotifier
 from descant.recipes.recipe import load_recipe
+from descant.runlog.run_reader import RunReader
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("recipes.md", "cli.md", "quickstart.md")

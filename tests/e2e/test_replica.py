@@ -21,9 +21,9 @@ from transformers import Gemma3TextConfig, LlamaConfig
 from descant import EvaluationPlacement
 from descant.engine.jobs import Generate, GenerationRequest, Sampling
 from descant.errors import ConfigurationError, DescantError, RequestError, WeightsError, WorkerDied
-from descant.models.placements import child_process
-from descant.models.placements.worker_thread import WorkerThread
-from descant.models.replica import Replica
+from descant.models.weight_buffers import WeightBuffers
+from descant.models.workers import child_process
+from descant.models.workers.worker_thread import WorkerThread
 
 THREADS = addition_threads(6)
 PLACES = ("process", "thread")
@@ -63,7 +63,7 @@ class started:
     """A replica between start and close."""
 
     def __init__(self, model, where="process", **options):
-        self.replica = Replica(model, EvaluationPlacement(where, num_threads=torch.get_num_threads(), **options))
+        self.replica = WeightBuffers(model, EvaluationPlacement(where, num_threads=torch.get_num_threads(), **options))
 
     async def __aenter__(self):
         await self.replica.start()
@@ -299,7 +299,7 @@ async def test_an_answer_that_cannot_be_read_is_a_failure(qwen3_dir, monkeypatch
 
 async def test_a_place_that_does_not_start_says_why(qwen3_dir):
     async with training_model(qwen3_dir) as model:
-        replica = Replica(model, EvaluationPlacement("thread", num_buffers=1))
+        replica = WeightBuffers(model, EvaluationPlacement("thread", num_buffers=1))
         await replica.start()
         replica._evaluator = WorkerThread("elsewhere", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -345,11 +345,11 @@ async def test_a_process_ends_with_the_one_that_started_it(qwen3_dir, tmp_path):
     script = """
 import asyncio, os, signal, sys
 from descant import EvaluationPlacement, ModelBuilder
-from descant.models.replica import Replica
+from descant.models.weight_buffers import WeightBuffers
 
 async def main():
     model = await ModelBuilder(sys.argv[1]).spawn_train("policy", max_batch_size=4096)
-    replica = Replica(model, EvaluationPlacement(num_threads=1))
+    replica = WeightBuffers(model, EvaluationPlacement(num_threads=1))
     await replica.start()
     await (await replica.take(0)).turn()
     print(replica._evaluator.pid, flush=True)
@@ -370,7 +370,7 @@ async def test_layers_that_a_configuration_does_not_describe(qwen3_dir):
     loop = BareLoop(qwen3_dir)
     loop.module.model.layers[0].extra = torch.nn.Linear(2, 2)
     for where in PLACES:
-        replica = Replica(loop.model, EvaluationPlacement(where))
+        replica = WeightBuffers(loop.model, EvaluationPlacement(where))
         with pytest.raises(ConfigurationError, match=r"missing there.*layers.0.extra.*mode='overlap'|2 tensors are"):
             await replica.start()
         await replica.close()
@@ -383,7 +383,7 @@ async def test_layers_that_only_look_the_same(qwen3_dir):
 
     loop = BareLoop(qwen3_dir)
     loop.module.model.layers[1].mlp.up_proj.__class__ = Squared
-    replica = Replica(loop.model, EvaluationPlacement("thread"))
+    replica = WeightBuffers(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"'model.layers.1.mlp.up_proj' is a Squared, and its conf.* a Linear"):
         await replica.start()
 
@@ -400,7 +400,7 @@ async def test_a_forward_that_was_replaced(qwen3_dir):
             return forward(*args, **kwargs)
 
     loop.module.forward = in_bfloat16
-    replica = Replica(loop.model, EvaluationPlacement("thread"))
+    replica = WeightBuffers(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"something has changed what it computes"):
         await replica.start()
 
@@ -436,7 +436,7 @@ async def test_layers_that_change_under_way(qwen3_dir):
 async def test_classes_that_another_process_cannot_import(qwen3_dir):
     loop = BareLoop(qwen3_dir)
     loop.module.__class__ = type("Mine", (type(loop.module),), {"__module__": "__main__"})
-    replica = Replica(loop.model, EvaluationPlacement())
+    replica = WeightBuffers(loop.model, EvaluationPlacement())
     with pytest.raises(
         ConfigurationError, match=r"__main__.Mine cannot be evaluated in a process of its own.*'thread'"
     ):
@@ -504,7 +504,7 @@ async def test_new_threads_have_the_threads_of_torch_that_they_had(qwen3_dir):
 
     before = in_a_new_thread()
     async with training_model(qwen3_dir) as model:
-        replica = Replica(model, EvaluationPlacement("thread", num_threads=3))
+        replica = WeightBuffers(model, EvaluationPlacement("thread", num_threads=3))
         await replica.start()
         lease = await replica.take(0)
         await lease.model(model).logprobs_many(THREADS)

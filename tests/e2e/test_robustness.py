@@ -30,7 +30,7 @@ from descant import (
     ValidationLossCallback,
 )
 from descant.errors import CallbackError, ModelLoadError, RunLogError
-from descant.loggers import recorder
+from descant.runner import recorder
 
 THREADS = addition_threads(12)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import CountingCallback, addition_threads, query, series, training_model
 
-import descant.callbacks.watchdog as watchdog_module
+import descant.runner.watchdog as watchdog_module
 from descant import SFT, CallbackRunner, RecipeCallback, at, callback, every, every_minutes, every_steps
 from descant.errors import CallbackError, ConfigurationError
 from descant.schedule import NEVER
@@ -121,7 +121,7 @@ async def test_a_callback_starts_anew_in_the_next_run(run, tmp_path):
 
 async def test_every_minutes_goes_by_the_clock(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("descant.callbacks.runner.time.monotonic", lambda: now)
+    monkeypatch.setattr("descant.runner.callback_runner.time.monotonic", lambda: now)
     counting = CountingCallback(every_minutes(1), at_start=False, at_end=False)
     async with CallbackRunner([counting], num_steps=10, run_dir=tmp_path) as runner:
         for step, now in enumerate([30, 59, 60, 61, 200, 239, 240], start=1):  # noqa: B007 - the clock reads it
@@ -242,7 +242,7 @@ async def test_a_hanging_call_is_cancelled_and_recorded(run, tmp_path):
 
 
 async def test_a_call_that_ignores_its_cancellation_is_left_behind_and_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("descant.callbacks.call_guard.GRACE_S", 0.01)
+    monkeypatch.setattr("descant.runner.call_guard.GRACE_S", 0.01)
     release = asyncio.Event()
 
     async def stubborn(act):
@@ -262,7 +262,7 @@ async def test_a_call_that_ignores_its_cancellation_is_left_behind_and_named(tmp
 
 async def test_after_its_time_is_up_a_call_cannot_use_a_model(qwen3_dir, tmp_path, monkeypatch):
     """Its job in the engine is given up, and what goes on is refused: the weights are others by then."""
-    monkeypatch.setattr("descant.callbacks.call_guard.GRACE_S", 0.01)
+    monkeypatch.setattr("descant.runner.call_guard.GRACE_S", 0.01)
     outcomes, ended = [], asyncio.Event()
     async with training_model(qwen3_dir) as model:
         view = model.min_gen_len(200).max_gen_len(200)
@@ -305,7 +305,7 @@ async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monk
         show(recorder, message)
         warned.set()
 
-    monkeypatch.setattr("descant.callbacks.runner.RunRecorder.show_warning", show_and_release)
+    monkeypatch.setattr("descant.runner.callback_runner.RunRecorder.show_warning", show_and_release)
 
     def block(act):
         warned.wait()  # the watchdog's own words end the block
@@ -458,7 +458,7 @@ async def test_costs_are_metrics_and_a_table_at_the_end(run, tmp_path, capsys):
 async def test_the_throughput_of_training_is_without_evaluation_time(tmp_path, monkeypatch):
     """A clock that only callbacks and steps move."""
     now = 0.0
-    monkeypatch.setattr("descant.callbacks.runner.time.perf_counter", lambda: now)
+    monkeypatch.setattr("descant.runner.callback_runner.time.perf_counter", lambda: now)
 
     def evaluate(act):
         nonlocal now
@@ -677,7 +677,7 @@ async def test_a_runner_that_was_not_entered_says_so(tmp_path):
 async def test_the_time_that_is_left_knows_watchers_clocks_and_those_that_are_disabled(tmp_path, monkeypatch):
     now = 0.0
     for clock in ("perf_counter", "monotonic"):
-        monkeypatch.setattr(f"descant.callbacks.runner.time.{clock}", lambda: now)
+        monkeypatch.setattr(f"descant.runner.callback_runner.time.{clock}", lambda: now)
 
     def takes(seconds, result=None):
         def function(act):
@@ -725,7 +725,7 @@ async def test_a_run_that_is_complete_already_repeats_nothing(run, tmp_path):
 
 async def test_hooks_are_in_the_costs(run, tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("descant.callbacks.runner.time.perf_counter", lambda: now)
+    monkeypatch.setattr("descant.runner.callback_runner.time.perf_counter", lambda: now)
 
     class Slow(Act):
         async def on_start(self, run):

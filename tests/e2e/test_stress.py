@@ -8,7 +8,7 @@ from support import addition_threads, ragged_threads, training_model, weights_of
 
 from descant import StringThread
 from descant.errors import ObserverError, RequestError
-from descant.owner import Owner, owner_scope
+from descant.models.requester import Requester, requester_scope
 
 NUM_OWNERS = 240
 PROMPTS = [thread.without_completion() for thread in addition_threads(40)]
@@ -89,7 +89,7 @@ KINDS = [
 async def as_owner(number, model):
     """One owner's work: a pure function of its number and of the weights."""
     numbers = random.Random(number)
-    with owner_scope(Owner(f"owner-{number}", number, observer=True)):
+    with requester_scope(Requester(f"owner-{number}", number, observer=True)):
         try:
             return await KINDS[number % len(KINDS)](model, numbers)
         except Boom as error:

@@ -14,8 +14,8 @@ CHROMIUM = shutil.which("chromium")
 SHOW = "import sys, trackio; trackio.show(open_browser=False, host='127.0.0.1', server_port=int(sys.argv[1]))"
 FILL = """
 from pathlib import Path
-from descant.loggers.logger import RunInfo
-from descant.loggers.trackio_logger import TrackioLogger
+from descant.trackers.logger import RunInfo
+from descant.trackers.trackio import TrackioLogger
 from descant.table import Table
 logger = TrackioLogger("addition", "first try")
 logger.start(RunInfo("0123", "first try", Path(), {"lr": 0.001}))

@@ -12,7 +12,7 @@ from tiny_model import byte_tokenizer
 
 from descant import StringThread, Tool, ToolCall
 from descant.errors import RenderError
-from descant.threads.render import Renderer
+from descant.models.chat_template import Renderer
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
 TEMPLATES["mistral"] = (  # as Mistral-7B-Instruct-v0.2 has it

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from descant.cli.app import app
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.run_log import RunLog
+from descant.runlog.run_log import RunLog
+from descant.runner.recorder import RunRecorder
 
 RECIPE = """
 import helper

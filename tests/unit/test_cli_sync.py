@@ -10,12 +10,12 @@ from test_cli_runs import invoke
 from test_feed import MemoryTracker
 from trackers import TensorBoardPlace, TrackioPlace, need, trackio_dir  # noqa: F401 - one is a fixture
 
-from descant.loggers.feed import replay
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.run_log import RunLog
-from descant.loggers.run_reader import RunReader
-from descant.loggers.tensorboard_logger import TBMetricsLogger
+from descant.runlog.run_log import RunLog
+from descant.runlog.run_reader import RunReader
+from descant.runner.recorder import RunRecorder
 from descant.table import Table
+from descant.trackers.feed import replay
+from descant.trackers.tensorboard import TBMetricsLogger
 
 SAMPLES = Table(["example_id", "response"], [["a", "4"], ["b", "5"]])
 

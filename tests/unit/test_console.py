@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
-import descant.loggers.console as console_module
+import descant.runner.console as console_module
 from descant import Table
-from descant.loggers.console import Console
+from descant.runner.console import Console
 from descant.schedule import Plan
 
 
@@ -18,7 +18,7 @@ def shown(monkeypatch):
     def show(is_terminal, act, num_steps=40):
         output = io.StringIO()
         monkeypatch.setattr(
-            "descant.loggers.console._Terminal",
+            "descant.runner.console._Terminal",
             lambda **options: RichConsole(file=output, force_terminal=is_terminal, width=120, color_system=None),
         )
         console = Console(num_steps)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from descant import StringThread, ToolCall
+from descant.data.contamination import find_contamination
 from descant.errors import ConfigurationError
-from descant.threads.contamination import find_contamination
 
 
 def thread(prompt, answer="a", source=None):

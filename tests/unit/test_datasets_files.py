@@ -397,7 +397,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
     (tmp_path / "data.parquet").write_bytes(encode([ROW], "parquet"))
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from descant.threads.datasets import load_threads\n"
+        "from descant.data.datasets import load_threads\n"
         "load_threads('data.parquet')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -407,7 +407,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
 def test_only_parquet_imports_pyarrow(tmp_path):
     (tmp_path / "data.jsonl").write_bytes(encode([ROW], "jsonl"))
     code = (
-        "import sys; from descant.threads.datasets import load_threads; load_threads('data.jsonl')\n"
+        "import sys; from descant.data.datasets import load_threads; load_threads('data.jsonl')\n"
         "print({'pyarrow', 'datasets', 'numpy', 'torch'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

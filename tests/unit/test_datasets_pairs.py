@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from descant import StringThread, Tool, ToolCall, load_threads
+from descant.data.contamination import find_contamination
+from descant.data.datasets import load_pairs
+from descant.data.split import train_validation_split
 from descant.errors import ConfigurationError, DatasetError
-from descant.threads.contamination import find_contamination
-from descant.threads.datasets import load_pairs
-from descant.threads.split import train_validation_split
 
 
 def user(content):

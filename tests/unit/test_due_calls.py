@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from support import CountingCallback
 
 from descant import at, every, every_steps
-from descant.callbacks.due_calls import DueCalls, check_budget
-from descant.costs import Costs
 from descant.errors import ConfigurationError
 from descant.progress import Progress
+from descant.runner.costs import Costs
+from descant.runner.due_calls import DueCalls, check_budget
 
 SCHEDULES = st.one_of(
     st.integers(1, 30).map(lambda k: every(f"1/{k}")),

@@ -17,12 +17,12 @@ from support import query
 
 from descant import CallbackRunner, RecipeCallback, Table
 from descant.errors import ConfigurationError, RunLogError
-from descant.loggers import feed as feed_module
-from descant.loggers.feed import replay
-from descant.loggers.logger import Logger, TrackerLogger
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.run_log import RunLog
-from descant.loggers.run_reader import RunReader
+from descant.runlog.run_log import RunLog
+from descant.runlog.run_reader import RunReader
+from descant.runner.recorder import RunRecorder
+from descant.trackers import feed as feed_module
+from descant.trackers.feed import replay
+from descant.trackers.logger import Logger, TrackerLogger
 
 
 class MemoryTracker(TrackerLogger):
@@ -274,9 +274,9 @@ async def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_its_end(tmp_pat
 PROGRAM = """
 import asyncio, os, sys, threading
 from pathlib import Path
-from descant.loggers.logger import TrackerLogger
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.run_reader import RunReader
+from descant.trackers.logger import TrackerLogger
+from descant.runner.recorder import RunRecorder
+from descant.runlog.run_reader import RunReader
 
 class Tracker(TrackerLogger):
     tracker, is_down, hangs = "memory", False, False
@@ -336,7 +336,7 @@ async def test_a_run_that_is_cancelled_while_it_waits_leaves_at_once(tmp_path, h
     async def telling(feeds, outcome, step, timeout_s, say):
         return await finish(feeds, outcome, step, timeout_s, lambda text: (say(text), told.set()))
 
-    monkeypatch.setattr("descant.loggers.recorder.finish_feeds", telling)
+    monkeypatch.setattr("descant.runner.recorder.finish_feeds", telling)
     task = asyncio.create_task(run(tmp_path, hanging))
     await told.wait()
     task.cancel()

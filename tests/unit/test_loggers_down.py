@@ -17,13 +17,13 @@ from test_cli_runs import invoke
 from trackers import MLFlowPlace, TrackioPlace, need, trackio_dir  # noqa: F401 - one is a fixture
 
 from descant.errors import ConfigurationError
-from descant.loggers import feed as feed_module
-from descant.loggers import server as server_module
-from descant.loggers.mlflow_logger import MLFlowLogger
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.server import address_of, check_answers
-from descant.loggers.wandb_logger import WandbLogger
+from descant.runner.recorder import RunRecorder
 from descant.table import Table
+from descant.trackers import feed as feed_module
+from descant.trackers import server as server_module
+from descant.trackers.mlflow import MLFlowLogger
+from descant.trackers.server import address_of, check_answers
+from descant.trackers.wandb import WandbLogger
 
 
 class Gate:
@@ -133,9 +133,9 @@ async def test_a_tracker_that_is_down_is_said_and_the_run_goes_on(gate, folder, 
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from descant.loggers import feed
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.trackio_logger import TrackioLogger
+from descant.trackers import feed
+from descant.runner.recorder import RunRecorder
+from descant.trackers.trackio import TrackioLogger
 from descant.table import Table
 
 feed._NUM_RECORDS_AT_ONCE = 8

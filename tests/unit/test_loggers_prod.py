@@ -7,13 +7,13 @@ import pytest
 from trackers import need
 
 from descant.errors import ConfigurationError
-from descant.loggers import prod_logger
-from descant.loggers.composite_logger import CompositeLogger
-from descant.loggers.logger import Logger
-from descant.loggers.prod_logger import get_prod_logger
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.stdout_logger import StdoutLogger
+from descant.runner.recorder import RunRecorder
 from descant.table import Table
+from descant.trackers import configured
+from descant.trackers.composite import CompositeLogger
+from descant.trackers.configured import get_prod_logger
+from descant.trackers.logger import Logger
+from descant.trackers.stdout import StdoutLogger
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.fixture
 def no_trackio(monkeypatch):
-    monkeypatch.setattr(prod_logger, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
+    monkeypatch.setattr(configured, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
 
 
 def test_every_tracker_that_is_configured(monkeypatch, capsys):
@@ -101,7 +101,7 @@ async def test_what_a_trainer_logs_is_not_printed_beside_its_console(no_trackio,
 
 
 def test_a_tracker_that_is_configured_and_not_installed_is_a_warning(monkeypatch, no_trackio, caplog):
-    from descant.loggers import extras
+    from descant.trackers import extras
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

@@ -27,16 +27,16 @@ from trackers import (  # noqa: F401 - two are fixtures
 )
 
 from descant.errors import ConfigurationError
-from descant.loggers import extras
-from descant.loggers.logger import RunInfo
-from descant.loggers.mlflow_logger import MLFlowLogger
-from descant.loggers.mlflow_names import mlflow_name
-from descant.loggers.recorder import RunRecorder
-from descant.loggers.tensorboard_logger import TBMetricsLogger, _markdown, _markdown_table
-from descant.loggers.text import printable
-from descant.loggers.trackio_logger import TrackioLogger
-from descant.loggers.wandb_logger import WandbLogger
+from descant.runner.recorder import RunRecorder
 from descant.table import Table
+from descant.text import printable
+from descant.trackers import extras
+from descant.trackers.logger import RunInfo
+from descant.trackers.mlflow import MLFlowLogger
+from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.tensorboard import TBMetricsLogger, _markdown, _markdown_table
+from descant.trackers.trackio import TrackioLogger
+from descant.trackers.wandb import WandbLogger
 
 NOW_S = 1_700_000_000.0
 
@@ -345,8 +345,8 @@ def test_a_missing_package_is_an_error_with_the_command(package, make, monkeypat
 
 
 def test_the_modules_import_no_tracker():
-    modules = ["wandb_logger", "mlflow_logger", "tensorboard_logger", "trackio_logger", "prod_logger"]
-    code = f"import sys, {', '.join(f'descant.loggers.{name}' for name in modules)}\n"
+    modules = ["wandb", "mlflow", "tensorboard", "trackio", "configured"]
+    code = f"import sys, {', '.join(f'descant.trackers.{name}' for name in modules)}\n"
     code += "print(sorted({'wandb', 'mlflow', 'tensorboard', 'trackio', 'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

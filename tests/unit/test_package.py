@@ -48,7 +48,19 @@ def test_importing_descant_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "name", ["StringThread", "Table", "load_threads", "BaseGrader", "RecipeCallback", "get_prod_logger", "recipe_main"]
+    "name",
+    [
+        "StringThread",
+        "Table",
+        "load_threads",
+        "BaseGrader",
+        "RecipeCallback",
+        "get_prod_logger",
+        "recipe_main",
+        "CallbackRunner",
+        "SFT",
+        "GraderEvalCallback",
+    ],
 )
 def test_light_names_do_not_import_torch(name):
     assert not modules_after(f"from descant import {name}") & {"torch", "transformers", "numpy"}

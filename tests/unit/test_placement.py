@@ -11,8 +11,8 @@ from descant import StringThread
 from descant.engine.jobs import Job, Priority
 from descant.errors import DescantError
 from descant.models.collector import Collector
-from descant.models.placements.worker_thread import WorkerThread
-from descant.owner import Owner, current_owner, owner_scope
+from descant.models.requester import Requester, current_requester, requester_scope
+from descant.models.workers.worker_thread import WorkerThread
 
 
 class Call(Job):
@@ -186,12 +186,12 @@ async def test_a_list_call_is_cancelled_with_the_last_of_its_callers():
 
 async def test_owners_reach_the_tasks_they_start_and_no_others():
     async def name():
-        return current_owner() and current_owner().name
+        return current_requester() and current_requester().name
 
     async def evaluate(owner_name):
-        with owner_scope(Owner(owner_name, 0, observer=True)):
+        with requester_scope(Requester(owner_name, 0, observer=True)):
             return await asyncio.gather(
-                name(), asyncio.create_task(name()), asyncio.to_thread(lambda: current_owner().name)
+                name(), asyncio.create_task(name()), asyncio.to_thread(lambda: current_requester().name)
             )
 
     assert await asyncio.gather(evaluate("a"), evaluate("b")) == [["a"] * 3, ["b"] * 3]
@@ -200,7 +200,11 @@ async def test_owners_reach_the_tasks_they_start_and_no_others():
 
 def test_sampling_seeds_are_those_of_owner_thread_and_occurrence():
     first, second = StringThread().user("1"), StringThread().user("2")
-    owner, again, other = Owner("a", 1, observer=True), Owner("b", 1, observer=True), Owner("a", 2, observer=True)
+    owner, again, other = (
+        Requester("a", 1, observer=True),
+        Requester("b", 1, observer=True),
+        Requester("a", 2, observer=True),
+    )
     seeds = [owner.next_sampling_seed(thread) for thread in (first, first, second)]
     assert len(set(seeds)) == 3
     assert [again.next_sampling_seed(thread) for thread in (second, first, first)] == [seeds[2], seeds[0], seeds[1]]

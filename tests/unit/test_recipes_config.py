@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from descant.environment import recipe_of_run
 from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier
+from descant.provenance import recipe_of_run
 from descant.recipes import InputConfig, RecipeContext, recipe_main
 from descant.recipes.config_file import apply_setting, parse_value, read_config
 from descant.recipes.field_help import field_lines

@@ -26,9 +26,9 @@ from descant import (
     ValidationLossCallback,
     __version__,
 )
-from descant.environment import describe_environment, is_secret, mask_arguments, masked, plain_config
 from descant.errors import ConfigurationError
 from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
+from descant.provenance import describe_environment, is_secret, mask_arguments, masked, plain_config
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,7 @@ def test_no_git_is_no_reason_to_fail(monkeypatch):
 
 
 def test_the_environment_does_not_import_torch():
-    script = (
-        "import sys, descant.environment as e; print('devices' in e.describe_environment(), 'torch' in sys.modules)"
-    )
+    script = "import sys, descant.provenance as e; print('devices' in e.describe_environment(), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from descant import StringThread
 from descant.errors import ModelLoadError, RenderError
-from descant.threads.render import Renderer
+from descant.models.chat_template import Renderer
 
 LLAMA_LIKE = (
     "{{ '<|begin|>' }}{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|end|>"

@@ -8,8 +8,8 @@ from support import query
 
 from descant import Table
 from descant.errors import RunLogError
-from descant.loggers.run_log import RunLog
-from descant.loggers.run_reader import RunReader
+from descant.runlog.run_log import RunLog
+from descant.runlog.run_reader import RunReader
 
 
 async def test_everything_is_read_back(tmp_path):
@@ -155,7 +155,7 @@ async def test_what_cannot_be_written_surfaces_at_the_next_call(tmp_path):
 
 
 async def test_more_rows_than_the_queue_holds_are_all_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("descant.loggers.run_log._MAX_QUEUED", 4)
+    monkeypatch.setattr("descant.runlog.run_log._MAX_QUEUED", 4)
     log = RunLog(tmp_path)
     for step in range(500):
         await log.log_metrics(step, {"loss": float(step)})

@@ -12,13 +12,13 @@ import pytest
 
 from descant import Table
 from descant.errors import RunLogError
-from descant.loggers.run_log import SCHEMA, RunLog
-from descant.loggers.run_reader import RunReader, find_runs
+from descant.runlog.run_log import SCHEMA, RunLog
+from descant.runlog.run_reader import RunReader, find_runs
 
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from descant.loggers.run_log import RunLog
+from descant.runlog.run_log import RunLog
 
 async def main():
     log = RunLog(Path(sys.argv[1]))
@@ -115,7 +115,7 @@ async def test_a_run_that_goes_on_is_read_as_it_is_now(tmp_path):
     log = RunLog(tmp_path)
     await log.log_metrics(1, {"loss": 1.0})
     await log.flush()
-    count = "import sys; from descant.loggers.run_reader import RunReader; print(RunReader(sys.argv[1]).keys())"
+    count = "import sys; from descant.runlog.run_reader import RunReader; print(RunReader(sys.argv[1]).keys())"
     files = sorted(os.listdir(tmp_path))  # to read them in the writer's process would drop its locks
     with RunReader(tmp_path) as reader:
         assert reader.keys() == {"loss": 1}

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from descant import Table, __version__
 from descant.cli.app import app
+from descant.cli.curves import sparkline
 from descant.cli.grid import fit
-from descant.cli.sparkline import sparkline
-from descant.loggers.run_log import RunLog
 from descant.metrics import as_metric
+from descant.runlog.run_log import RunLog
 
 ATTACK = "\x1b[2J\x1b]0;owned\x07[bold red]markup[/] \u202egnp.exe\u202c \x9b31m\r\n:smile: \ud800"
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -8,10 +8,10 @@ import torch
 
 from descant import Table
 from descant.errors import ConfigurationError
-from descant.loggers.text import printable
 from descant.metrics import as_metric
 from descant.seeds import derive_seed
 from descant.stats import summarize_lengths, summarize_scores
+from descant.text import printable
 
 
 def test_a_table_keeps_cell_types_and_order():

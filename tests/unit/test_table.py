@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from descant import Table
 from descant.errors import ConfigurationError
-from descant.loggers.run_log import RunLog
-from descant.loggers.run_reader import RunReader
 from descant.metrics import as_metric
+from descant.runlog.run_log import RunLog
+from descant.runlog.run_reader import RunReader
 
 CELLS = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats() | st.text()
 HEADERS = st.lists(st.text(), unique=True, min_size=1, max_size=4)

@@ -14,11 +14,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
-from descant.environment import plain_settings
 from descant.errors import ConfigurationError
 from descant.metrics import Metric
-from descant.owner import Owner, owner_scope
+from descant.models.requester import Requester, requester_scope
 from descant.progress import Progress
+from descant.provenance import plain_settings
 from descant.schedule import Frequency, Plan, as_schedule
 from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
@@ -236,7 +236,7 @@ class RecipeCallback(ABC):
         if not self.is_due(previous, progress):
             return {}
         self.last_call = current_percentage
-        with owner_scope(Owner(f"callback {self.name!r}", derive_seed(0, self.name), observer=True)):
+        with requester_scope(Requester(f"callback {self.name!r}", derive_seed(0, self.name), observer=True)):
             return self.with_prefix(await self.callback(current_percentage))
 
     def is_due(self, previous: Progress | None, current: Progress) -> bool:

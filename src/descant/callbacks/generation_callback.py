@@ -11,7 +11,7 @@ from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import ConfigurationError, RenderError
-from descant.models.inference import Attempt, InferenceModel
+from descant.models.inference import InferenceModel, ItemFailure
 from descant.schedule import Frequency
 from descant.stats import summarize_lengths
 from descant.threads.thread import StringThread
@@ -42,7 +42,7 @@ class Completion:
 
     example: Example
     index: int
-    result: TokenizedThread | Attempt
+    result: TokenizedThread | ItemFailure
 
     def cells(self) -> dict[str, Any]:
         """The columns that every table of samples has, see ``SAMPLE_COLUMNS``."""

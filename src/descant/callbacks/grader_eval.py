@@ -11,11 +11,11 @@ from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example
 from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
-from descant.environment import plain_settings
 from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import LogScope, log_scope
 from descant.models.inference import InferenceModel
+from descant.provenance import plain_settings
 from descant.schedule import Frequency
 from descant.stats import pass_at_k, standard_error, summarize_lengths, summarize_scores
 from descant.table import Table

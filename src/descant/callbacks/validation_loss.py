@@ -14,7 +14,7 @@ from descant.callbacks.base import RunView
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import DatasetError, RenderError, RequestError
-from descant.models.inference import Attempt, InferenceModel
+from descant.models.inference import InferenceModel, ItemFailure
 from descant.schedule import Frequency
 from descant.stats import standard_error
 from descant.table import Table
@@ -38,7 +38,7 @@ class ThreadLoss:
         return self.nll_sum / self.weight_sum
 
 
-class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
+class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
     """The negative log-likelihood of a validation set, without dropout.
 
     Metrics, with the default ``log_key`` (with another, ``validation/<log_key>`` is the loss and the others are under
@@ -105,7 +105,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         """Renders the threads, once for the run."""
         self._rendered = await self._render(self.model)
 
-    async def measure(self, model: InferenceModel) -> list[ThreadLoss | Attempt]:
+    async def measure(self, model: InferenceModel) -> list[ThreadLoss | ItemFailure]:
         """The loss of each thread, or why it has none."""
         rendered = self._rendered or await self._render(model)
         tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
@@ -116,9 +116,9 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
         self,
         rendered: Sequence[TokenizedThread | RenderError],
         scored_logprobs: Sequence[Sequence[float] | RequestError],
-    ) -> list[ThreadLoss | Attempt]:
+    ) -> list[ThreadLoss | ItemFailure]:
         scored = iter(scored_logprobs)
-        losses: list[ThreadLoss | Attempt] = []
+        losses: list[ThreadLoss | ItemFailure] = []
         for thread in rendered:
             if isinstance(thread, TokenizedThread):
                 logprobs = next(scored)
@@ -130,11 +130,11 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
     async def _render(self, model: InferenceModel) -> list[TokenizedThread | RenderError]:
         return await model.tokenize_many(self.validation_threads(), return_exceptions=True)
 
-    async def report(self, measurement: list[ThreadLoss | Attempt]) -> dict[str, Any]:
+    async def report(self, measurement: list[ThreadLoss | ItemFailure]) -> dict[str, Any]:
         """The averages."""
         return await asyncio.to_thread(self._summarize, measurement)
 
-    def _summarize(self, measurement: Sequence[ThreadLoss | Attempt]) -> dict[str, Any]:
+    def _summarize(self, measurement: Sequence[ThreadLoss | ItemFailure]) -> dict[str, Any]:
         of_prompt = [(example.prompt_id, loss) for example, loss in zip(self.examples, measurement, strict=True)]
         prompts = [prompt_id for prompt_id, loss in of_prompt if isinstance(loss, ThreadLoss)]
         losses = [loss for loss in measurement if isinstance(loss, ThreadLoss)]
@@ -160,7 +160,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | Attempt"]]):
             self.warn(f"{num_failed} of {len(measurement)} threads could not be scored, first: {first}")
         return metrics
 
-    def _sample_table(self, measurement: Sequence[ThreadLoss | Attempt]) -> Table:
+    def _sample_table(self, measurement: Sequence[ThreadLoss | ItemFailure]) -> Table:
         """One row per thread: which are hard, and which could not be scored."""
         table = Table(["example_id", "prompt", "loss", "num_tokens", "error"])
         for example, loss in zip(self.examples, measurement, strict=True):

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from descant.cli.figures import cell_text
 from descant.cli.grid import grid_lines, heading
 from descant.errors import ConfigurationError
-from descant.loggers.run_reader import RunReader, SampleRow
-from descant.loggers.text import printable
+from descant.runlog.run_reader import RunReader, SampleRow
+from descant.text import cell_text, printable
 
 _COLUMNS = ("prompt", "response", "grade", "reference", "error")
 _NUM_OTHER_COLUMNS = 4

@@ -16,8 +16,8 @@ from descant.cli.runs import ListOptions, run_list_lines
 from descant.cli.show import Page, ShowOptions, show_run, silence_output
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
-from descant.loggers.run_reader import RunReader, find_runs
-from descant.loggers.text import printable
+from descant.runlog.run_reader import RunReader, find_runs
+from descant.text import printable
 
 _RUNS = Path("runs")
 

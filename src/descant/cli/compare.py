@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.text import Text
 
-from descant.cli.figures import figure
 from descant.cli.grid import grid_lines
 from descant.cli.runs import flattened
-from descant.loggers.run_reader import MetricSummary, RunReader
-from descant.loggers.text import printable
+from descant.runlog.run_reader import MetricSummary, RunReader
+from descant.text import figure, printable
 
 _FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers")
 _HIDDEN = ("callbacks/", "progress/", "completion_percentage")

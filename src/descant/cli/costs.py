@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
-from descant.cli.figures import figure
 from descant.cli.grid import grid_lines
-from descant.loggers.run_reader import MetricSummary
+from descant.runlog.run_reader import MetricSummary
+from descant.text import figure
 
 _HEADERS = ("callback", "runs", "failed", "s per run", "total s", "of the run")
 _WHERE_ANY = {"busy_s": "s beside", "num_skipped": "skipped", "num_replaced": "replaced", "num_deferred": "deferred"}

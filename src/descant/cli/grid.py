@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from descant.loggers.text import printable
+from descant.text import printable
 
 _INDENT = 2
 _GAP = 2

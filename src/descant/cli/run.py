@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 from descant.errors import ConfigurationError
-from descant.loggers.text import printable
 from descant.recipes.field_help import field_lines
 from descant.recipes.read_input import read_input
 from descant.recipes.recipe import Recipe, load_recipe
+from descant.text import printable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from rich.text import Text
 
-from descant.cli.figures import duration, figure
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, RunLogError
-from descant.loggers.run_reader import RunReader, find_runs
-from descant.loggers.text import printable
+from descant.runlog.run_reader import RunReader, find_runs
+from descant.text import duration, figure, printable
 
 _USUAL_METRICS = ("training/loss", "validation/loss", "validation/rewards/score/mean")
 SILENT_S = 120.0

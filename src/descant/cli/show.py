@@ -18,12 +18,11 @@ from rich.text import Text
 from descant.cli.answers import latest_sample_lines, prompt_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
-from descant.cli.figures import duration
+from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
-from descant.cli.happenings import failure_lines, warning_lines
 from descant.errors import ConfigurationError, DescantError, RunLogError
-from descant.loggers.run_reader import RunReader
-from descant.loggers.text import printable
+from descant.runlog.run_reader import RunReader
+from descant.text import duration, printable
 
 _LEAST_WIDTH = 40
 

@@ -8,13 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
-from descant.cli.figures import duration
 from descant.cli.runs import SILENT_S
 from descant.errors import ConfigurationError, DescantError
-from descant.loggers.feed import replay
-from descant.loggers.logger import TrackerLogger
-from descant.loggers.prod_logger import TRACKERS, make_tracker, names_of
-from descant.loggers.run_reader import RunReader
+from descant.runlog.run_reader import RunReader
+from descant.text import duration
+from descant.trackers.configured import TRACKERS, make_tracker, names_of
+from descant.trackers.feed import replay
+from descant.trackers.logger import TrackerLogger
 
 
 class SyncError(DescantError):

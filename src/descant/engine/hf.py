@@ -20,7 +20,7 @@ from descant.engine.generate import GenerationSettings, generate
 from descant.engine.jobs import (
     Accumulate,
     AttachWeights,
-    DescribeReplica,
+    DescribeEngine,
     DetachWeights,
     DiscardGradient,
     ExportWeights,
@@ -40,9 +40,8 @@ from descant.engine.jobs import (
 )
 from descant.engine.optim import Optimizer
 from descant.engine.precision import Precision, computes_in, default_precision, device_type, forget_casts, weights_dtype
-from descant.engine.process_state import COMPUTE_SETTINGS, NUM_THREADS, num_cores, restored
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
-from descant.engine.replica_spec import ReplicaSpec, check_importable, check_same_logits, check_same_modules
+from descant.engine.replication import EngineSpec, check_importable, check_same_logits, check_same_modules
 from descant.engine.score import TokenScorer
 from descant.engine.shared_weights import SharedWeights, WeightLayout
 from descant.engine.weights import WeightStore
@@ -55,6 +54,7 @@ from descant.errors import (
     SequenceTooLongError,
 )
 from descant.losses.sft import language_modelling
+from descant.process_state import NUM_THREADS, compute_settings, num_cores, restored
 from descant.seeds import derive_seed
 
 ResultT = TypeVar("ResultT")
@@ -99,7 +99,7 @@ class HFEngine:
         precision: Precision | None = None,
         gradient_checkpointing: bool = False,
         owns_model: bool = True,
-        replica_of: ReplicaSpec | None = None,
+        replica_of: EngineSpec | None = None,
     ) -> None:
         self.precision = precision or default_precision()
         may_move = owns_model and replica_of is None
@@ -119,14 +119,14 @@ class HFEngine:
         """What the training job that runs at present draws from."""
         if gradient_checkpointing:
             self._enable_gradient_checkpointing()
-        self.settings = [(read, write, read()) for read, write in COMPUTE_SETTINGS]
+        self.settings = [(read, write, read()) for read, write in compute_settings()]
         self.replica_of = replica_of
         self.files: dict[int, SharedWeights] = {}
         """The files of weights that are mapped, by descriptor."""
         self._start_step()
 
     @classmethod
-    def replica(cls, spec: ReplicaSpec) -> HFEngine:
+    def replica(cls, spec: EngineSpec) -> HFEngine:
         """An engine that computes as another one does, with weights that are attached."""
         spec.apply_to_thread()
         return cls(
@@ -175,7 +175,7 @@ class HFEngine:
                 return self.weights.release_snapshot(job.snapshot)
             case KeepReference():
                 return self.weights.keep_reference()
-            case DescribeReplica():
+            case DescribeEngine():
                 return self._describe_replica(job)
             case ExportWeights():
                 return self._mapped(job.fd, job.layout).copy_from(self.model)
@@ -203,7 +203,7 @@ class HFEngine:
         if self.replica_of is not None:
             self.replica_of.check_process()
         own = self.settings if self.replica_of is None else ()
-        with restored(COMPUTE_SETTINGS) if own else nullcontext():
+        with restored(compute_settings()) if own else nullcontext():
             for read, write, value in own:
                 if read() != value:
                     write(value)
@@ -309,12 +309,12 @@ class HFEngine:
             self.optimizer = Optimizer(self.model)
             self._discard_gradient()
 
-    def _describe_replica(self, job: DescribeReplica) -> ReplicaSpec:
+    def _describe_replica(self, job: DescribeEngine) -> EngineSpec:
         if job.importable:
             check_importable(type(self.model))
         settings = [value for _, _, value in self.settings]
         settings[NUM_THREADS] = job.num_threads or max(1, num_cores() - settings[NUM_THREADS])
-        spec = ReplicaSpec(
+        spec = EngineSpec(
             model_class=type(self.model),
             config=self.model.config,
             generation_config=self.model.generation_config,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVa
 from descant.errors import RequestError
 
 if TYPE_CHECKING:  # torch, which whoever makes jobs does not need
-    from descant.engine.replica_spec import ReplicaSpec  # noqa: F401
+    from descant.engine.replication import EngineSpec  # noqa: F401
     from descant.engine.shared_weights import WeightLayout
 
 LIVE = "live"
@@ -165,7 +165,7 @@ class ReleaseSnapshot(Job[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class DescribeReplica(Job["ReplicaSpec"]):
+class DescribeEngine(Job["EngineSpec"]):
     """What an engine elsewhere must know to compute with copies of these weights.
 
     ``device`` and ``num_threads`` are its own; None for the device of this engine, and the cores that it leaves. If the

@@ -13,12 +13,12 @@ from numbers import Real
 from typing import Any
 
 from descant.errors import ConfigurationError, GradingError
+from descant.graders.concurrency_limit import Places
 from descant.graders.daemon_pool import DaemonPool
 from descant.graders.log_scope import current_scope
-from descant.graders.places import Places
 from descant.graders.remote_calls import RemoteCalls
 from descant.stats import summarize_scores
-from descant.threads.quoting import quoted
+from descant.text import quoted
 from descant.threads.thread import StringThread
 
 MAX_CONCURRENT_THREADS = 32

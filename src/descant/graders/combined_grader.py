@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from math import fsum, inf
 from typing import Any, Literal, get_args
 
+from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, attempt_grades, checked_grade
-from descant.graders.finite import is_finite_number
 from descant.stats import summarize_scores
 from descant.threads.thread import StringThread
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from descant.errors import ConfigurationError, GradingError
 from descant.graders.base import SHOWN_LENGTH, BaseGrader, Grade
-from descant.threads.quoting import quoted
+from descant.text import quoted
 from descant.threads.thread import StringThread
 
 

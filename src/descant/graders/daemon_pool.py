@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from descant.errors import GradingError
+from descant.graders.concurrency_limit import Places
 from descant.graders.daemon_threads import DAEMON_THREADS
-from descant.graders.places import Places
 
 Outcome = tuple[Any, BaseException | None]  # as a value: a future cannot hold a StopIteration
 

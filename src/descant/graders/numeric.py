@@ -6,9 +6,9 @@ import re
 from decimal import Context, Decimal, localcontext
 from typing import NamedTuple
 
+from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError
 from descant.graders.completion_grader import ReferenceGrader, cut, shown
-from descant.graders.finite import is_finite_number
 from descant.threads.thread import StringThread
 
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError
 from descant.graders.bounded_pattern import BoundedPattern
 from descant.graders.completion_grader import CompletionGrader, cut, shown
 from descant.graders.daemon_pool import GRADER_THREADS
-from descant.graders.finite import is_finite_number
 from descant.threads.thread import StringThread
 
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError, DescantError, IgnoreGradeException
-from descant.graders.finite import is_finite_number
-from descant.graders.places import Places
+from descant.graders.concurrency_limit import Places
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from typing import Any, cast
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.calls import CallbackFailure
-from descant.callbacks.contamination_check import Policy
-from descant.callbacks.runner import CallbackRunner
-from descant.callbacks.synchronous import SynchronousRunner
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import new_run_dir, unused_run_dir
 from descant.metrics import Metric
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
-from descant.models.replica import EvaluationPlacement
+from descant.models.weight_buffers import EvaluationPlacement
+from descant.runner.callback_runner import CallbackRunner
+from descant.runner.calls import CallbackFailure
+from descant.runner.contamination_check import Policy
+from descant.runner.recorder import new_run_dir, unused_run_dir
+from descant.runner.synchronous import SynchronousRunner
 from descant.table import Table
 from descant.threads.thread import StringThread
 

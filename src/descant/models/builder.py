@@ -12,10 +12,10 @@ from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
 from descant.engine.precision import Precision, default_precision, weights_dtype
 from descant.errors import ConfigurationError, ModelLoadError, RenderError
+from descant.models.chat_template import Renderer
 from descant.models.inference import InferenceModel
-from descant.models.placements.worker_thread import WorkerThread
 from descant.models.training import TrainingModel
-from descant.threads.render import Renderer
+from descant.models.workers.worker_thread import WorkerThread
 
 ModelT = TypeVar("ModelT", bound=InferenceModel)
 _INFERENCE_BATCH_TOKENS = 16_384

@@ -25,17 +25,17 @@ from descant.engine.jobs import (
     WeightedSequence,
 )
 from descant.errors import ConfigurationError, RenderError, RequestError
+from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
-from descant.models.placements.placement import Placement
-from descant.owner import Owner, current_owner
-from descant.threads.render import Renderer
+from descant.models.requester import Requester, current_requester
+from descant.models.workers.engine_worker import EngineWorker
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
 ItemT = TypeVar("ItemT")
 RenderedT = TypeVar("RenderedT")
 ResultT = TypeVar("ResultT")
-Attempt = RenderError | RequestError
+ItemFailure = RenderError | RequestError
 """What can befall one thread of a list while the others succeed."""
 MAX_SHARD_BYTES = 5 * 10**9
 """The size of a file of weights; larger models are saved as several."""
@@ -44,7 +44,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 class _HeldSnapshot:
     """A snapshot in an engine; given back by ``release``, or when the last handle on it is garbage."""
 
-    def __init__(self, placement: Placement, weights: str) -> None:
+    def __init__(self, placement: EngineWorker, weights: str) -> None:
         self.weights = weights
         self._placement = placement
         self._finalizer = weakref.finalize(self, placement.run_later, ReleaseSnapshot(weights))
@@ -72,7 +72,7 @@ class InferenceModel:
     """
 
     def __init__(
-        self, name: str, description: str, placement: Placement, renderer: Renderer, sampling: Sampling
+        self, name: str, description: str, placement: EngineWorker, renderer: Renderer, sampling: Sampling
     ) -> None:
         self.name = name
         self.description = description
@@ -82,7 +82,7 @@ class InferenceModel:
         self._placement = placement
         self._renderer = renderer
         self._collector = Collector()
-        self._default_owner = Owner(name, seed=0, observer=False)
+        self._default_requester = Requester(name, seed=0, observer=False)
 
     # Views
 
@@ -176,7 +176,7 @@ class InferenceModel:
     @overload
     async def generate_many(
         self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[StringThread | Attempt]: ...
+    ) -> list[StringThread | ItemFailure]: ...
     async def generate_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
         """``generate`` for a list of threads, in order."""
         generated = await self._generate(threads)
@@ -184,7 +184,7 @@ class InferenceModel:
 
     async def generate_tokens(self, thread: StringThread) -> TokenizedThread:
         """Like ``generate``, with the exact tokens of the prompt and of the generated turn."""
-        key = (current_owner(), "generate", self.sampling)
+        key = (current_requester(), "generate", self.sampling)
         return await self._collector.call(key, thread, self._generate)
 
     @overload
@@ -194,7 +194,7 @@ class InferenceModel:
     @overload
     async def generate_tokens_many(
         self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: Literal[True]
-    ) -> list[TokenizedThread | Attempt]: ...
+    ) -> list[TokenizedThread | ItemFailure]: ...
     async def generate_tokens_many(
         self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: bool = False
     ) -> object:
@@ -258,7 +258,7 @@ class InferenceModel:
     @overload
     async def logprobs_many(
         self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[float | Attempt]: ...
+    ) -> list[float | ItemFailure]: ...
     async def logprobs_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
         """``logprobs`` for a list of threads, in order."""
 
@@ -270,7 +270,7 @@ class InferenceModel:
 
     async def logprobs_per_token(self, thread: TokenizedThread) -> list[float]:
         """The log-probability, in nats, of each weighted token, in order."""
-        return await self._collector.call((current_owner(), "logprobs"), thread, self._logprobs_per_token)
+        return await self._collector.call((current_requester(), "logprobs"), thread, self._logprobs_per_token)
 
     @overload
     async def logprobs_per_token_many(self, threads: Sequence[TokenizedThread]) -> list[list[float]]: ...
@@ -304,7 +304,7 @@ class InferenceModel:
         handle.weights, handle._snapshot = weights, snapshot
         return handle
 
-    def _elsewhere(self, placement: Placement, weights: str) -> InferenceModel:
+    def _elsewhere(self, placement: EngineWorker, weights: str) -> InferenceModel:
         """A handle on weights that another engine holds, with these settings."""
         handle = InferenceModel(self.name, self.description, placement, self._renderer, self.sampling)
         handle.weights = weights
@@ -315,10 +315,10 @@ class InferenceModel:
         view.sampling = sampling
         return view
 
-    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | Attempt]:
-        owner, sampling = current_owner() or self._default_owner, self.sampling
+    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | ItemFailure]:
+        requester, sampling = current_requester() or self._default_requester, self.sampling
         seeded = [
-            (item, owner.next_sampling_seed(item.thread if isinstance(item, TokenizedThread) else item))
+            (item, requester.next_sampling_seed(item.thread if isinstance(item, TokenizedThread) else item))
             for item in threads
         ]
 
@@ -329,8 +329,8 @@ class InferenceModel:
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
             requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
             results = await self._placement.run(Generate(requests, sampling, self.weights))
-            owner.num_tokens += sum(len(request.prompt_ids) for request in requests)
-            owner.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
+            requester.num_tokens += sum(len(request.prompt_ids) for request in requests)
+            requester.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
 
             def append(
                 prompt: TokenizedThread, result: GeneratedTokens | RequestError
@@ -354,11 +354,11 @@ class InferenceModel:
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
         sequences = await asyncio.to_thread(weighted_sequences, threads)
         logprobs = await self._placement.run(Logprobs(sequences, self.weights))
-        (current_owner() or self._default_owner).num_tokens += sum(len(thread.token_ids) for thread in threads)
+        (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
 
 
-async def _take_snapshot(placement: Placement) -> _HeldSnapshot:
+async def _take_snapshot(placement: EngineWorker) -> _HeldSnapshot:
     """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
     return _HeldSnapshot(placement, await placement.run(TakeSnapshot()))
 
@@ -376,7 +376,7 @@ async def render_each(
     items: Sequence[ItemT],
     render: Callable[[ItemT], RenderedT],
     list_call: Callable[[Sequence[RenderedT]], Awaitable[Sequence[ResultT | RequestError]]],
-) -> list[ResultT | Attempt]:
+) -> list[ResultT | ItemFailure]:
     """Render items one by one, off the event loop, and pass those that could be rendered to one list call.
 
     The results are in the order of the items; an item that cannot be rendered has its error in its place.

@@ -11,9 +11,9 @@ from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
 from descant.errors import ConfigurationError
 from descant.models.builder import generation_stop_ids
+from descant.models.chat_template import Renderer
 from descant.models.inference import InferenceModel
-from descant.models.placements.worker_thread import WorkerThread
-from descant.threads.render import Renderer
+from descant.models.workers.worker_thread import WorkerThread
 
 
 def live_model(

@@ -10,8 +10,8 @@ from typing import Literal, overload
 from descant.arguments import as_path
 from descant.engine.jobs import REFERENCE, Accumulate, DiscardGradient, KeepReference, Load, OptimStep
 from descant.errors import ConfigurationError, ObserverError, RequestError
-from descant.models.inference import Attempt, InferenceModel, render_each, settled, weighted_sequences
-from descant.owner import Owner, current_owner
+from descant.models.inference import InferenceModel, ItemFailure, render_each, settled, weighted_sequences
+from descant.models.requester import Requester, current_requester
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
@@ -33,10 +33,10 @@ class TrainingModel(InferenceModel):
             ObserverError: called from a callback.
         """
 
-        async def train(threads: Sequence[StringThread]) -> list[Attempt | None]:
+        async def train(threads: Sequence[StringThread]) -> list[ItemFailure | None]:
             return await self._train_language_modelling(threads, seed)
 
-        key = (current_owner(), "train_language_modelling", seed)
+        key = (current_requester(), "train_language_modelling", seed)
         await self._collector.call(key, thread, train)
 
     @overload
@@ -44,7 +44,7 @@ class TrainingModel(InferenceModel):
     @overload
     async def train_language_modelling_many(
         self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: Literal[True]
-    ) -> list[Attempt | None]: ...
+    ) -> list[ItemFailure | None]: ...
     async def train_language_modelling_many(
         self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: bool = False
     ) -> object:
@@ -113,7 +113,7 @@ class TrainingModel(InferenceModel):
         await self._placement.run(KeepReference())
         return self._handle(REFERENCE)
 
-    async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[Attempt | None]:
+    async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[ItemFailure | None]:
         self._check_may_train("train_language_modelling")
 
         async def accumulate(rendered: Sequence[TokenizedThread]) -> list[RequestError | None]:
@@ -122,7 +122,7 @@ class TrainingModel(InferenceModel):
         return await render_each(threads, self._renderer.render, accumulate)
 
     @contextmanager
-    def trained_by(self, trainer: Owner) -> Iterator[None]:
+    def trained_by(self, trainer: Requester) -> Iterator[None]:
         """Until this ends, only ``trainer`` may train the model: not a callback, nor a thread or task of its making.
 
         Raises:
@@ -136,10 +136,10 @@ class TrainingModel(InferenceModel):
             self._placement.trainer = None
 
     def _check_may_train(self, method: str) -> None:
-        owner, trainer = current_owner(), self._placement.trainer
-        if owner is not None:
-            owner.check_may_train(method)
-        if trainer is not None and owner is not trainer:
+        requester, trainer = current_requester(), self._placement.trainer
+        if requester is not None:
+            requester.check_may_train(method)
+        if trainer is not None and requester is not trainer:
             raise ObserverError(
                 f"{method}: {self.name!r} is being trained by {trainer.name}, and by nobody else until it ends"
             )

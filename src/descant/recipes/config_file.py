@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from descant.errors import ConfigurationError
-from descant.threads.quoting import quoted
+from descant.text import quoted
 
 _TOML_PLACE = re.compile(r"^(.*) \(at (?:line (\d+), column (\d+)|end of document)\)$", re.DOTALL)
 

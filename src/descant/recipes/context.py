@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from descant.environment import recipe_of_run
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import new_run_dir
-from descant.loggers.text import printable
 from descant.notifiers import JobNotifier, StdoutJobNotifier
+from descant.provenance import recipe_of_run
 from descant.recipes.config import InputConfig
+from descant.runner.recorder import new_run_dir
+from descant.text import printable
 
 
 class RecipeContext:

@@ -18,12 +18,12 @@ from pydantic import ConfigDict, GetJsonSchemaHandler, PositiveInt, model_valida
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, CoreSchema
 
+from descant.data.datasets import load_threads
 from descant.errors import ConfigurationError, DatasetError, ModelLoadError
 from descant.graders.base import BaseGrader
 from descant.graders.contains import ContainsGrader
 from descant.graders.exact_match import ExactMatchGrader
 from descant.graders.numeric import NumericGrader
-from descant.threads.datasets import load_threads
 from descant.threads.thread import StringThread
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from descant.environment import masked
 from descant.errors import ConfigurationError
-from descant.threads.quoting import quoted
+from descant.provenance import masked
+from descant.text import quoted
 
 _PHRASES = (
     (r"^(Value error|Assertion failed), ", ""),

@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant.callbacks.base import RecipeCallback
-from descant.callbacks.runner import CallbackRunner
-from descant.engine.process_state import COMPUTE_SETTINGS
 from descant.models.live_model import live_model
+from descant.process_state import compute_settings
+from descant.runner.callback_runner import CallbackRunner
 from descant.testing.runs import copies_of, quietly
 from descant.threads.thread import StringThread
 
@@ -119,7 +119,7 @@ class BareLoop:
     def _state(self) -> dict[str, Any]:
         return {
             **generator_states(),
-            "torch's settings": [read() for read, _ in COMPUTE_SETTINGS] + [torch.is_grad_enabled()],
+            "torch's settings": [read() for read, _ in compute_settings()] + [torch.is_grad_enabled()],
             "training or evaluation mode of a module": [module.training for module in self.module.modules()],
             "requires_grad of a parameter": [parameter.requires_grad for parameter in self.module.parameters()],
         }

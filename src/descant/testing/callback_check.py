@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import get_args
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.runner import CallbackRunner
 from descant.errors import ConfigurationError
-from descant.models.replica import EvaluationPlacement
+from descant.models.weight_buffers import EvaluationPlacement
+from descant.runner.callback_runner import CallbackRunner
 from descant.testing.bare_loop import bare_loop, generator_states
 from descant.testing.differences import metrics_difference, training_difference, weights_difference
-from descant.testing.observed_calls import Mischief, ObservedCalls, has_halves
+from descant.testing.observed_calls import Fault, ObservedCalls, has_halves
 from descant.testing.report import Report, first_problem
 from descant.testing.runs import MakeCallback, Run, Runs
 from descant.testing.tiny_model import tiny_dataset, tiny_model_path
 from descant.threads.thread import StringThread
 
 _LEAST_NUM_STEPS = 4
-_MISCHIEF: dict[int, Mischief] = {1: "raise", 2: "hang"}
+_MISCHIEF: dict[int, Fault] = {1: "raise", 2: "hang"}
 _FIXES = ("name=", "log_key", "checkpoint_name=")
 _TWIN_STEPS = 2
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from descant.callbacks.base import RecipeCallback
-from descant.callbacks.runner import CallbackRunner
 from descant.errors import ConfigurationError
-from descant.loggers.logger import STEP_KEY, Logger, TrackerLogger
-from descant.loggers.recorder import flat_loggers
-from descant.loggers.run_reader import RunReader
+from descant.runlog.run_reader import RunReader
+from descant.runner.callback_runner import CallbackRunner
+from descant.runner.recorder import flat_loggers
 from descant.schedule import every_steps
 from descant.table import Table
 from descant.testing.bare_loop import generator_states
 from descant.testing.report import Report, first_problem
+from descant.trackers.logger import STEP_KEY, Logger, TrackerLogger
 
 _STEPS = (0, 2, 2, 1, 4)  # some come twice, some late
 _NUM_STEPS = 3

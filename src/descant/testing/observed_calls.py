@@ -13,15 +13,15 @@ from typing import Any, Literal, TypeVar, cast
 from descant.callbacks.base import RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import DescantError
-from descant.models.inference import MAX_SHARD_BYTES, Attempt, InferenceModel
-from descant.owner import current_owner
+from descant.models.inference import MAX_SHARD_BYTES, InferenceModel, ItemFailure
+from descant.models.requester import current_requester
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
 ResultT = TypeVar("ResultT")
 CallbackT = TypeVar("CallbackT", bound=RecipeCallback)
 ModelT = TypeVar("ModelT", bound=InferenceModel)
-Mischief = Literal["raise", "hang", "skip"]
+Fault = Literal["raise", "hang", "skip"]
 """The model does its work and then raises; it never answers; or the call is not made at all."""
 HANG_TIMEOUT_S = 0.05  # of a call that would never end
 
@@ -64,7 +64,7 @@ class ObservedCalls:
             trained, and a report until one more, so that whatever is not of its own step shows.
     """
 
-    def __init__(self, mischief: Mapping[int, Mischief] | None = None, pace: Pace | None = None) -> None:
+    def __init__(self, mischief: Mapping[int, Fault] | None = None, pace: Pace | None = None) -> None:
         self.mischief = mischief or {}
         self.returned: dict[int, Any] = {}
         """What was returned, by step."""
@@ -133,8 +133,8 @@ class _Unanswered:
 async def _no_answer() -> None:
     """Wait, as for an engine that is stuck, until the call is given up."""
     job = _Unanswered()
-    if (owner := current_owner()) is not None:
-        owner.add(job)
+    if (requester := current_requester()) is not None:
+        requester.add(job)
     await asyncio.wrap_future(job.future)
 
 
@@ -156,7 +156,7 @@ class _DisturbedModel(InferenceModel):
         tokenize = cast("Any", super().tokenize_many)
         return await self._calls.disturb(tokenize(threads, return_exceptions=return_exceptions))
 
-    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | Attempt]:
+    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | ItemFailure]:
         return await self._calls.disturb(super()._generate(threads))
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> Any:

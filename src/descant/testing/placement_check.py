@@ -17,10 +17,10 @@ import torch
 
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
-from descant.models.placements.child_process import ChildProcess
-from descant.models.replica import EvaluationPlacement, Lease, Replica
+from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
-from descant.owner import Owner, owner_scope
+from descant.models.weight_buffers import EvaluationPlacement, Lease, WeightBuffers
+from descant.models.workers.child_process import ChildProcess
 from descant.testing.report import Report, first_problem
 from descant.testing.runs import quietly
 from descant.testing.tiny_model import tiny_dataset, tiny_model_path
@@ -73,7 +73,7 @@ async def check_placement(
     before = _belongings()
     with quietly():
         model = await ModelBuilder(path, precision="float32").spawn_train("policy", _MAX_BATCH_SIZE)
-    replica = Replica(model, placement)
+    replica = WeightBuffers(model, placement)
     try:
         await asyncio.wait_for(replica.start(), timeout_s)
         await _PlacementCheck(model, replica, placement, timeout_s, report).run()
@@ -87,7 +87,12 @@ async def check_placement(
 
 class _PlacementCheck:
     def __init__(
-        self, model: TrainingModel, replica: Replica, placement: EvaluationPlacement, timeout_s: float, report: Report
+        self,
+        model: TrainingModel,
+        replica: WeightBuffers,
+        placement: EvaluationPlacement,
+        timeout_s: float,
+        report: Report,
     ) -> None:
         self._model, self._replica, self._placement = model, replica, placement
         self._timeout_s, self._report = timeout_s, report
@@ -136,14 +141,14 @@ class _PlacementCheck:
 
     async def _check_cancelled(self) -> None:
         lease = await self._take()
-        owner = Owner("the conformance kit", 0, observer=True, detached=True)
-        with owner_scope(owner):
+        requester = Requester("the conformance kit", 0, observer=True, detached=True)
+        with requester_scope(requester):
             task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
-        await self._begun(owner, task)
-        jobs = [job.future for job in owner._pending]
+        await self._begun(requester, task)
+        jobs = [job.future for job in requester._pending]
         task.cancel()
-        owner.refuse("was cancelled")
-        stopped = await self._in_time(owner.settle)
+        requester.refuse("was cancelled")
+        stopped = await self._in_time(requester.settle)
         await asyncio.wait({task})
         lease.release()
         problem = f"a generation that was given up goes on: {stopped}" if isinstance(stopped, str) else None
@@ -154,10 +159,10 @@ class _PlacementCheck:
 
     async def _check_killed(self) -> None:
         lease = await self._take()
-        owner = Owner("the conformance kit", 0, observer=True, detached=True)
-        with owner_scope(owner):
+        requester = Requester("the conformance kit", 0, observer=True, detached=True)
+        with requester_scope(requester):
             task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
-        await self._begun(owner, task)
+        await self._begun(requester, task)
         evaluator = self._replica._evaluator
         assert isinstance(evaluator, ChildProcess)
         os.kill(evaluator.pid, signal.SIGKILL)
@@ -170,9 +175,9 @@ class _PlacementCheck:
         problem = problem or self._difference(await self._elsewhere(), await self._answer())
         self._report.add("a killed process is made up for", problem, f"{reason}; the next evaluation is right")
 
-    async def _begun(self, owner: Owner, task: asyncio.Task[None]) -> None:
+    async def _begun(self, requester: Requester, task: asyncio.Task[None]) -> None:
         """Until the place has been asked."""
-        while not owner._pending and not task.done():
+        while not requester._pending and not task.done():
             await asyncio.sleep(0)
 
     async def _take(self) -> Lease:
@@ -195,7 +200,7 @@ class _PlacementCheck:
 
     async def _answer(self, handle: Callable[[InferenceModel], InferenceModel] = lambda view: view) -> _Answer:
         """What the model says; ``handle`` gives a view's settings to other weights."""
-        with owner_scope(Owner("the conformance kit", 0, observer=True)):
+        with requester_scope(Requester("the conformance kit", 0, observer=True)):
             short = self._model.max_gen_len(_MAX_GEN_LEN)
             prompts = [thread.without_completion() for thread in self._threads]
             greedy = await handle(short.temperature(0.0)).generate_many(prompts)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from descant.costs import describe_seconds
+from descant.runner.costs import describe_seconds
 
 _WIDTH = 118
 

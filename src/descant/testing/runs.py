@@ -15,18 +15,18 @@ from typing import Any, cast
 from torch import Tensor
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.calls import CallbackFailure
 from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.hf import HFEngine
-from descant.engine.process_state import preserved_process_state
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import RunRecorder
 from descant.metrics import Metric
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
-from descant.models.placements.worker_thread import WorkerThread
-from descant.models.replica import EvaluationPlacement
+from descant.models.weight_buffers import EvaluationPlacement
+from descant.models.workers.worker_thread import WorkerThread
+from descant.process_state import preserved_process_state
+from descant.runner.calls import CallbackFailure
+from descant.runner.recorder import RunRecorder
 from descant.schedule import NEVER, every_steps
 from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
 from descant.testing.report import MeasuredCost

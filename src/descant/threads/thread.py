@@ -10,9 +10,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from descant.errors import ConfigurationError, DescantError
-from descant.threads.quoting import quoted
+from descant.text import quoted
 from descant.threads.tools import Tool, ToolCall, check_unicode
-from descant.threads.weights import assistant_turn_weights
 
 ROLES = ("system", "user", "assistant", "tool")
 _ID_NAMESPACE = uuid.UUID("5f4b0a3e-7c1d-5a0e-9f39-6465736361c7")
@@ -341,3 +340,10 @@ def check_turn(index: int, role: str, content: str) -> None:
         raise ConfigurationError(f"turn {index} ({role}) has content of type {type(content).__name__}, not a string")
     if not content.isascii():  # a million rows feel the text of a message
         check_unicode(content, f"the content of turn {index} ({role})")
+
+
+def assistant_turn_weights(roles: Sequence[str], start: int = 0) -> tuple[float, ...]:
+    """Weight 1 for every assistant turn from number ``start`` on (negative counts from the end), 0 elsewhere."""
+    assistants = [index for index, role in enumerate(roles) if role == "assistant"]
+    weighted = set(assistants[start:])
+    return tuple(float(index in weighted) for index in range(len(roles)))

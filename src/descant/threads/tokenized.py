@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from descant.threads.thread import StringThread
-from descant.threads.weights import assistant_turn_weights
+from descant.threads.thread import StringThread, assistant_turn_weights
 
 
 class TokenizedTurn(NamedTuple):

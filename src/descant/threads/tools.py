@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from descant.errors import ConfigurationError
-from descant.threads.quoting import quoted
+from descant.text import quoted
 
 
 @dataclass(frozen=True)

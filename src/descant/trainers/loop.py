@@ -26,22 +26,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.contamination_check import Policy, check_policy
-from descant.callbacks.due_calls import check_budget
-from descant.callbacks.metric_keys import MetricKeys
-from descant.callbacks.modes import modes_of
 from descant.errors import ConfigurationError
-from descant.loggers.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.metrics import Metric
+from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
-from descant.owner import Owner, owner_scope
+from descant.runner.contamination_check import Policy, check_policy
+from descant.runner.due_calls import check_budget
+from descant.runner.metric_keys import MetricKeys
+from descant.runner.modes import modes_of
+from descant.runner.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
 from descant.table import Table
 from descant.threads.thread import StringThread
 
 if TYPE_CHECKING:
-    from descant.callbacks.calls import CallbackFailure
-    from descant.models.replica import EvaluationPlacement
+    from descant.models.weight_buffers import EvaluationPlacement
+    from descant.runner.calls import CallbackFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Trainer(ABC):
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             and whatever else stops training, once callbacks and run log are closed.
         """
-        from descant.callbacks.runner import CallbackRunner  # noqa: PLC0415  # torch, which `--help` of a recipe spares
+        from descant.runner.callback_runner import CallbackRunner  # noqa: PLC0415  # torch, which `--help` of a recipe spares
 
         started_at = time.monotonic()
         runner = CallbackRunner(
@@ -231,9 +231,9 @@ class Trainer(ABC):
     @asynccontextmanager
     async def _training_alone(self) -> AsyncIterator[None]:
         """What the trainer asks of models, it asks as itself; nobody else may train them meanwhile."""
-        owner = Owner(f"a running {type(self).__name__}", self.seed, observer=False)
-        with owner_scope(owner), ExitStack() as stack:
+        requester = Requester(f"a running {type(self).__name__}", self.seed, observer=False)
+        with requester_scope(requester), ExitStack() as stack:
             for model in self.trained_models:
-                stack.enter_context(model.trained_by(owner))
+                stack.enter_context(model.trained_by(requester))
                 await model.discard_gradient()  # a trainer before this one may have been interrupted within a step
             yield

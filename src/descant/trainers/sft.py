@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
-from descant.callbacks.contamination_check import Policy
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
-from descant.loggers.recorder import Logger, RunRecorder
 from descant.metrics import Metric
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.progress import exact_fraction
+from descant.runner.contamination_check import Policy
+from descant.runner.recorder import Logger, RunRecorder
 from descant.threads.thread import StringThread
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
 
 if TYPE_CHECKING:
-    from descant.models.replica import EvaluationPlacement
+    from descant.models.weight_buffers import EvaluationPlacement
 
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (

@@ -1,0 +1,1 @@
+"""Data: files and rows read as threads."""

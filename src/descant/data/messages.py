@@ -1,0 +1,225 @@
+"""Messages: the turns of a row of a dataset, in each form that they are written in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from descant.data.bad_row import BadRow, listed, type_of
+from descant.data.tool_rows import read_calls
+from descant.text import quoted
+from descant.threads.thread import ROLES, StringThread, ToolLink
+from descant.threads.tools import Tool
+
+_UNUSABLE = ("function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images")
+"""Keys of messages that some templates render and no thread can hold: leaving them out would train something else."""
+
+_SHAREGPT_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(
+        ("gpt", "chatgpt", "assistant", "bard", "bing", "model", "function_call", "tool_call"), "assistant"
+    ),
+    **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
+    "system": "system",
+}
+_SHAREGPT_CALLS = ("function_call", "tool_call")
+
+
+class Turns:
+    """The turns of a row while they are read, by column."""
+
+    __slots__ = ("links", "names", "num_before", "roles", "texts", "weights")
+
+    def __init__(self, system: Any = None) -> None:
+        """``system`` is the row's column of that name: a system prompt in front of the turns, if it says anything."""
+        if system is not None and not isinstance(system, str):
+            raise BadRow(f"'system' is {type_of(system)}, not a string")
+        self.roles: list[str] = ["system"] if system else []
+        self.texts: list[str] = [sys.intern(system)] if system else []
+        self.num_before = len(self.roles)  # turns that are not among the row's messages
+        self.weights: dict[int, float] = {}
+        self.links: dict[int, ToolLink] = {}
+        self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its place in the row
+
+    def thread(self, metadata: Any, tools: Iterable[Tool] = ()) -> StringThread:
+        """The thread of these turns."""
+        if self.num_before and "system" in self.roles[1:]:
+            raise BadRow("both a column 'system' and a system turn; keep one of them")
+        thread = StringThread(zip(self.roles, self.texts, strict=True), metadata, tools=tools)
+        if self.links:
+            thread = thread.with_tool_links([self.links.get(i, ToolLink()) for i in range(len(self.roles))])
+        if self.weights:
+            weights = thread.get_turn_weights()
+            for index, weight in self.weights.items():
+                weights[index] = weight
+            thread = thread.with_turn_weights(weights)
+        if self.names:
+            self._check_names(thread)
+        return thread
+
+    def _check_names(self, thread: StringThread) -> None:
+        """A name that no call gives would be lost: a tool turn is named by the call that it answers."""
+        messages = thread.chat_messages()
+        for index, (name, place) in self.names.items():
+            answered = messages[index].get("name")
+            if answered is None:
+                raise BadRow(f"{place}.name is {quoted(name)}, but no tool call is left that the turn could answer")
+            if answered != name:
+                raise BadRow(
+                    f"{place}.name is {quoted(name)}, but the turn answers the call of {quoted(answered)}; give "
+                    "call and answer the same id (tool_calls[].id and tool_call_id)"
+                )
+
+
+def read_prompt(turns: Turns, prompt: Any) -> None:
+    """A prompt: a string, which is a user turn, or messages."""
+    if isinstance(prompt, str):
+        turns.roles.append("user")
+        turns.texts.append(prompt)
+    else:
+        read_messages(turns, prompt, "prompt")
+
+
+def read_answer(turns: Turns, answer: Any, column: str) -> None:
+    """An answer to the prompt that has been read: a string, or messages that begin and end with the assistant's."""
+    if isinstance(answer, str):
+        turns.roles.append("assistant")
+        turns.texts.append(answer)
+        return
+    if not isinstance(answer, list):
+        raise BadRow(f"{column} is {type_of(answer)}, not a string or a list of messages")
+    start = len(turns.roles)
+    read_messages(turns, answer, column)
+    for index in (start, len(turns.roles) - 1):
+        if turns.roles[index] != "assistant":
+            raise BadRow(f"{column}[{index - start}] is a turn of {quoted(turns.roles[index])}, not of 'assistant'")
+
+
+def checked_weights(weights: Any) -> list[float]:
+    """The column ``weights`` of a row."""
+    if not isinstance(weights, list) or not all(map(_is_number, weights)):
+        raise BadRow("'weights' is not a list of numbers, one for each message")
+    return weights
+
+
+def leave_untrained(turns: Turns) -> None:
+    """What stands in a prompt is not trained, unless a message says so with a weight of its own."""
+    for index, role in enumerate(turns.roles):
+        if role == "assistant":
+            turns.weights.setdefault(index, 0.0)
+
+
+def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = False) -> None:
+    """A list of messages, by ``role`` and ``content``, or by ShareGPT's keys and roles.
+
+    Raises:
+        BadRow: one of them is not a message; the text says which and why.
+    """
+    if not isinstance(messages, list) or not messages:
+        if isinstance(messages, list):
+            raise BadRow(f"{column!r} is an empty list; one message is needed at least")
+        either = "a string or " if column == "prompt" else ""
+        raise BadRow(f"{column!r} is {type_of(messages)}, not {either}a list of messages")
+    roles, texts = turns.roles, turns.texts
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise BadRow(f"{column}[{index}] is {type_of(message)}, not an object with 'role' and 'content'")
+        role: Any = message.get("role")
+        text: Any = message.get("content")
+        if len(message) > 2 or role not in ROLES or not isinstance(text, str):
+            role, text = _read_message(turns, message, f"{column}[{index}]", sharegpt)
+        roles.append(role)
+        texts.append(sys.intern(text) if role == "system" else text)  # most rows of a dataset have the same
+
+
+def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: bool) -> tuple[str, str]:
+    """Role and text of a message that is more than these two; what else it says is noted in ``turns``."""
+    by_from = sharegpt and message.get("role") is None
+    role_key, text_key = ("from", "value") if by_from else ("role", "content")
+    role = message.get(role_key)
+    if role is None:
+        _refuse_missing(message, role_key, place)
+    if not isinstance(role, str):
+        raise BadRow(f"{place}.{role_key} is {type_of(role)}, not a string")
+    if unusable := [key for key in _UNUSABLE if message.get(key)]:
+        raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold{_advice(unusable[0])}")
+    if message.get("train") is not None:
+        raise BadRow(f"{place} has 'train', which is not read; write 'weight' instead (1 is trained, 0 is not)")
+    index = len(turns.roles)
+    if (weight := message.get("weight")) is not None:
+        if not _is_number(weight):
+            raise BadRow(f"{place}.weight is {type_of(weight)}, not a number")
+        turns.weights[index] = weight
+    if sharegpt and role in _SHAREGPT_CALLS:
+        calls = read_calls(message.get(text_key), f"{place}.{text_key}")
+        turns.links[index] = ToolLink(calls)
+        return "assistant", ""
+    if sharegpt:
+        if role not in _SHAREGPT_ROLES:
+            raise BadRow(f"{place}.{role_key} is {quoted(role)}; known are {', '.join(_SHAREGPT_ROLES)}")
+        role = _SHAREGPT_ROLES[role]
+    if role not in ROLES:
+        advice = "; write 'system'" if role == "developer" else ""
+        raise BadRow(f"{place}.role is {quoted(role)}; roles are {', '.join(ROLES)}{advice}")
+    _read_links(turns, message, role, place)
+    text = message.get(text_key)
+    if text is None or text == []:
+        if not message.get("tool_calls"):
+            _refuse_missing(message, text_key, place)
+        return role, ""
+    return role, text if isinstance(text, str) else _joined(text, f"{place}.{text_key}")
+
+
+def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) -> None:
+    index = len(turns.roles)
+    name, call_id = message.get("name"), message.get("tool_call_id")
+    if calls := message.get("tool_calls"):
+        if role != "assistant":
+            raise BadRow(f"{place} has 'tool_calls', but is a turn of {quoted(role)}, not of 'assistant'")
+        turns.links[index] = ToolLink(read_calls(calls, f"{place}.tool_calls"))
+    for key, value in (("name", name), ("tool_call_id", call_id)):
+        if value is not None and not isinstance(value, str):
+            raise BadRow(f"{place}.{key} is {type_of(value)}, not a string")
+        if value and role != "tool":
+            raise BadRow(f"{place} has {key!r}, but is a turn of {quoted(role)}; only tool turns may have one")
+    if call_id is not None:
+        turns.links[index] = ToolLink(call_id=call_id)
+    if name:
+        turns.names[index] = (name, place)
+
+
+def _refuse_missing(message: dict[str, Any], key: str, place: str) -> None:
+    if key in message:
+        beside = ", which is allowed only beside 'tool_calls'" if key == "content" else ""
+        found = "an empty list" if message[key] == [] else type_of(message[key])
+        raise BadRow(f"{place}.{key} is {found}{beside}")
+    raise BadRow(f"{place} has no {key!r} (it has {listed(message) if message else 'nothing'})")
+
+
+def _advice(key: str) -> str:
+    if key == "function_call":
+        return "; write it as 'tool_calls'"
+    if key in ("reasoning_content", "reasoning", "thinking"):
+        return "; write it into the content as the model's template does (often <think>…</think>), or leave it out"
+    return "; leave it out, or write it as content"
+
+
+def _joined(parts: Any, place: str) -> str:
+    """The text of content that is given in parts."""
+    if not isinstance(parts, list):
+        raise BadRow(f"{place} is {type_of(parts)}, not a string")
+    texts = []
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict):
+            raise BadRow(f"{place}[{index}] is {type_of(part)}, not a part like {{'type': 'text', 'text': ...}}")
+        if part.get("type") != "text":
+            raise BadRow(f"{place}[{index}] is a part of type {quoted(part.get('type'))}; only 'text' can be used")
+        if not isinstance(part.get("text"), str):
+            raise BadRow(f"{place}[{index}].text is {type_of(part.get('text'))}, not a string")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,109 @@
+"""Pairs: what one row of a preference dataset says, as a chosen and a rejected thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from descant.data.bad_row import BadRow, listed
+from descant.data.messages import Turns, read_answer, read_messages, read_prompt
+from descant.data.rows import FORMS, PAIRS, advice_for, columns_of, metadata_of, pair_columns
+from descant.data.tool_rows import read_tools
+from descant.threads.thread import StringThread
+
+Pair = tuple[StringThread, StringThread]
+"""A chosen and a rejected thread with a common prompt."""
+
+
+def pair_of_row(row: Any) -> Pair:
+    """The preference pair that a row is, its other columns as metadata of both threads.
+
+    The answers carry weight, the prompt does not.
+
+    Raises:
+        BadRow, ConfigurationError: the row is not a preference pair; the text says why.
+    """
+    row = columns_of(row)
+    names = pair_columns(row)
+    if names is None:
+        raise BadRow(_why_no_pair(row))
+    prompt, system = row.pop("prompt", None), row.pop("system", None)
+    answers = [row.pop(name) for name in names]
+    tools = read_tools(row.pop("tools", None))
+    for name in (name for both in PAIRS for name in both if row.get(name, ()) is None):
+        del row[name]
+    metadata = metadata_of(row)
+    chosen, rejected = (
+        _conversation(system, prompt, answer, name).thread(metadata and dict(metadata), tools)
+        for answer, name in zip(answers, names, strict=True)
+    )
+    num_prompt_turns = _common_prompt_length(chosen, rejected) if prompt is None else _num_turns(system, prompt)
+    if num_prompt_turns == 0:
+        raise BadRow(f"{names[0]!r} and {names[1]!r} have no turn in common that could be the prompt")
+    for thread, name in ((chosen, names[0]), (rejected, names[1])):
+        answer = thread.get_turns()[num_prompt_turns:]
+        if not answer or answer[0].role != "assistant":
+            found = f"goes on with a {answer[0].role} turn" if answer else "ends"
+            raise BadRow(f"{name!r} {found} after the prompt (turns: {num_prompt_turns}), where an answer is needed")
+        if answer[-1].role != "assistant":
+            raise BadRow(f"{name!r} ends in a {answer[-1].role} turn; an answer ends in an assistant turn")
+    if _same(chosen, rejected):
+        raise BadRow(f"{names[0]!r} and {names[1]!r} are equal, so neither is better")
+    return _answer_weighted(chosen, num_prompt_turns), _answer_weighted(rejected, num_prompt_turns)
+
+
+def _common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
+    """How many turns two conversations have in common at their beginning, final assistant turns left out."""
+    prompts = [thread.without_completion() for thread in (chosen, rejected)]
+    if _same(*prompts):
+        return len(prompts[0])
+    both = (zip(thread.get_turns(), thread.get_tool_calls(), strict=True) for thread in prompts)
+    num_turns = 0
+    for left, right in zip(*both, strict=False):
+        if left != right:
+            break
+        num_turns += 1
+    return num_turns
+
+
+def _same(one: StringThread, other: StringThread) -> bool:
+    return (one.get_turns(), one.get_tool_calls()) == (other.get_turns(), other.get_tool_calls())
+
+
+def _why_no_pair(row: dict[str, Any]) -> str:
+    half = [(name, names[name == names[0]]) for names in PAIRS for name in names if row.get(name) is not None]
+    if half:
+        name, missing = half[0]
+        return f"{name!r} without {missing!r} beside it (columns: {listed(row)})"
+    hint = "; read such rows with load_threads" if any(row.get(name) is not None for name in FORMS) else ""
+    missing = "neither 'chosen' and 'rejected' nor 'preferred_completion' and 'other_completion'"
+    return f"{missing} (columns: {listed(row)}){hint or advice_for(row.keys())}"
+
+
+def _conversation(system: Any, prompt: Any, answer: Any, column: str) -> Turns:
+    """Prompt and answer; the answer may be the whole conversation already, as in the implicit form."""
+    turns = Turns(system)
+    if prompt is None:
+        if isinstance(answer, str):
+            raise BadRow(f"{column!r} is a string without a 'prompt'; give the prompt in a column of its own")
+        read_messages(turns, answer, column)
+        return turns
+    read_prompt(turns, prompt)
+    first = answer[0] if isinstance(answer, list) and answer else None
+    if not isinstance(first, dict) or first.get("role") not in ("system", "user"):
+        read_answer(turns, answer, column)
+        return turns
+    whole = Turns(system)
+    read_messages(whole, answer, column)
+    num_turns = len(turns.roles)
+    if (whole.roles[:num_turns], whole.texts[:num_turns]) != (turns.roles, turns.texts):
+        raise BadRow(f"{column!r} begins with a {first['role']} turn, but not with the turns of 'prompt'")
+    return whole
+
+
+def _num_turns(system: Any, prompt: Any) -> int:
+    return bool(system) + (1 if isinstance(prompt, str) else len(prompt))
+
+
+def _answer_weighted(thread: StringThread, num_prompt_turns: int) -> StringThread:
+    weights = thread.get_turn_weights()
+    return thread.with_turn_weights([0.0] * num_prompt_turns + weights[num_prompt_turns:])

@@ -1,0 +1,111 @@
+"""The process of a ``ChildProcess``: an engine on its worker thread, and the pipe that brings its jobs.
+
+python -m descant.models.workers.child <descriptor of the pipe>
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from descant.errors import DescantError
+from descant.models.requester import PendingJob
+
+_LOOK_S = 1.0
+_NICENESS = 10  # training goes first where both want a core
+
+
+def main() -> None:
+    """Serve until the pipe ends, which it does in any case when the parent does."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this ends
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    connection = Connection(int(sys.argv[1]))
+    send = _Sender(connection)
+    try:
+        sys.path[:] = pickle.loads(connection.recv_bytes())
+        spec = pickle.loads(connection.recv_bytes())
+        spec.apply_to_process()
+        from descant.engine.hf import HFEngine  # noqa: PLC0415 - now that the signals are set and the path is known
+        from descant.models.workers.worker_thread import WorkerThread  # noqa: PLC0415
+
+        worker = WorkerThread("evaluation", partial(HFEngine.replica, spec))
+        worker.wait_until_loaded()
+    except (EOFError, OSError):
+        os._exit(0)
+    except BaseException as error:
+        send("failed", None, error)
+        os._exit(1)
+    send("ready", None, None)
+    _serve(connection, send, worker.submit)
+
+
+def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[Any], PendingJob]) -> None:
+    pending: dict[int, PendingJob] = {}
+    parent = os.getppid()
+    while True:
+        try:
+            while not connection.poll(_LOOK_S):
+                if os.getppid() != parent:  # gone, and a fork of it has the other end of the pipe
+                    os._exit(0)
+            kind, number, job = pickle.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)  # at once: nobody is left to wait for
+        if kind == "run":
+            pending[number] = ticket = submit(job)
+            ticket.future.add_done_callback(partial(_answer, send, pending, number))
+        elif kind == "cancel" and (started := pending.get(number)):  # it may end at this moment
+            started.cancel()
+
+
+def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:
+    pending.pop(number, None)
+    try:
+        send("done", number, future.result())
+    except CancelledError:
+        send("raised", number, DescantError("the job was cancelled: nobody waits for it any more"))
+    except BaseException as error:
+        send("raised", number, error)
+
+
+class _Sender:
+    """Writes messages to the pipe, from any thread, whole."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def __call__(self, kind: str, number: int | None, value: Any) -> None:
+        try:
+            message = pickle.dumps((kind, number, _portable(value)))
+        except Exception as error:
+            message = pickle.dumps(("raised", number, DescantError(f"a result cannot be sent: {error!r}")))
+        try:
+            with self._lock:
+                self._connection.send_bytes(message)
+        except OSError:
+            os._exit(0)
+
+
+def _portable(value: Any) -> Any:
+    """The value, or for an exception that cannot travel, its words."""
+    if isinstance(value, BaseException):
+        try:
+            value.add_note("".join(traceback.format_exception(value)).rstrip())
+            pickle.loads(pickle.dumps(value))
+        except Exception:
+            return DescantError("".join(traceback.format_exception(value)).rstrip())
+    return value
+
+
+if __name__ == "__main__":
+    main()

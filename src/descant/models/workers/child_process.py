@@ -1,0 +1,287 @@
+"""ChildProcess: an engine in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import descant
+from descant.engine.jobs import AttachWeights, DetachWeights, Job
+from descant.errors import ConfigurationError, DescantError, WorkerDied
+from descant.models.requester import PendingJob
+from descant.models.workers.engine_worker import EngineWorker
+
+ACKNOWLEDGE_S = 10.0
+"""How long a cancelled job may go on before its process is killed."""
+_CLOSE_S = 5.0
+_LOOK_S = 0.5  # how often it is looked whether a cancelled job has ended
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A job that the child has, or will have."""
+
+    number: int
+    cancel_in_child: Callable[[int], None]
+    future: Future[Any] = field(default_factory=Future)
+
+    def cancel(self) -> None:
+        """Have the child stop it at its next decode step or micro-batch."""
+        self.cancel_in_child(self.number)
+
+
+class ChildProcess(EngineWorker):
+    """Runs the jobs of one engine in a process that was started with ``python -m``; weights come through shared files.
+
+    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, which has the weights
+    that are attached. It ends with ``close``, when the last handle is garbage, or when this process does, in any way.
+
+    Args:
+        name: of the model, for messages.
+        spec: the engine, as a ``EngineSpec``.
+        fds: the files that it inherits.
+    """
+
+    def __init__(self, name: str, spec: Any, fds: Sequence[int]) -> None:
+        super().__init__(name)
+        try:
+            self._spec = pickle.dumps(spec)
+        except Exception as error:
+            raise ConfigurationError(
+                f"{name!r}: its configuration or tokenizer cannot be sent to a process of its own ({error}); use "
+                "callback_placement=EvaluationPlacement('thread')"
+            ) from error
+        self._fds = tuple(fds)
+        self._attached: dict[str, AttachWeights] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._finalizer: weakref.finalize[Any, ChildProcess] | None = None
+        self._child = self._start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process is gone for good, or about to be."""
+        return self._closed
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs at present, or of the last one."""
+        return self._child.process.pid
+
+    async def ready(self) -> None:
+        """Wait until the process is up; raises why it is not."""
+        with self._lock:
+            self._revive()
+        await asyncio.shield(asyncio.wrap_future(self._child.ready))
+
+    def submit(self, job: Job[Any]) -> PendingJob:
+        """Send a job to the process, to another one if it has died."""
+        with self._lock:
+            if self._closed:
+                raise DescantError(f"the process that evaluates {self.name!r} was closed")
+            if isinstance(job, DetachWeights):
+                self._attached.pop(job.name, None)
+                if self._child.has_ended:  # and what was attached there is gone
+                    return _done(True)
+            self._revive()
+            if isinstance(job, AttachWeights):
+                self._attached[job.name] = job
+            return self._child.submit(job)
+
+    def run_later(self, job: Job[Any]) -> None:
+        """Send it; the process runs short jobs before others."""
+        with suppress(DescantError):
+            self.submit(job)
+
+    def close(self) -> None:
+        """End the process; what it has not done fails."""
+        self._closed = True
+        self._child.close(_CLOSE_S)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._closed = True
+        self._child.close(0.0)
+
+    def _revive(self) -> None:
+        """Start another process if this one has ended, with the weights that it had."""
+        if self._child.has_ended and not self._closed:
+            self._child.close(0.0)
+            self._child = self._start()
+            for attached in self._attached.values():
+                self._child.submit(attached)
+
+    def _start(self) -> _Child:
+        child = _Child(self.name, self._spec, self._fds)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, child.close, 0.0)
+        return child
+
+
+class _Child:
+    """One process, a thread that writes to it and one that reads; they do not keep the placement alive."""
+
+    def __init__(self, name: str, spec: bytes, fds: Sequence[int]) -> None:
+        self.has_ended = False
+        self.ready: Future[None] = Future()
+        self._name = name
+        self._numbers = itertools.count()
+        self._pending: dict[int, _Ticket] = {}
+        self._deadlines: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._end: Exception = DescantError("it has not ended")
+        ours, its = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        with its:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "descant.models.workers.child", str(its.fileno())],
+                pass_fds=(its.fileno(), *fds),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # what it has to say, it says through the pipe
+                env={**os.environ, "PYTHONPATH": _python_path()},
+                process_group=0,  # Ctrl-C is for this process
+            )
+        self._messages: queue.SimpleQueue[tuple[str, int, Any] | bytes | None] = queue.SimpleQueue()
+        self._messages.put(pickle.dumps([path or os.getcwd() for path in sys.path]))
+        self._messages.put(spec)
+        self._threads = [
+            threading.Thread(target=work, name=f"descant-{name}-{what}", daemon=True)
+            for what, work in (("writer", self._write), ("reader", self._read))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job[Any]) -> _Ticket:
+        ticket = _Ticket(next(self._numbers), self._cancel)
+        ticket.future.set_running_or_notify_cancel()
+        with self._lock:
+            if not self.has_ended:
+                self._pending[ticket.number] = ticket
+                self._messages.put(("run", ticket.number, job))
+                return ticket
+        ticket.future.set_exception(self._end)
+        return ticket
+
+    def close(self, timeout_s: float) -> None:
+        """Ask the process to end, and see to it that it does."""
+        self._closing = True
+        self._messages.put(None)
+        if timeout_s == 0:
+            self.process.kill()
+        try:
+            self.process.wait(timeout_s or None)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            if number in self._pending and number not in self._deadlines:
+                self._deadlines[number] = time.monotonic() + ACKNOWLEDGE_S
+                self._messages.put(("cancel", number, None))
+
+    def _write(self) -> None:
+        try:
+            while (message := self._messages.get()) is not None:
+                self._connection.send_bytes(message if isinstance(message, bytes) else pickle.dumps(message))
+        except OSError:
+            return  # the process has died, and the reader knows
+        except Exception as error:  # a job that cannot be pickled: nobody shall wait for it
+            self._failure = error
+            self.process.kill()
+            return
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_WR)  # which ends the process
+
+    def _read(self) -> None:
+        try:
+            while True:
+                if self._connection.poll(_LOOK_S):
+                    self._take(*pickle.loads(self._connection.recv_bytes()))
+                elif any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
+                    self._failure = WorkerDied(
+                        f"the process {self.process.pid} that evaluates {self._name!r} did not stop its job within "
+                        f"{ACKNOWLEDGE_S:g} s of being asked to, and was killed; the next evaluation starts another"
+                    )
+                    self.process.kill()
+                    break
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
+            self._failure = error
+            self.process.kill()
+        self.process.wait()
+        self._end = self._describe_end()
+        with self._lock:
+            self.has_ended = True
+            pending, self._pending = self._pending, {}
+        self._messages.put(None)
+        if not self.ready.done():
+            self.ready.set_exception(self._end)
+        for ticket in pending.values():
+            ticket.future.set_exception(self._end)
+        self._connection.close()
+
+    def _take(self, kind: str, number: int | None, value: Any) -> None:
+        if kind == "failed":
+            self._failure = value
+        elif kind == "ready":
+            self.ready.set_result(None)
+        if number is None:
+            return
+        with self._lock:
+            ticket = self._pending.pop(number)
+            self._deadlines.pop(number, None)
+        if kind == "done":
+            ticket.future.set_result(value)
+        else:
+            ticket.future.set_exception(value)
+
+    def _describe_end(self) -> Exception:
+        if self._closing:
+            return DescantError(f"the process that evaluates {self._name!r} was closed")
+        if isinstance(self._failure, Exception):
+            return self._failure
+        code = self.process.returncode
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
+        return WorkerDied(
+            f"the process {self.process.pid} that evaluates {self._name!r} {how}; the next evaluation starts another"
+        )
+
+
+def _python_path() -> str:
+    """Where the process finds descant; all else that this process finds, it is told."""
+    here = str(Path(descant.__file__).parent.parent)
+    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _done(value: Any) -> PendingJob:
+    ticket = _Ticket(-1, lambda _: None)
+    ticket.future.set_result(value)
+    return ticket

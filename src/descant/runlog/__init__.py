@@ -1,0 +1,1 @@
+"""The run log: the record of a run, in one SQLite file."""

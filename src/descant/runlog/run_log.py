@@ -1,0 +1,263 @@
+"""RunLog: everything that a run measured, in one SQLite file, written by its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from descant.errors import RunLogError
+from descant.metrics import Metric, clean_text
+from descant.provenance import masked, plain_config
+from descant.runlog.journal import encode_cells
+from descant.runlog.parts import PARTS_SCHEMA, save_parts
+from descant.table import Table
+
+SINKS = """
+CREATE TABLE IF NOT EXISTS sinks (  -- how far a tracker has got in the journal, as which run, its steps after which
+    name TEXT PRIMARY KEY, place INTEGER NOT NULL, run_id TEXT NOT NULL, run_name TEXT NOT NULL,
+    step_offset INTEGER NOT NULL
+);
+"""
+SCHEMA = f"""{SINKS}
+CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL);  -- value: JSON
+CREATE TABLE metrics (  -- a number, or a text, or NaN where both are NULL
+    step INTEGER NOT NULL, key TEXT NOT NULL, number REAL, text TEXT, PRIMARY KEY (step, key)
+) WITHOUT ROWID;
+CREATE TABLE samples (  -- one row of a table that a callback returned; cells: a JSON object by column
+    callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, example_id TEXT NOT NULL,
+    position INTEGER NOT NULL, cells TEXT NOT NULL, PRIMARY KEY (callback, step, key, example_id, position)
+) WITHOUT ROWID;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
+    message TEXT NOT NULL, details TEXT
+);
+CREATE TABLE journal (  -- what was recorded, in order (see journal.py); metrics: a JSON object by key
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL
+);
+CREATE TABLE tables (  -- the record of the journal that a table in samples belongs to; columns: a JSON list
+    callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, record INTEGER NOT NULL, columns TEXT NOT NULL,
+    PRIMARY KEY (callback, step, key)
+) WITHOUT ROWID;
+CREATE INDEX tables_by_record ON tables (record);
+{PARTS_SCHEMA}
+"""
+SAVE_SINK = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?)"
+_INSERT_RECORD = "INSERT INTO journal VALUES (?, ?, ?, ?)"
+_INSERT_METRIC = "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)"
+_INSERT_EVENT = "INSERT INTO events (time, step, kind, source, message, details) VALUES (?, ?, ?, ?, ?, ?)"
+_MAX_QUEUED = 10_000
+_Row = tuple[Any, ...]
+_Statement = tuple[str, _Row]
+
+
+class _Unwritten(NamedTuple):
+    """A record on its way to the writer."""
+
+    time_s: float
+    step: int
+    source: str
+    metrics: dict[str, float | str]
+    tables: dict[str, Table]
+
+
+class _Mark(NamedTuple):
+    """A point in the queue: the writer says when everything before it is on disk."""
+
+    reached: Callable[[], object]
+    closing: bool
+
+
+class RunLog:
+    """Writes ``run.sqlite`` in the run directory. Readers may open the file while the run goes on.
+
+    The calls return at once; a thread encodes and writes, many rows to a transaction. When it cannot (disk full), the
+    next call raises. Every row carries the step that it describes.
+
+    Raises:
+        RunLogError: the directory cannot be made or written, or already holds a run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "run.sqlite"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                raise RunLogError(f"{run_dir} already holds a run; choose another run_dir")
+            connection = sqlite3.connect(self.path, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")  # answers with another mode where WAL cannot work
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
+        self._queue: queue.Queue[_Unwritten | _Statement | _Mark] = queue.Queue(_MAX_QUEUED)
+        self._failure: Exception | None = None
+        self._num_records = 0
+        self._is_closed = False
+        self.listeners: list[Callable[[], None]] = []
+        """Called on the writer's thread whenever records have come on disk; to return at once."""
+        self._thread = threading.Thread(target=self._write, args=(connection,), name="descant-run-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_records(self) -> int:
+        """Records that are on disk."""
+        return self._num_records
+
+    async def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record settings; what JSON cannot hold is recorded as its ``repr``, and secrets are masked."""
+        for key, value in plain_config(config).items():
+            await self._put("INSERT OR REPLACE INTO config VALUES (?, ?)", key, json.dumps(value))
+
+    async def log_metrics(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
+        """Record numbers, strings and tables at a step, as one record; the same key at the same step is replaced.
+
+        Args:
+            step: that they describe.
+            metrics: plain values (see ``metrics.as_metric``). The rows of a table are identified by their column
+                ``example_id``, or else by their position.
+            source: the callback that has returned them, or "trainer".
+        """
+        tables = {key: value for key, value in metrics.items() if isinstance(value, Table)}
+        scalars = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
+        for key, table in tables.items():
+            tables[key] = Table(table.headers, table.rows)  # others have the original, and may change it
+        self._check()
+        await self._enqueue(_Unwritten(time.time(), step, source, scalars, tables))
+
+    async def log_samples(self, callback: str, step: int, key: str, table: Table) -> None:
+        """Record one table of a callback at a step."""
+        await self.log_metrics(step, {key: table}, callback)
+
+    async def log_event(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+        """Record that something happened: a failure with its traceback, a warning, a decision."""
+        await self._put(_INSERT_EVENT, *_event(step, kind, source, message, details))
+
+    def log_event_from_thread(
+        self, step: int, kind: str, source: str, message: str, details: str | None = None
+    ) -> None:
+        """The same from a thread beside the event loop, which may have to wait. Nothing once the run log is closed."""
+        self._put_from_thread((_INSERT_EVENT, _event(step, kind, source, message, details)))
+
+    def save_sink_from_thread(self, name: str, place: int, run_id: str, run_name: str, step_offset: int) -> None:
+        """Remember how far a tracker has got, from a thread beside the event loop."""
+        self._put_from_thread((SAVE_SINK, (name, place, run_id, run_name, step_offset)))
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is on disk.
+
+        Raises:
+            RunLogError: it cannot be written.
+        """
+        await self._reach(closing=False)
+
+    async def close(self) -> None:
+        """Write what is left and close the file.
+
+        Raises:
+            RunLogError: it cannot be written.
+        """
+        self._is_closed = True
+        await self._reach(closing=True)
+        self._thread.join()  # it has nothing left to do
+
+    async def _reach(self, *, closing: bool) -> None:
+        """Wait until the writer has reached this point of the queue, without a thread of the loop's pool: callbacks
+        and graders may have filled it with work that never ends."""
+        loop, reached = asyncio.get_running_loop(), asyncio.Event()
+        await self._enqueue(_Mark(lambda: loop.call_soon_threadsafe(reached.set), closing))
+        await reached.wait()
+        self._check()
+
+    async def _put(self, sql: str, *row: Any) -> None:
+        self._check()
+        await self._enqueue((sql, row))
+
+    def _put_from_thread(self, statement: _Statement) -> None:
+        if not self._is_closed:
+            self._queue.put(statement)
+
+    async def _enqueue(self, item: _Unwritten | _Statement | _Mark) -> None:
+        while True:
+            try:
+                return self._queue.put_nowait(item)
+            except queue.Full:  # the disk is slower than the run: wait for it without blocking the loop
+                await asyncio.sleep(0.01)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RunLogError(f"the run log {self.path} cannot be written: {self._failure}") from self._failure
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        """The writer thread: everything that is queued goes into one transaction."""
+        closing = False
+        while not closing:
+            items = [self._queue.get(), *(self._queue.get() for _ in range(self._queue.qsize()))]
+            num_before = self._num_records
+            marks = [item for item in items if isinstance(item, _Mark)]
+            closing = any(mark.closing for mark in marks)
+            if self._failure is None:
+                try:
+                    with connection:
+                        for sql, rows in self._statements(items).items():
+                            connection.executemany(sql, rows)
+                        if closing:
+                            save_parts(connection, self._num_records)
+                except Exception as error:
+                    self._failure = error
+            if closing:
+                connection.close()
+            for mark in marks:
+                mark.reached()
+            if self._num_records > num_before and self._failure is None:
+                for listener in self.listeners:
+                    listener()
+
+    def _statements(self, items: Sequence[_Unwritten | _Statement | _Mark]) -> dict[str, list[_Row]]:
+        """What is to be executed, with all rows of a statement together; rows of one statement keep their order."""
+        records: list[_Row] = []
+        metrics: list[_Row] = []
+        tables: list[tuple[str, int, str, int, Table]] = []
+        statements: dict[str, list[_Row]] = {}
+        for item in items:
+            if isinstance(item, _Unwritten):
+                self._num_records += 1
+                time_s, step, source, values, its_tables = item
+                records.append((self._num_records, time_s, step, json.dumps(values, ensure_ascii=False)))
+                for key, value in values.items():
+                    if isinstance(value, str):
+                        metrics.append((step, key, None, value))
+                    else:
+                        metrics.append((step, key, None if value != value else value, None))  # noqa: PLR0124 - NaN
+                tables += [(source, step, key, self._num_records, table) for key, table in its_tables.items()]
+            elif not isinstance(item, _Mark):
+                statements.setdefault(item[0], []).append(item[1])
+        return {_INSERT_RECORD: records, _INSERT_METRIC: metrics, **_statements_of_tables(tables), **statements}
+
+
+def _statements_of_tables(tables: Sequence[tuple[str, int, str, int, Table]]) -> dict[str, list[_Row]]:
+    """The last of the tables with one source, step and key replaces what there is."""
+    latest = {(source, step, key): (record, table) for source, step, key, record, table in tables}
+    rows: list[_Row] = []
+    for place, (_, table) in latest.items():
+        for position, cells in enumerate(table.as_dicts()):
+            rows.append((*place, str(cells.get("example_id", position)), position, encode_cells(cells)))
+    return {
+        "DELETE FROM samples WHERE callback = ? AND step = ? AND key = ?": [*latest],
+        "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)": rows,
+        "INSERT OR REPLACE INTO tables VALUES (?, ?, ?, ?, ?)": [
+            (*place, record, json.dumps(table.headers)) for place, (record, table) in latest.items()
+        ],
+    }
+
+
+def _event(step: int, kind: str, source: str, message: str, details: str | None) -> _Row:
+    """Errors of servers may well quote an address with a password."""
+    shown, more = (None if text is None else clean_text(masked(text)) for text in (message, details))
+    return time.time(), step, kind, source, shown, more

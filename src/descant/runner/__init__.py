@@ -1,0 +1,1 @@
+"""The runner: drives callbacks along with a training loop."""

@@ -1,0 +1,294 @@
+"""RunRecorder: one place to say what happens in a run; it reaches the run log, the console and the user's logger."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from math import inf
+from pathlib import Path
+from shlex import quote
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from descant.errors import ConfigurationError
+from descant.metrics import Metric
+from descant.provenance import plain_config, plain_settings
+from descant.runlog.run_log import RunLog
+from descant.runner.console import Console
+from descant.runner.costs import CallbackCost
+from descant.schedule import Plan
+from descant.table import Table
+from descant.trackers.feed import Feed, finish_feeds
+from descant.trackers.logger import Logger as LoggerObject
+from descant.trackers.logger import RunInfo, TrackerLogger
+
+LoggerFunction = Callable[[dict[str, Any]], Awaitable[None] | None]
+"""Takes the metrics of one step as a dict, with ``progress/step`` in it; may be async."""
+
+Logger = LoggerFunction | Sequence[LoggerFunction]
+"""One of them, or several."""
+
+_LEAVING_S = 1.0  # for trackers, once the run is cancelled
+
+
+class RunRecorder:
+    """Records metrics, samples and events of a run, between entering and leaving it as an async context.
+
+    The run log is always written, at once, and is the truth: what it cannot write stops the run. The user's logger is
+    asked once per step; when it fails, that is an event and the run goes on (unless ``strict``). Loggers of trackers
+    are not asked but fed from the run log (see ``feed.py``); whatever they do is no reason to stop, also if ``strict``,
+    and at the end they are waited for, at most 60 s or ``DESCANT_TRACKER_TIMEOUT_S``.
+
+    A ``Logger`` object gets the settings of the run by ``log_config``. It is not closed: it is the user's, who may give
+    it to the next trainer, too. Trackers finish the run at its end and take it up again when they are given to another.
+
+    Raises:
+        ConfigurationError: a logger that cannot be called, or a timeout that is no number of seconds.
+    """
+
+    def __init__(self, run_dir: Path, num_steps: int, logger: Logger | None, *, strict: bool) -> None:
+        self.run_dir = run_dir
+        self.num_steps = num_steps
+        self.step = 0
+        """The latest step that has metrics."""
+        self.latest: dict[str, float | str] = {}
+        """The latest value of every number and string."""
+        self.tables: dict[str, Table] = {}
+        """The latest table under every key."""
+        self._outcome = "completed"
+        self._costs: Sequence[CallbackCost] = ()
+        self._unpublished: dict[int, dict[str, Metric]] = {}
+        self._console = Console(num_steps)
+        loggers = flat_loggers(logger)
+        self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
+        self._loggers = [logger for logger in loggers if not isinstance(logger, TrackerLogger)]
+        self._feeds: list[Feed] = []
+        self._tracker_timeout_s = _tracker_timeout_s()
+        self._strict = strict
+
+    async def __aenter__(self) -> Self:
+        self._started_at = time.monotonic()
+        self._run_log = RunLog(self.run_dir)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Publish what is left, record how the run ended, and wait until everything is on disk and in the trackers."""
+        try:
+            try:
+                await self._record_end(error)
+            finally:
+                await self._finish_feeds(error)
+        finally:
+            await self._run_log.close()
+
+    def conclude(self, outcome: str, costs: Sequence[CallbackCost]) -> None:
+        """How the run has ended if it has not failed ("completed", "stopped (why)"), and what its callbacks cost."""
+        self._outcome, self._costs = outcome, costs
+
+    async def _record_end(self, error: BaseException | None) -> None:
+        with suppress(Exception):  # it is an event already; what ended the run is what must be raised
+            await self.publish()
+        outcome = self._describe_outcome(error)
+        duration_s = time.monotonic() - self._started_at
+        duration = f"{duration_s:.1f} s"
+        summary = f"{outcome} after {self.step} of {self.num_steps} steps in {duration}; the run is in {self.run_dir}"
+        self._console.close(summary, self._costs, duration_s)
+        details = None if error is None else "".join(traceback.format_exception(error))
+        await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
+
+    def _describe_outcome(self, error: BaseException | None) -> str:
+        return self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
+
+    async def _finish_feeds(self, error: BaseException | None) -> None:
+        """Wait until the trackers have everything; what they have not got is a warning with what to do."""
+        if not self._feeds:
+            return
+        with suppress(Exception):  # what cannot be written is raised when the run log is closed
+            await self._run_log.flush()
+        is_cancelled = error is not None and not isinstance(error, Exception)
+        timeout_s = min(_LEAVING_S, self._tracker_timeout_s) if is_cancelled else self._tracker_timeout_s
+        outcome = self._describe_outcome(error).partition(" ")[0]
+        try:
+            await finish_feeds(self._feeds, outcome, self.step, timeout_s, self._console.note)
+        finally:
+            for feed in self._feeds:
+                if not feed.done.done():
+                    what = (
+                        f"{feed.num_waiting:,} of {self._run_log.num_records:,} records"
+                        if feed.num_waiting
+                        else "the end"
+                    )
+                    message = (
+                        f"{feed.name} has not got {what} of the run; once it works again: "
+                        f"`descant sync {quote(str(self.run_dir))} --to {feed.name}`"
+                    )
+                    with suppress(Exception):
+                        await self.record_event(self.step, "tracker_incomplete", feed.name, message)
+
+    async def announce(self, title: str, config: Mapping[str, Any], plan: Sequence[Plan]) -> None:
+        """Record the settings and the plan, show the plan, and tell the loggers."""
+        self._console.start(title, plan)
+        run_id = uuid4().hex
+        trackers = self._named_trackers()
+        settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
+        plans = {line.name: list(line.steps) for line in plan}
+        own = {"run_id": run_id, "plan": plans, **({"trackers": settings} if settings else {})}
+        plain = {**plain_config(config), **own}
+        await self._run_log.log_config(plain)
+        await self._run_log.log_event(0, "run_started", "trainer", title)
+        for logger in self._loggers:
+            if isinstance(logger, LoggerObject):
+                await self._ask(logger, partial(logger.log_config, plain))
+        run = RunInfo(run_id, self.run_dir.resolve().name, self.run_dir, plain)
+        for name, tracker in trackers.items():
+            self._feeds.append(Feed(tracker, name, run, self._run_log, self._report_from_thread))
+
+    def _named_trackers(self) -> dict[str, TrackerLogger]:
+        """The trackers under distinct names: the second one of Trackio is ``trackio-2``."""
+        named: dict[str, TrackerLogger] = {}
+        for number, tracker in enumerate(self._trackers):
+            same = sum(other.tracker == tracker.tracker for other in self._trackers[:number])
+            named[f"{tracker.tracker}-{same + 1}" if same else tracker.tracker] = tracker
+        return named
+
+    async def record(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
+        """Write metrics of a step to the run log at once; the logger gets them with all others of the step.
+
+        The step may be an earlier one, of an evaluation that has arrived late.
+        """
+        place: dict[str, Metric] = {"progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
+        self._unpublished.setdefault(step, {}).update({**metrics, **place})
+        if step >= self.step:
+            self.step = step
+            self.latest |= {key: value for key, value in place.items() if not isinstance(value, Table)}
+        self.latest |= {key: value for key, value in metrics.items() if not isinstance(value, Table)}
+        self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
+        await self._run_log.log_metrics(step, {**metrics, **place}, source)
+
+    async def record_evaluation(
+        self, step: int, callback: str, metrics: Mapping[str, Metric], costs: Mapping[str, Metric]
+    ) -> None:
+        """Write what a callback returned and what it cost to the run log, and show what it found."""
+        await self.record(step, {**metrics, **costs}, callback)
+        self._console.show_evaluation(step, callback, metrics)
+
+    async def publish(self, remaining_s: Callable[[], float | None] = lambda: None) -> None:
+        """Give the logger everything that was recorded since the last time: once for each step that it is of.
+
+        Args:
+            remaining_s: tells the seconds to the end of the run, for the console.
+
+        Raises:
+            whatever the logger raises, if ``strict``; otherwise that is an event.
+        """
+        unpublished, self._unpublished = self._unpublished, {}
+        for step, metrics in sorted(unpublished.items()):
+            if step == self.step:
+                self._console.show_step(step, metrics, remaining_s)
+            for logger in self._loggers:
+                await self._ask(logger, partial(logger, metrics))
+
+    async def _ask(self, logger: LoggerFunction, work: Callable[[], Awaitable[None] | None]) -> None:
+        """Let a logger of the user's do something, here in the loop."""
+        try:
+            if inspect.isawaitable(waiting := work()):
+                await waiting
+        except Exception as error:
+            reason = traceback.format_exception_only(error)[0].strip()
+            name = "" if len(self._loggers) == 1 else f" {getattr(logger, '__name__', type(logger).__name__)}"
+            message = f"the logger{name} failed at step {self.step}: {reason}"
+            await self.record_event(self.step, "logger_failed", "logger", message, error)
+            if self._strict:
+                raise
+
+    async def record_event(
+        self, step: int, kind: str, source: str, message: str, details: BaseException | str | None = None
+    ) -> None:
+        """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
+        self._console.warn(message)
+        await self._log_event(step, kind, source, message, details)
+
+    async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+        """Record an event that is no reason to worry, and show it."""
+        self._console.note(message)
+        await self._log_event(step, kind, source, message, details)
+
+    @property
+    def has_logger(self) -> bool:
+        """Whether a logger of the user's is asked in the loop, which may be async."""
+        return bool(self._loggers)
+
+    def show_warning(self, message: str) -> None:
+        """Show a warning at once, from any thread, without recording it."""
+        self._console.warn(message)
+
+    def show_note(self, message: str) -> None:
+        """Show what is good to know, without recording it."""
+        self._console.note(message)
+
+    async def _log_event(
+        self, step: int, kind: str, source: str, message: str, details: BaseException | str | None
+    ) -> None:
+        await self._run_log.log_event(step, kind, source, message, _as_text(details))
+
+    def _report_from_thread(self, step: int, kind: str, source: str, message: str, error: BaseException | None) -> None:
+        """What a feed has to say: a warning if there is an error."""
+        (self._console.note if error is None else self._console.warn)(message)
+        self._run_log.log_event_from_thread(step, kind, source, message, _as_text(error))
+
+
+def flat_loggers(logger: Any) -> list[LoggerFunction]:
+    """The loggers in ``logger``: None, one, a list or tuple of them, or an object that has them as ``loggers``.
+
+    Raises:
+        ConfigurationError: something that cannot be called.
+    """
+    if logger is None:
+        return []
+    several = logger if isinstance(logger, list | tuple) else getattr(logger, "loggers", None)
+    if isinstance(several, list | tuple) and (several or several is logger):
+        found = [each for one in several for each in flat_loggers(one)]
+        return list({id(each): each for each in found}.values())
+    if not callable(logger):
+        raise ConfigurationError(
+            f"logger={logger!r} must be callable with a dict of metrics, or a list of such, or None"
+        )
+    return [logger]
+
+
+def _tracker_timeout_s() -> float:
+    text = os.environ.get("DESCANT_TRACKER_TIMEOUT_S", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < inf:
+        raise ConfigurationError(f"DESCANT_TRACKER_TIMEOUT_S={text!r} must be a number of seconds, at least 0")
+    return seconds
+
+
+def _as_text(details: BaseException | str | None) -> str | None:
+    return "".join(traceback.format_exception(details)) if isinstance(details, BaseException) else details
+
+
+def new_run_dir(name: str) -> Path:
+    """``runs/<name>-<date>-<time>``, with a number behind it if a run started in the same second."""
+    return unused_run_dir(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def unused_run_dir(path: Path) -> Path:
+    """The path, with a number behind it if there is something already."""
+    candidate, number = path, 1
+    while candidate.exists() and any(candidate.iterdir()):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

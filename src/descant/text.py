@@ -1,0 +1,82 @@
+"""Text and names from outside, made harmless before they are shown or handed on."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from math import isfinite, isnan
+from pathlib import Path
+from typing import Any
+
+
+def printable(text: str, max_length: int | None = None) -> str:
+    """``text`` on one line, with control and format characters escaped, cut to ``max_length`` characters.
+
+    Escape sequences that would colour, clear or retitle a terminal, and characters that reverse the direction of
+    text, are shown as what they are.
+    """
+    if max_length is not None and len(text) > max_length:
+        text = text[: max_length - 1] + "…"
+    return "".join(_escape(character) for character in text)
+
+
+def shortened(name: str, max_bytes: int) -> str:
+    """A name of at most ``max_bytes`` as UTF-8: where it is longer, its end becomes a hash of the whole."""
+    encoded = name.encode("utf-8", "backslashreplace")
+    if len(encoded) <= max_bytes:
+        return name
+    return with_hash(encoded[: max_bytes - 13].decode("utf-8", "ignore"), name)
+
+
+def with_hash(name: str, key: str) -> str:
+    """The name and behind it a hash of the key that it was made from, 13 characters in all."""
+    return f"{name}-{hashlib.sha256(key.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
+
+
+def _escape(character: str) -> str:
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
+        return character.encode("unicode_escape").decode()
+    return character
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: as it is, unless it has something that a terminal would obey."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def quoted(value: Any, max_length: int = 60) -> str:
+    """``repr(value)``, which escapes what a terminal would obey, cut to about ``max_length`` characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= max_length else f"{value[: max_length - 1]!r}…"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
+def figure(value: float) -> str:
+    """A number with four significant digits; whole numbers in full."""
+    if isnan(value):
+        return "NaN"
+    if isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def cell_text(value: Any) -> str:
+    """A cell of a sample table: nothing for None, and quotes for a text that is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return figure(value)
+    return str(value) or "''"
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

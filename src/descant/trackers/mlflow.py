@@ -1,0 +1,210 @@
+"""MLFlowLogger: an MLflow tracking server, or its database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from descant.errors import ConfigurationError
+from descant.table import Table
+from descant.text import printable
+from descant.trackers.extras import require_extra
+from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.mlflow_names import MLFlowNames, mlflow_name
+from descant.trackers.mlflow_tables import MLFlowTables
+from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
+from descant.trackers.server import address_of, check_answers
+
+_MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
+_MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
+_RUN_ID_TAG = "descant.run_id"
+_STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
+
+
+class MLFlowLogger(TrackerLogger):
+    """Writes to a run of an MLflow experiment.
+
+    Numbers are metrics with the step and time that they were recorded at (MLflow keeps NaN, and infinity as the
+    largest float). Strings are tags, with the value of the latest step, and a table ``strings`` of all changes. The
+    tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so
+    on when it grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and
+    the artifact ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes
+    ``pass_at_4``, other characters their code in hexadecimal (``_x2b_`` for ``+``).
+
+    Args:
+        project_name: of the experiment; it is made if it is not there.
+        run_name: for people; the run is found again by the id that descant gives it.
+        tracking_uri: of the server (``http://...``), or ``sqlite:///mlflow.db``.
+        monitoring_link: where people look, if it is not the tracking server.
+        experiment_tags: of the experiment.
+        run_tags: of the run.
+        max_cell_length: characters of a string or a cell that are written.
+
+    Raises:
+        ConfigurationError: mlflow is not installed, or there is no ``tracking_uri``, or it is a folder, which MLflow
+            does not write to any more unless ``MLFLOW_ALLOW_FILE_STORE`` is set.
+    """
+
+    tracker = "mlflow"
+
+    def __init__(
+        self,
+        project_name: str,
+        run_name: str,
+        tracking_uri: str,
+        monitoring_link: str | None = None,
+        experiment_tags: Mapping[str, str] | None = None,
+        run_tags: Mapping[str, str] | None = None,
+        *,
+        max_cell_length: int = MAX_CELL_LENGTH,
+    ) -> None:
+        require_extra("mlflow", "MLFlowLogger")
+        _check_uri(tracking_uri)
+        self.project_name = project_name
+        self.run_name = run_name
+        self.tracking_uri = tracking_uri
+        self.experiment_tags = dict(experiment_tags or {})
+        self.run_tags = dict(run_tags or {})
+        self.max_cell_length = checked_cell_length(max_cell_length)
+        self._link = monitoring_link
+        self._client: Any = None
+        self._run_id = ""
+        self._tables: MLFlowTables | None = None
+        self._names = MLFlowNames()
+        self._strings: dict[str, tuple[int, str]] = {}
+
+    @property
+    def training_monitoring_link(self) -> str | None:
+        """The link that was given, or the page of the run on the tracking server, once it has begun."""
+        return self._link
+
+    def start(self, run: RunInfo) -> None:
+        """Begin an MLflow run tagged with ``run.run_id``, or continue the one that has this tag.
+
+        Raises:
+            ConfigurationError: the experiment has been deleted.
+            ConnectionError: the server does not answer. MLflow itself would try for minutes before it says so.
+        """
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        if self.tracking_uri.startswith("http"):
+            check_answers(f"{self.tracking_uri.rstrip('/')}/health")
+        self._client = import_module("mlflow").MlflowClient(self.tracking_uri)
+        experiment_id = self._experiment()
+        found = self._client.search_runs([experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
+        if found:
+            self._run_id = found[0].info.run_id
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            tags = {**self.run_tags, _RUN_ID_TAG: run.run_id}
+            self._run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+        self._tables = MLFlowTables(self._client, self._run_id)
+        self._strings.clear()
+        if self._link is None and self.tracking_uri.startswith("http"):
+            self._link = f"{address_of(self.tracking_uri)}/#/experiments/{experiment_id}/runs/{self._run_id}"
+        self.run = run
+        self.write_config(run.config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Add settings as params and to ``config.json``; a param keeps the value that it has, with a warning."""
+        if not config:
+            return
+        param = import_module("mlflow.entities").Param
+        assert self._tables is not None
+        self._tables.merge_json("config.json", config)
+        there = self._client.get_run(self._run_id).data.params
+        settings = {mlflow_name(key): _text(value) for key, value in _flat(config)}
+        changed = [key for key, value in settings.items() if there.get(key, value) != value]
+        if changed:
+            logging.getLogger("descant").warning(
+                "MLflow keeps the first value of params; config.json has the new one of: %s", ", ".join(changed)
+            )
+        new = [param(key, value) for key, value in settings.items() if key not in there]
+        for start in range(0, len(new), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, params=new[start : start + _MAX_TEXTS])
+
+    def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
+        """Log metrics and tags in batches, then add to the tables; to write the same once more changes nothing."""
+        entities = import_module("mlflow.entities")
+        assert self._tables is not None
+        time_ms = round(time_s * 1000)
+        numbers, tags, changes = [], [], Table(["step", "key", "value"])
+        for key, value in metrics.items():
+            if not isinstance(value, str):
+                numbers.append(entities.Metric(self._names[key], float(value), time_ms, step))
+                continue
+            since, latest = self._strings.get(key, (step, None))
+            if value != latest:
+                changes.add_row([step, key, bounded(value, self.max_cell_length)])
+            if step >= since:
+                tags.append(entities.RunTag(_tag_name(key), _text(value)))
+        for start in range(0, len(numbers), _MAX_METRICS):
+            self._client.log_batch(self._run_id, metrics=numbers[start : start + _MAX_METRICS])
+        for start in range(0, len(tags), _MAX_TEXTS):
+            self._client.log_batch(self._run_id, tags=tags[start : start + _MAX_TEXTS])
+        if changes.rows:
+            self._tables.append("strings", changes)
+        for key, table in tables.items():
+            self._tables.append(self._names[key], tracker_rows(table, step, self.max_cell_length))
+        for key, value in metrics.items():
+            if isinstance(value, str) and step >= self._strings.get(key, (step, ""))[0]:
+                self._strings[key] = (step, value)
+
+    def finish(self, outcome: str) -> None:
+        """End the MLflow run: FINISHED, KILLED (interrupted, cancelled) or FAILED, with the outcome as a tag."""
+        if self.run is not None:
+            self._client.set_tag(self._run_id, "descant.outcome", outcome)
+            self._client.set_terminated(self._run_id, _STATUS.get(outcome, "FAILED"))
+        self.run = None
+
+    def _experiment(self) -> str:
+        """The id of the experiment, which is made if it is not there."""
+        experiment = self._client.get_experiment_by_name(self.project_name)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(self.project_name, tags=self.experiment_tags))
+            except import_module("mlflow.exceptions").MlflowException:
+                experiment = self._client.get_experiment_by_name(self.project_name)  # somebody else was quicker
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise ConfigurationError(f"the MLflow experiment {self.project_name!r} is deleted; restore it: {command}")
+        for key, value in self.experiment_tags.items():
+            self._client.set_experiment_tag(experiment.experiment_id, key, value)
+        return str(experiment.experiment_id)
+
+
+def _check_uri(tracking_uri: str) -> None:
+    """Refuse what MLflow would refuse only when it is written to, or take for a database in the working directory."""
+    if not tracking_uri:
+        raise ConfigurationError(f"tracking_uri={tracking_uri!r} says nothing: sqlite:///mlflow.db, or http://...")
+    is_folder = "://" not in tracking_uri or tracking_uri.startswith("file:")
+    if is_folder and tracking_uri != "databricks" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+        raise ConfigurationError(
+            f"tracking_uri={tracking_uri!r} is a folder, which MLflow does not write to any more: use a database such "
+            "as sqlite:///mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings under dotted names; those of a nested mapping under its name."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        pairs += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return printable(text, _MAX_VALUE_LENGTH)[:_MAX_VALUE_LENGTH]
+
+
+def _tag_name(key: str) -> str:
+    """MLflow's own tags, which rename a run, say, are out of reach, and so are descant's."""
+    return mlflow_name(f"metric.{key}" if key.startswith(("mlflow.", "descant.")) else key)

@@ -1,0 +1,162 @@
+"""TBMetricsLogger: TensorBoard event files, written without TensorFlow or torch."""
+
+from __future__ import annotations
+
+import string
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from math import isinf
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from descant.errors import ConfigurationError
+from descant.table import Table
+from descant.text import printable
+from descant.trackers.extras import require_extra
+from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
+
+_RUN_ID_FILE = "descant-run-id"
+_LARGEST_FLOAT32 = 3.4028235e38
+_ESCAPES = str.maketrans({character: f"&#{ord(character)};" for character in string.punctuation})
+
+
+class TBMetricsLogger(TrackerLogger):
+    """Writes to ``<logging_dir>/<run_name>``: numbers as scalars, strings, tables and the config as text.
+
+    Values have the step and time that they were recorded at. Each evaluation's table is one text of that step. Nothing
+    in a text is taken for Markdown or HTML. Scalars are float32, as TensorBoard has them: a larger number is shown as
+    infinity. TensorBoard keeps 10 texts per tag in memory by itself: start it with ``--samples_per_plugin text=1000``.
+
+    Args:
+        run_name: where another run has that folder already, ``-`` and the start of the run's id are added.
+        logging_dir: what ``tensorboard --logdir`` is given.
+        monitoring_link: where that TensorBoard is.
+        max_cell_length: characters of a string or a cell that are written.
+
+    Raises:
+        ConfigurationError: tensorboard is not installed, or the name leads out of the folder.
+    """
+
+    tracker = "tensorboard"
+
+    def __init__(
+        self,
+        run_name: str,
+        logging_dir: str | Path,
+        monitoring_link: str | None = None,
+        *,
+        max_cell_length: int = MAX_CELL_LENGTH,
+    ) -> None:
+        require_extra("tensorboard", "TBMetricsLogger")
+        if not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts:
+            raise ConfigurationError(f"run_name={run_name!r} is no name for a folder in {logging_dir}: use letters")
+        self.run_name = run_name
+        self.logging_dir = Path(logging_dir)
+        self.max_cell_length = checked_cell_length(max_cell_length)
+        self._link = monitoring_link
+        self._writer: Any = None
+
+    @property
+    def training_monitoring_link(self) -> str | None:
+        """The link that was given."""
+        return self._link
+
+    @property
+    def viewer(self) -> str:
+        """TensorBoard, with the tables of all evaluations."""
+        return f"tensorboard --logdir {quote(str(self.logging_dir))} --samples_per_plugin text=1000"
+
+    def start(self, run: RunInfo) -> None:
+        """Open an event file in the run's folder; a run that is continued gets another one there."""
+        self._close_writer()
+        writers = import_module("tensorboard.summary.writer.event_file_writer")
+        self._writer = writers.EventFileWriter(str(_claim_folder(self.logging_dir / self.run_name, run.run_id)))
+        self.run = run
+        self.write_config(run.config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the settings as a table of the text ``config``, at step 0."""
+        if config:
+            rows = [[key, bounded(str(value), self.max_cell_length)] for key, value in config.items()]
+            self._add([self._text("config", _markdown_table(["setting", "value"], rows))], step=0, time_s=None)
+
+    def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
+        """Write and flush one event with everything of the step."""
+        values = [self._value(key, value) for key, value in metrics.items()]
+        for key, table in tables.items():
+            shown = tracker_rows(table, step, self.max_cell_length)
+            values.append(self._text(key, _markdown_table(shown.headers, shown.rows)))
+        self._add(values, step, time_s)
+
+    def finish(self, outcome: str) -> None:
+        """Close the event file; the outcome stands in it as text."""
+        if self._writer is not None:
+            self._add([self._text("outcome", _markdown(outcome))], step=0, time_s=None)
+        self._close_writer()
+        self.run = None
+
+    def _value(self, key: str, value: float | str) -> Any:
+        if isinstance(value, str):
+            return self._text(key, _markdown(bounded(value, self.max_cell_length)))
+        number = float(value)
+        if not isinf(number) and abs(number) > _LARGEST_FLOAT32:
+            number = float("inf") if number > 0 else -float("inf")
+        return _proto("summary").Summary.Value(tag=key, simple_value=number)
+
+    def _text(self, key: str, markdown: str) -> Any:
+        metadata = import_module("tensorboard.plugins.text.metadata").create_summary_metadata(None, None)
+        tensor = _proto("tensor").TensorProto(dtype=_proto("types").DT_STRING, string_val=[markdown.encode()])
+        return _proto("summary").Summary.Value(tag=key, tensor=tensor, metadata=metadata)
+
+    def _add(self, values: Sequence[Any], step: int, time_s: float | None) -> None:
+        recorded_s = time.time() if time_s is None else time_s
+        summary = _proto("summary").Summary(value=values)
+        event = _proto("event").Event(wall_time=recorded_s, step=step, summary=summary)
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _proto(name: str) -> Any:
+    return import_module(f"tensorboard.compat.proto.{name}_pb2")
+
+
+def _claim_folder(folder: Path, run_id: str) -> Path:
+    """The folder of a run: the one of its name, or beside it if that is another run's."""
+    for candidate in (
+        folder,
+        folder.with_name(f"{folder.name}-{run_id[:8]}"),
+        folder.with_name(f"{folder.name}-{run_id}"),
+    ):
+        candidate.mkdir(parents=True, exist_ok=True)
+        owner = candidate / _RUN_ID_FILE
+        if not owner.exists() and not any(candidate.glob("events.out.tfevents.*")):
+            owner.write_text(run_id, encoding="utf-8")
+        if owner.exists() and owner.read_text(encoding="utf-8") == run_id:
+            return candidate
+    raise ConfigurationError(f"{folder} belongs to another run: choose another run_name")
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    cells = [
+        [cell if index == 1 else _markdown("" if cell is None else str(cell)) for cell in line]
+        for index, line in enumerate(lines)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is: what could be markup becomes entities, line ends become breaks."""
+    lines = (printable(line).translate(_ESCAPES) for line in text.split("\n"))
+    shown = "<br>".join(lines)
+    return (
+        shown.replace("  ", " &#160;") if not shown.startswith(" ") else "&#160;" + shown[1:].replace("  ", " &#160;")
+    )

@@ -1,0 +1,127 @@
+"""TrackioLogger: the local dashboard, kept in a SQLite file on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import import_module
+from shlex import quote
+from typing import Any
+
+from descant.table import Table
+from descant.trackers.extras import require_extra
+from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
+
+_NUMBER_NAMES = ("NaN", "Infinity", "-Infinity")
+
+
+class TrackioLogger(TrackerLogger):
+    """Writes to Trackio's local database; ``trackio show --project NAME`` opens the dashboard.
+
+    Nothing is sent anywhere: neither a Space nor a server is used, whatever ``TRACKIO_SPACE_ID`` and
+    ``TRACKIO_SERVER_URL`` say. Values have the step and time that they were recorded at. Each evaluation's table is an
+    entry of its step. ``TRACKIO_DIR`` says where the database is.
+
+    It is written through Trackio's storage and not ``trackio.log``, which drops what cannot be stored, takes no time,
+    and knows one run per program.
+
+    Args:
+        project_name: of the dashboard.
+        run_name: for people; the run is found again by the id that descant gives it.
+        max_cell_length: characters of a string or a cell that are written.
+
+    Raises:
+        ConfigurationError: trackio is not installed.
+    """
+
+    tracker = "trackio"
+
+    def __init__(self, project_name: str, run_name: str, *, max_cell_length: int = MAX_CELL_LENGTH) -> None:
+        require_extra("trackio", "TrackioLogger")
+        self.project_name = project_name
+        self.run_name = run_name
+        self.max_cell_length = checked_cell_length(max_cell_length)
+        self._config: dict[str, Any] = {}
+        self._fragments: Any = None
+
+    @property
+    def viewer(self) -> str:
+        """The dashboard."""
+        return f"trackio show --project {quote(self.project_name)}"
+
+    def start(self, run: RunInfo) -> None:
+        """Check the project's name; the run appears with its first values.
+
+        Raises:
+            ValueError: Trackio refuses the name of the project.
+        """
+        _storage().validate_project_name(self.project_name)
+        self._fragments = import_module("trackio.fragments").FragmentWriter()
+        self.run = run
+        self._config = {}
+        self.write_config(run.config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Add settings to the run's config. Trackio keeps names that begin with ``_``: they get an ``x`` before it."""
+        self._config |= {f"x{key}" if key.startswith("_") else key: value for key, value in config.items()}
+        self._store(0, datetime.now(UTC).timestamp(), {}, self._stored_config())
+
+    def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
+        """Store one row of values."""
+        values: dict[str, Any] = {}
+        for key, value in metrics.items():
+            values[_name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
+        for key, table in tables.items():
+            shown = tracker_rows(table, step, self.max_cell_length)
+            stored = import_module("trackio").Table(columns=shown.headers, data=shown.rows)
+            values[_name(key)] = stored._to_dict(project=self.project_name, run=self.run_name, step=step)
+        self._store(step, time_s, values)
+
+    def finish(self, outcome: str) -> None:
+        """The outcome becomes part of the run's config."""
+        if self.run is not None:
+            self.write_config({"outcome": outcome})
+        self.run = None
+
+    def _stored_config(self) -> dict[str, Any]:
+        created = datetime.now(UTC).isoformat()
+        return {**self._config, "_Username": None, "_Created": created, "_Group": None}
+
+    def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
+        run_id = "" if self.run is None else self.run.run_id
+        timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
+        entry = {"project": self.project_name, "run": self.run_name, "run_id": run_id, "metrics": values, "step": step}
+        # the same values of a step that are written again after a failure have the same id, and are not stored twice
+        digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:32]
+        entry |= {"timestamp": timestamp, "config": config, "log_id": digest}
+        if import_module("trackio.utils").get_storage_mode() == "jsonl":  # a network file system: no place for SQLite
+            self._fragments.write_local([import_module("trackio.fragments").metric_record(entry)])
+            return
+        _storage().bulk_log(
+            project=self.project_name,
+            run=self.run_name,
+            run_id=run_id,
+            metrics_list=[values],
+            steps=[step],
+            timestamps=[timestamp],
+            config=config,
+            log_ids=[digest],
+        )
+
+
+def _storage() -> Any:
+    return import_module("trackio.sqlite_storage").SQLiteStorage
+
+
+def _name(key: str) -> str:
+    """The key; names that Trackio keeps for itself get ``__`` before them, as Trackio has it."""
+    reserved = import_module("trackio.utils").RESERVED_KEYS
+    return f"__{key}" if key in reserved or key.startswith("__") else key
+
+
+def _plain(text: str) -> str:
+    """Text that Trackio takes as text: a space before what it would read as a number or as a media file."""
+    return f" {text}" if text in _NUMBER_NAMES or text.startswith("{") else text

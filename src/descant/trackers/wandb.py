@@ -1,0 +1,178 @@
+"""WandbLogger: Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from shlex import quote
+from typing import Any
+
+from descant.table import Table
+from descant.text import shortened
+from descant.trackers.extras import require_extra
+from descant.trackers.logger import STEP_KEY, RunInfo, TrackerLogger
+from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows, without_nan
+from descant.trackers.server import check_answers
+from descant.trackers.wandb_account import is_online, wandb_address
+
+_RESERVED = ("_step", "_timestamp", "_runtime", "_wandb")
+_MAX_TABLE_NAME = 75  # an artifact's name has 128 characters, with the run's id, and its file begins with a number
+_FINISH_TIMEOUT_S = 60
+
+
+class WandbLogger(TrackerLogger):
+    """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
+
+    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the
+    value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
+    per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
+    ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
+    variables. The console is not captured, and W&B prints only warnings.
+
+    Args:
+        project_name: where the run is.
+        run_name: for people; the run is found again by the id that descant gives it.
+        entity: user or team, W&B's default if None.
+        max_cell_length: characters of a string or a cell that are written.
+
+    Raises:
+        ConfigurationError: wandb is not installed.
+    """
+
+    tracker = "wandb"
+
+    def __init__(
+        self,
+        project_name: str,
+        run_name: str,
+        entity: str | None = None,
+        *,
+        max_cell_length: int = MAX_CELL_LENGTH,
+    ) -> None:
+        require_extra("wandb", "WandbLogger")
+        self.project_name = project_name
+        self.run_name = run_name
+        self.entity = entity
+        self.max_cell_length = checked_cell_length(max_cell_length)
+        self._wandb_run: Any = None
+        self._link: str | None = None
+        self._offline_dir: str | None = None
+        self._tables: dict[str, Any] = {}
+        self._latest_steps: dict[str, int] = {}
+        self._latest: dict[str, float | str] = {}
+
+    @property
+    def training_monitoring_link(self) -> str | None:
+        """The page of the run, once it has begun online."""
+        return self._link
+
+    @property
+    def viewer(self) -> str | None:
+        """What sends the run, once it has begun offline, to W&B."""
+        return None if self._offline_dir is None else f"wandb sync {quote(self._offline_dir)}"
+
+    def start(self, run: RunInfo) -> None:
+        """Begin the W&B run whose id is made from ``run.run_id``, or continue it.
+
+        Raises:
+            ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
+        """
+        self._finish_run(exit_code=1)
+        if is_online() and not {"WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"} & set(os.environ):
+            check_answers(wandb_address())
+        wandb = import_module("wandb")
+        settings = wandb.Settings(silent=True, console="off", disable_code=True)
+        if "WANDB_FINISH_TIMEOUT" not in os.environ:  # W&B waits for ever by itself, also when the program ends
+            settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
+        self._wandb_run = wandb.init(
+            project=self.project_name,
+            name=self.run_name,
+            entity=self.entity,
+            id=_wandb_id(run.run_id),
+            resume="allow",
+            reinit="create_new",  # a run that the program has opened itself stays open
+            dir=None if "WANDB_DIR" in os.environ else str(run.run_dir.resolve()),
+            config=dict(run.config),
+            settings=settings,
+        )
+        self._wandb_run.define_metric("*", step_metric=STEP_KEY)
+        offline = self._wandb_run.settings.mode != "online"
+        self._link = None if offline else self._wandb_run.url
+        self._offline_dir = self._wandb_run.settings.sync_dir if offline else None
+        self._tables.clear()  # an incremental table belongs to one wandb.Run
+        self.run = run
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Add settings to the run's config; a setting that has changed is replaced."""
+        self._wandb_run.config.update(dict(config), allow_val_change=True)
+
+    def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
+        """Log one row of the history, and correct the summary where the row is late."""
+        values = {_name(key): bounded(value, self.max_cell_length) for key, value in metrics.items()}
+        values[STEP_KEY] = step
+        row: dict[str, Any] = {**values, "_timestamp": time_s}
+        for key, table in tables.items():
+            if table.rows:
+                shown = tracker_rows(table, step, self.max_cell_length)
+                name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
+                row[name] = grown
+        self._wandb_run.log(row)
+        late = {}
+        for name, value in values.items():
+            if step >= self._latest_steps.get(name, step):
+                self._latest_steps[name], self._latest[name] = step, value
+            else:
+                late[name] = self._latest[name]
+        if late:
+            self._wandb_run.summary.update(late)
+
+    def finish(self, outcome: str) -> None:
+        """Finish the W&B run: as failed, unless training was completed or stopped."""
+        if self._wandb_run is not None:
+            self._wandb_run.summary.update({"outcome": outcome})
+        self._finish_run(exit_code=0 if outcome in ("completed", "stopped") else 1)
+        self.run = None
+
+    def _finish_run(self, exit_code: int) -> None:
+        wandb_run, self._wandb_run = self._wandb_run, None
+        if wandb_run is None:
+            return
+        try:
+            wandb_run.finish(exit_code=exit_code)
+        except TimeoutError as error:
+            folder = wandb_run.settings.sync_dir
+            raise TimeoutError(
+                f"W&B has not taken everything in time; `wandb sync {quote(folder)}` sends it"
+            ) from error
+
+    def _grown_table(self, name: str, rows: Table) -> tuple[str, Any]:
+        """The incremental table of a name with more rows; rows with other columns go to ``<name>-2`` and so on."""
+        number = 1
+        while True:
+            numbered = name if number == 1 else f"{name}-{number}"
+            table = self._tables.get(numbered)
+            if table is None:
+                table = import_module("wandb").Table(
+                    columns=list(rows.headers), log_mode="INCREMENTAL", allow_mixed_types=True
+                )
+                self._tables[numbered] = table
+            if table.columns == rows.headers:
+                break
+            number += 1
+        for row in rows.rows:
+            table.add_data(*map(without_nan, row))
+        return numbered, table
+
+
+def _name(key: str) -> str:
+    """The key, but for what W&B cannot have: ``_step`` becomes ``metric_step``, an empty name ``_``, and backslashes,
+    at which its service crashes, and control characters their code in hexadecimal."""
+    name = re.sub(r"[\\\x00-\x1f\x7f]", lambda found: f"_x{ord(found[0]):x}_", key) or "_"
+    return f"metric{name}" if name in _RESERVED else name
+
+
+def _wandb_id(run_id: str) -> str:
+    return run_id if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:32]
