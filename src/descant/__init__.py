@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from descant.callbacks.function_callback import callback
     from descant.callbacks.generate_samples import GenerateSamplesCallback
     from descant.callbacks.grader_eval import GraderEvalCallback
+    from descant.callbacks.metric_watch import MetricWatch
     from descant.callbacks.model_callback import ModelCallback
     from descant.callbacks.validation_loss import ValidationLossCallback
     from descant.data.contamination import find_contamination
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from descant.graders.numeric import NumericGrader
     from descant.graders.regex_grader import RegexGrader
     from descant.graders.remote_calls import RemoteCalls
+    from descant.metrics import MetricSpec
     from descant.models.builder import ModelBuilder
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from descant.recipes.context import RecipeContext
     from descant.recipes.recipe import recipe_main
     from descant.runner.callback_runner import CallbackRunner
+    from descant.runner.options import RunOptions
     from descant.schedule import at, every, every_minutes, every_steps
     from descant.table import Table
     from descant.threads.thread import StringThread, StringTurn
@@ -89,6 +92,8 @@ _HOME_OF = {
     "JobNotifier": "notifiers",
     "Logger": "trackers.logger",
     "MLFlowLogger": "trackers.mlflow",
+    "MetricSpec": "metrics",
+    "MetricWatch": "callbacks.metric_watch",
     "ModelBuilder": "models.builder",
     "ModelCallback": "callbacks.model_callback",
     "NumericGrader": "graders.numeric",
@@ -96,6 +101,7 @@ _HOME_OF = {
     "RecipeContext": "recipes.context",
     "RegexGrader": "graders.regex_grader",
     "RemoteCalls": "graders.remote_calls",
+    "RunOptions": "runner.options",
     "RunView": "callbacks.base",
     "SFT": "trainers.sft",
     "SimpleProgressNotifier": "notifiers",
@@ -155,6 +161,8 @@ __all__ = [
     "JobNotifier",
     "Logger",
     "MLFlowLogger",
+    "MetricSpec",
+    "MetricWatch",
     "ModelBuilder",
     "ModelCallback",
     "NumericGrader",
@@ -162,6 +170,7 @@ __all__ = [
     "RecipeContext",
     "RegexGrader",
     "RemoteCalls",
+    "RunOptions",
     "RunView",
     "SimpleProgressNotifier",
     "StageNotifier",

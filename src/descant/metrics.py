@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -11,6 +13,8 @@ from descant.table import Table
 Metric = float | str | Table
 """A number (int and bool included), a string, or a table."""
 
+RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
+"""Metrics that belong to the trainer and its runner."""
 _LARGEST_INTEGER = 2**63 - 1
 
 
@@ -19,7 +23,7 @@ class MetricSpec:
     """A metric as its callback or trainer declares it.
 
     Attributes:
-        key: under which it is returned; a key that ends in ``/*`` stands for every key with that beginning.
+        key: under which it is returned; a ``*`` in it stands for any text, so ``rewards/*`` is an open family.
         unit: for people, such as "nats per token", "s" or "tokens".
         better: which values are better; None where neither is.
         headline: whether it is what one looks at first.
@@ -32,7 +36,14 @@ class MetricSpec:
 
     def covers(self, key: str) -> bool:
         """Whether this declares ``key``."""
-        return key.startswith(self.key[:-1]) if self.key.endswith("/*") else key == self.key
+        if "*" not in self.key:
+            return key == self.key
+        return re.fullmatch(".*".join(map(re.escape, self.key.split("*"))), key, re.DOTALL) is not None
+
+
+def find_spec(specs: Iterable[MetricSpec], key: str) -> MetricSpec | None:
+    """The first declaration of a key, if it is declared."""
+    return next((spec for spec in specs if spec.covers(key)), None)
 
 
 def as_metric(value: Any) -> Metric:

@@ -20,6 +20,7 @@ from descant import (
     every_steps,
 )
 from descant.errors import ConfigurationError
+from descant.metrics import MetricSpec
 from descant.testing import check_callback
 
 ROOT = Path(__file__).parents[2]
@@ -132,8 +133,7 @@ class KeysOfTheStep(Bad):
 
 
 class DeclaresAnother(Bad):
-    def declared_keys(self):
-        return frozenset({"bad/other"})
+    metric_specs = (MetricSpec("other"),)
 
 
 class Forgets(Bad):
@@ -248,7 +248,7 @@ BAD = {
     KeysOfTheStep: {
         "keys are the same at every call": r"step 0 returned bad/value_0, and step 1 bad/value_1\. A key that comes and"
     },
-    DeclaresAnother: {"keys are the same at every call": r"declared_keys\(\) does not have bad/value"},
+    DeclaresAnother: {"keys are the same at every call": r"metric_specs does not have bad/value"},
     Forgets: {
         "its state is restored": r"step 3: 'calls' is 1, and otherwise 4, .* belongs into state_dict\(\) and load_state"
     },

@@ -73,7 +73,7 @@ async def test_strict_a_failure_that_nobody_is_behind(qwen3_dir, tmp_path, is_la
     loop = BareLoop(qwen3_dir)
 
     async def wait_until_failed():
-        while runner._evaluations.are_under_way:
+        while runner._evaluations.are_in_flight:
             await asyncio.sleep(0)
 
     class Wait(RecipeCallback):

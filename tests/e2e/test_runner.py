@@ -16,6 +16,7 @@ from support import CountingCallback, addition_threads, query, series, training_
 
 import descant.runner.watchdog as watchdog_module
 from descant import SFT, CallbackRunner, RecipeCallback, at, callback, every, every_minutes, every_steps
+from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import CallbackError, ConfigurationError
 from descant.schedule import NEVER
 
@@ -255,7 +256,7 @@ async def test_a_call_that_ignores_its_cancellation_is_left_behind_and_named(tmp
     counting = CountingCallback(0.5)
     await drive([Act(stubborn, 1, timeout_s=0.01), counting], tmp_path)
     assert counting.steps == [0, 5, 10]
-    assert "callback 'act' still goes on, although it was cancelled when its time was up" in capsys.readouterr().err
+    assert "callback 'act' is still running, although it was cancelled when its time was up" in capsys.readouterr().err
     release.set()
     await asyncio.sleep(0)
 
@@ -690,7 +691,7 @@ async def test_the_time_that_is_left_knows_watchers_clocks_and_those_that_are_di
         return function
 
     class Watch(Act):
-        runs_last, watched_key = True, "scores/score"
+        watches = MetricWatch("scores/score", "max")
 
     callbacks = [
         Watch(takes(20.0), NEVER, "watch", at_start=False, at_end=False),

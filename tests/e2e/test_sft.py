@@ -347,7 +347,7 @@ async def test_a_gradient_that_is_not_finite_stops_training_and_final_calls_are_
             dataset=THREADS, model=model, samples_per_batch=6, callbacks=[callback, only_at_the_end], run_dir=tmp_path
         )
         with pytest.raises(
-            NonFiniteError, match=r"the loss of every thread is not finite.*skip_nan_gradients=True"
+            NonFiniteError, match=r"the loss of every sample is not finite.*skip_nan_gradients=True"
         ) as error:
             await trainer.run()
     assert error.value.__notes__ == ["at step 3 of 4"]

@@ -16,6 +16,7 @@ from descant import (
     every_steps,
 )
 from descant.errors import ConfigurationError
+from descant.metrics import MetricSpec
 
 NAN = float("nan")
 
@@ -32,8 +33,7 @@ class Scripted(RecipeCallback):
 
 
 class ValidationKeys(Scripted):
-    def declared_keys(self):
-        return frozenset({"declared/score"})
+    metric_specs = (MetricSpec("score"),)
 
 
 async def drive(callbacks, run_dir, num_steps=10, **options):
@@ -280,7 +280,7 @@ CHECKPOINTS = {
     "parent": ({"checkpoint_name": ".."}, r"checkpoint_name='\.\.' must be a name"),
     "keep_last": ({"keep_last": 0}, r"keep_last=0 must be a whole number of at least 1"),
     "no metric": ({"keep_best": 2}, r"keep_best=2, metric=None and mode=None go together"),
-    "no mode": ({"keep_best": 2, "metric": "a/b"}, r"keep_best=2, metric='a/b' and mode=None go together"),
+    "mode alone": ({"mode": "max"}, r"keep_best=None, metric=None and mode='max' go together"),
     "no count": ({"metric": "a/b", "mode": "max"}, r"keep_best=None, metric='a/b' and mode='max' go together"),
     "mode": ({"keep_best": 2, "metric": "a/b", "mode": "up"}, r"mode='up' must be 'max' if a higher a/b is better"),
 }

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 import descant.runner.console as console_module
-from descant import Table
+from descant import MetricSpec, Table
+from descant.runner.callback_runner import TRAINING_SPECS
 from descant.runner.console import Console
 from descant.schedule import Plan
 
@@ -45,6 +46,9 @@ def test_the_plan_says_when_everything_runs(shown):
 def test_an_evaluation_is_one_line_with_its_main_numbers_and_a_sample(shown):
     def act(console):
         table = Table(["prompt", "response"], [["2+2=", "4"]])
+        declared = [MetricSpec("validation/rewards/score/mean", headline=True), MetricSpec("validation/rewards/*")]
+        samples = [MetricSpec("generation/samples"), MetricSpec("generation/num_samples")]
+        console.start("SFT", [], {"validation": declared, "samples": samples})
         console.show_evaluation(
             10, "validation", {"validation/rewards/score/mean": 0.25, "validation/rewards/score/std": 0.1}
         )
@@ -52,28 +56,30 @@ def test_an_evaluation_is_one_line_with_its_main_numbers_and_a_sample(shown):
         console.show_evaluation(20, "big", {"big/number": 1234567.0, "big/note": "text", "big/nan": float("nan")})
 
     assert shown(False, act).splitlines() == [
+        "SFT",
         "step 10 · 25.0%",
         "  validation  rewards/score/mean 0.25",
         "  samples    '2+2=' → '4'",
         "step 20 · 50.0%",
-        "  big  number 1,234,567  note text  nan nan",
+        "  big  number 1,234,567  note text  nan NaN",
         "completed",
     ]
 
 
 def test_without_a_terminal_about_twenty_lines_mark_the_progress(shown):
     def act(console):
+        console.start("SFT", [], {"trainer": TRAINING_SPECS})
         for step in range(1, 401):
             console.show_step(step, {"training/loss": 1 / step, "training/tokens_per_s": 1000.0})
 
     lines = shown(False, act, num_steps=400).splitlines()
-    assert len(lines) == 21
+    assert len(lines) == 22
     assert lines[-2] == "step 400/400  loss 0.0025  tokens/s 1,000"
 
 
 def test_on_a_terminal_there_is_a_bar_with_the_time_left_and_the_latest_numbers(shown):
     def act(console):
-        console.start("SFT", [])
+        console.start("SFT", [], {"trainer": TRAINING_SPECS})
         console.show_evaluation(20, "loss", {"validation/loss": 0.75})
         console.show_step(20, {"training/loss": 0.5})
 

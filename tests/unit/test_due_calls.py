@@ -5,11 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import CountingCallback
 
-from descant import at, every, every_steps
+from descant import MetricSpec, MetricWatch, at, every, every_steps
 from descant.errors import ConfigurationError
 from descant.progress import Progress
 from descant.runner.costs import Costs
-from descant.runner.due_calls import DueCalls, check_budget
+from descant.runner.due_calls import DueCalls
+from descant.runner.metric_keys import MetricKeys
+from descant.runner.options import RunOptions
 
 SCHEDULES = st.one_of(
     st.integers(1, 30).map(lambda k: every(f"1/{k}")),
@@ -20,7 +22,7 @@ SCHEDULES = st.one_of(
 
 def due_calls(callbacks, num_steps, budget=None):
     costs = Costs([callback.plan(num_steps) for callback in callbacks], num_steps)
-    return DueCalls(callbacks, num_steps, costs, budget), costs
+    return DueCalls(callbacks, num_steps, costs, MetricKeys(callbacks), budget), costs
 
 
 def names(callbacks):
@@ -39,38 +41,23 @@ def test_a_quiet_step_is_one_at_which_nothing_is_due(drawn, num_steps, data):
     ]
     due, _ = due_calls(callbacks, num_steps)
     before = Progress(data.draw(st.integers(0, num_steps)), num_steps)
-    due.look_ahead(before.step)
     while before.step < num_steps:
         now = Progress(data.draw(st.integers(before.step + 1, num_steps)), num_steps)
         expected = [callback.name for callback in callbacks if callback.is_due(before, now)]
-        if due.is_quiet(now.step):
+        if due.is_quiet(before.step, now.step):
             assert not expected
         else:
             assert names(due.take(before, now)[0]) == expected
-            due.look_ahead(now.step)
         before = now
 
 
 def test_quiet_steps_ask_nobody():
     callbacks = [CountingCallback(0.5, f"c{number}") for number in range(10)]
     due, _ = due_calls(callbacks, 100)
-    due.look_ahead(0)
     for callback in callbacks:
-        callback.is_due = None  # whoever asks it fails
-    assert [step for step in range(1, 101) if due.is_quiet(step)] == list(range(1, 50))
-
-
-def test_a_frequency_that_changes_in_the_middle_is_seen_at_once():
-    callback = CountingCallback(1)
-    due, _ = due_calls([callback], 100)
-    due.look_ahead(0)
-    assert due.is_quiet(10)
-    callback.frequency = 0.1
-    assert not due.is_quiet(10)
-    assert names(due.take(Progress(9, 100), Progress(10, 100))[0]) == ["counting"]
-    due.look_ahead(10)
-    assert due.is_quiet(19)
-    assert not due.is_quiet(20)
+        callback.is_due = None  # asking it fails
+    assert [step for step in range(1, 101) if due.is_quiet(0, step)] == list(range(1, 50))
+    assert [step for step in range(51, 101) if not due.is_quiet(step - 1, step)] == [100]
 
 
 def test_who_overrides_is_due_is_asked_at_every_step():
@@ -80,12 +67,10 @@ def test_who_overrides_is_due_is_asked_at_every_step():
 
     due, _ = due_calls([AtPrimes(1)], 10)
     made = []
-    due.look_ahead(0)
     for step in range(1, 11):
-        assert not due.is_quiet(step)
+        assert not due.is_quiet(step - 1, step)
         if due.take(Progress(step - 1, 10), Progress(step, 10))[0]:
             made.append(step)
-        due.look_ahead(step)
     assert made == [2, 3, 5, 7]
 
 
@@ -96,7 +81,6 @@ def test_the_budget_defers_until_it_fits():
     def step_to(step, seconds=1.0):
         costs.add_steps(1, seconds)
         running, deferred = due.take(Progress(step - 1, 100), Progress(step, 100))
-        due.look_ahead(step)
         return len(running), len(deferred)
 
     assert names(due.take(None, Progress(0, 100))[0]) == ["counting"]  # the first
@@ -104,13 +88,13 @@ def test_the_budget_defers_until_it_fits():
     for step in range(1, 10):
         assert step_to(step) == (0, 0)
     assert step_to(10) == (0, 1)  # 4 s of 14 s are too many
-    assert not due.is_quiet(11)
+    assert not due.is_quiet(10, 11)
     for step in range(11, 36):
         expected = (0, 1) if step in (20, 30) else (0, 0)
         assert step_to(step) == expected
     assert step_to(36) == (1, 0)  # 4 s of 40 s are allowed
     costs.add_stall("counting", 2.0)
-    assert due.is_quiet(39)
+    assert due.is_quiet(36, 39)
     assert step_to(100) == (1, 0)  # the last
 
 
@@ -138,19 +122,18 @@ def test_the_budget_knows_that_a_copy_is_cheap():
     assert names(due.take(Progress(9, 100), Progress(10, 100))[0]) == ["counting"]
 
 
-@pytest.mark.parametrize("budget", [0, 1, -0.1, 5, float("nan"), "5 %"])
+@pytest.mark.parametrize("budget", [0, 1, -0.1, 5, float("nan"), "5 %", True])
 def test_a_budget_that_is_no_share_is_refused(budget):
     with pytest.raises(ConfigurationError, match=r"callback_budget=.*above 0 and below 1"):
-        check_budget(budget)
+        RunOptions(callback_budget=budget)
 
 
 def test_what_needs_a_metric_at_its_own_step_is_put_off_with_it():
     class Source(CountingCallback):
-        def declared_keys(self):
-            return frozenset({"counting/calls"})
+        metric_specs = (MetricSpec("calls"),)
 
     source, follower = Source(0.1), CountingCallback(0.1, "follower", at_start=False, at_end=False)
-    follower.same_step_key, follower.runs_last = "counting/calls", True  # as a CheckpointCallback with keep_best
+    follower.watches = MetricWatch("counting/calls", "max", on_schedule=True)  # as a CheckpointCallback with keep_best
     due, costs = due_calls([source, follower], 10, budget=0.1)
     made, put_off, before = {}, {}, None
     for step in range(11):

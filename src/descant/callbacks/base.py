@@ -8,14 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
+from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
 from descant.progress import Progress
 from descant.provenance import plain_settings
@@ -24,8 +25,6 @@ from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
 
 logger = logging.getLogger("descant")
-RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
-"""Metrics that belong to the trainer and its runner."""
 
 
 class WarningSink(Protocol):
@@ -119,16 +118,12 @@ class RecipeCallback(ABC):
 
     modes: ClassVar[tuple[CallbackMode, ...]] = ("inline",)
     """The modes that it can run in: of what cannot be taken apart, training waits for all."""
-    num_schedule_changes: ClassVar[int] = 0
-    """How often any callback was given a frequency: whoever has looked ahead looks again."""
-    needs_measured_weights: ClassVar[bool] = False
-    """Whether it uses ``run.as_measured``."""
-    same_step_key: str | None = None
-    """A metric that it needs at the steps of its own schedule."""
-    runs_last: ClassVar[bool] = False
-    """Whether it runs after the other callbacks of a step, because it looks at what they return."""
-    watched_key: str | None = None
-    """A metric: if set, the callback also runs at every step at which this was measured."""
+    metric_specs: Sequence[MetricSpec] = ()
+    """The metrics that it returns, by the keys that ``callback`` uses. Without any, nothing is known of them before."""
+    watches: MetricWatch | None = None
+    """The metric of another callback that it goes by."""
+    is_deferrable: ClassVar[bool] = True
+    """Whether ``callback_budget`` may put off its calls."""
 
     def __init__(
         self,
@@ -187,9 +182,10 @@ class RecipeCallback(ABC):
 
     @frequency.setter
     def frequency(self, frequency: Frequency) -> None:
+        if getattr(self, "_run", None) is not None:
+            raise ConfigurationError(f"callback {self.name!r}: its frequency cannot change while a run is open")
         self.schedule = as_schedule(frequency)
         self._frequency = frequency
-        RecipeCallback.num_schedule_changes += 1
 
     @abstractmethod
     async def callback(self, current_percentage: float) -> dict[str, Any]:
@@ -256,10 +252,11 @@ class RecipeCallback(ABC):
 
     def plan(self, num_steps: int) -> Plan:
         """When the callback runs in a run of ``num_steps`` steps, to print."""
-        schedule = str(self.schedule) if self.watched_key is None else f"with {self.watched_key}"
-        is_complete = self.schedule.is_planned and self.watched_key is None
+        follows = None if self.watches is None or self.watches.on_schedule else self.watches.metric
+        schedule = str(self.schedule) if follows is None else f"with {follows}"
+        is_complete = self.schedule.is_planned and follows is None
         steps = self.due_steps(num_steps)
-        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, self.watched_key)
+        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, follows)
 
     def running(self) -> RunView:
         """The run that the callback is in.
@@ -279,9 +276,10 @@ class RecipeCallback(ABC):
             return dict(metrics)
         return {f"{self.log_key_prefix}/{key}": value for key, value in metrics.items()}
 
-    def declared_keys(self) -> frozenset[str]:
-        """The full keys that the callback is known to return; two callbacks of one run must not share any."""
-        return frozenset()
+    def declared_metrics(self) -> list[MetricSpec]:
+        """``metric_specs`` under their full keys; two callbacks of one run must not share any."""
+        specs = {spec.key: spec for spec in self.metric_specs}
+        return [replace(spec, key=key) for key, spec in self.with_prefix(specs).items()]
 
     def declared_checkpoints(self) -> frozenset[str]:
         """The names of directories that it writes under the run's ``checkpoints``; no two callbacks may share one."""

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.checkpoint import check_checkpoint_name
 from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import NEVER
 
@@ -16,15 +17,16 @@ class BestModelCallback(RecipeCallback):
     """Saves the model whenever a metric is better than ever, in ``<run directory>/checkpoints/<checkpoint_name>``.
 
     It runs whenever another callback has measured the metric, after the others, on the weights that were measured, also
-    where that went on in the background. The directory is replaced in whole: a kill leaves the old or the new one. If
-    nobody has measured the metric by the time that all others have run, that is a failure, with the keys there are.
+    if that happened in the background. The directory is replaced in whole: a kill leaves the old or the new one. A
+    metric that no callback can return is refused when the run is made; one that none has returned once all have run is
+    a failure, with the keys that there are.
 
     Metrics: ``best_model/value``, ``best_model/step``: of the weights that are kept.
 
     Args:
         model: what to save.
         metric: the full key of a metric of another callback, such as ``validation/rewards/score/mean``.
-        mode: "max" or "min": which values are better.
+        mode: "max" or "min": which values are better; by default as the metric is declared.
         checkpoint_name: the name of the directory.
         log_key_prefix: the prefix of its metrics, and its name.
         options: see ``RecipeCallback``.
@@ -33,14 +35,15 @@ class BestModelCallback(RecipeCallback):
         ConfigurationError: an argument that cannot work.
     """
 
-    runs_last = True
-    needs_measured_weights = True
+    is_deferrable = False
+    watches: MetricWatch
+    metric_specs = (MetricSpec("value", headline=True), MetricSpec("step", "steps", headline=True))
 
     def __init__(
         self,
         model: InferenceModel,
         metric: str,
-        mode: Mode,
+        mode: Mode | None = None,
         checkpoint_name: str = "best",
         *,
         log_key_prefix: str = "best_model",
@@ -52,12 +55,7 @@ class BestModelCallback(RecipeCallback):
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
         self.metric, self.mode = metric, mode
-        self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
-        self.watched_key = metric
-
-    def declared_keys(self) -> frozenset[str]:
-        """The keys above."""
-        return frozenset(self.with_prefix(dict.fromkeys(("value", "step"))))
+        self.watches = MetricWatch(metric, mode, uses_weights=True, owner=f"callback {self.name!r}")
 
     def declared_checkpoints(self) -> frozenset[str]:
         """Its directory."""
@@ -65,7 +63,7 @@ class BestModelCallback(RecipeCallback):
 
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run."""
-        self.best, self.best_step = self.watch.worst, -1
+        self.best, self.best_step = self.watches.worst, -1
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and its step."""
@@ -78,8 +76,8 @@ class BestModelCallback(RecipeCallback):
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save the model if it is the best so far."""
         run = self.running()
-        value = self.watch.value(self)
-        if self.watch.is_better(value, self.best):
+        value = self.watches.value(run)
+        if self.watches.is_better(value, self.best):
             await run.as_measured(self.model).save(run.run_dir / "checkpoints" / self.checkpoint_name)
             self.best, self.best_step = value, run.step
         return {"value": self.best, "step": self.best_step} if self.best_step >= 0 else {}

@@ -15,6 +15,7 @@ from descant.arguments import check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
 from descant.errors import ConfigurationError
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
 
@@ -52,14 +53,19 @@ class CheckpointCallback(RecipeCallback):
         metric: for ``keep_best``: the full key of a metric that another callback returns at the same steps. Where it
             was not measured, the checkpoint is written and the call fails, with the keys that there are; it is not
             ranked, and without ``keep_last`` it is kept.
-        mode: for ``keep_best``: "max" or "min".
+        mode: for ``keep_best``: "max" or "min"; by default as the metric is declared.
         options: see ``RecipeCallback``.
 
     Raises:
         ConfigurationError: an argument that cannot work.
     """
 
-    runs_last = True
+    is_deferrable = False
+    metric_specs = (
+        MetricSpec("step", "steps", headline=True),
+        MetricSpec("path", headline=True),
+        MetricSpec("num_kept", headline=True),
+    )
 
     def __init__(
         self,
@@ -81,21 +87,17 @@ class CheckpointCallback(RecipeCallback):
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
         check_whole_number("keep_last", keep_last, or_none=True)
         check_whole_number("keep_best", keep_best, or_none=True)
-        if (keep_best is None) != (metric is None) or (keep_best is None) != (mode is None):
+        if (keep_best is None) != (metric is None) or (metric is None and mode is not None):
             raise ConfigurationError(
                 f"keep_best={keep_best!r}, metric={metric!r} and mode={mode!r} go together: how many to keep, by which "
-                "metric of another callback, and whether 'max' or 'min' is better"
+                "metric of another callback, and whether 'max' or 'min' is better (by default as it is declared)"
             )
         self.keep_last, self.keep_best = keep_last, keep_best
         self.metric, self.mode = metric, mode
-        self.watch = None if metric is None or mode is None else MetricWatch(metric, mode, f"callback {self.name!r}")
-        self.same_step_key = metric
+        if metric is not None:
+            self.watches = MetricWatch(metric, mode, on_schedule=True, owner=f"callback {self.name!r}")
         self.kept: list[Checkpoint] = []
         """The checkpoints of this run that have not been deleted, oldest first."""
-
-    def declared_keys(self) -> frozenset[str]:
-        """The keys above."""
-        return frozenset(self.with_prefix(dict.fromkeys(("step", "path", "num_kept"))))
 
     def declared_checkpoints(self) -> frozenset[str]:
         """What its directories are called."""
@@ -120,7 +122,7 @@ class CheckpointCallback(RecipeCallback):
         path = run.run_dir / "checkpoints" / f"{self.checkpoint_name}-{run.step}"
         await self.model.save(path)
         try:
-            value = nan if self.watch is None else self.watch.value(self)
+            value = nan if self.watches is None else self.watches.value(run)
         except ConfigurationError:
             await self._keep(Checkpoint(run.step, path, None))
             raise
@@ -137,8 +139,8 @@ class CheckpointCallback(RecipeCallback):
         if self.keep_last is None and self.keep_best is None:
             return []
         wanted = self.kept[-self.keep_last :] if self.keep_last is not None else []
-        if self.watch is not None:
-            sign = -1 if self.watch.mode == "max" else 1
+        if self.watches is not None:
+            sign = -1 if self.watches.mode == "max" else 1
             ranked = sorted(
                 (checkpoint for checkpoint in self.kept if checkpoint.value is not None),
                 key=lambda checkpoint: sign * (checkpoint.value or 0.0),

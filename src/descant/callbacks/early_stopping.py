@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.metrics import MetricSpec
 from descant.schedule import NEVER
 
 
@@ -16,13 +17,14 @@ class EarlyStoppingCallback(RecipeCallback):
     """Requests the end of the run when a metric has not become better for ``patience`` measurements in a row.
 
     Not an observer: it shortens training. It runs whenever another callback has measured the metric, after the others.
-    If nobody has by the time that all others have run, that is a failure, with the keys that there are.
+    A metric that no callback can return is refused when the run is made; one that none has returned once all have run
+    is a failure, with the keys that there are.
 
     Metrics: ``early_stopping/best`` (value), ``early_stopping/best_step``, ``early_stopping/num_without_improvement``.
 
     Args:
         metric: the full key of a metric of another callback, such as ``validation/loss``.
-        mode: "min" or "max": which values are better.
+        mode: "min" or "max": which values are better; by default as the metric is declared.
         patience: measurements without improvement that end the run.
         min_delta: how much better counts as better.
         log_key_prefix: the prefix of its metrics, and its name.
@@ -32,12 +34,18 @@ class EarlyStoppingCallback(RecipeCallback):
         ConfigurationError: an argument that cannot work.
     """
 
-    runs_last = True
+    is_deferrable = False
+    watches: MetricWatch
+    metric_specs = (
+        MetricSpec("best", headline=True),
+        MetricSpec("best_step", "steps", headline=True),
+        MetricSpec("num_without_improvement", headline=True),
+    )
 
     def __init__(
         self,
         metric: str,
-        mode: Mode,
+        mode: Mode | None = None,
         patience: int = 3,
         *,
         min_delta: float = 0.0,
@@ -48,19 +56,14 @@ class EarlyStoppingCallback(RecipeCallback):
         options.setdefault("at_end", False)
         super().__init__(NEVER, log_key_prefix, **options)
         self.metric, self.mode = metric, mode
-        self.watch = MetricWatch(metric, mode, f"callback {self.name!r}")
-        self.watched_key = metric
+        self.watches = MetricWatch(metric, mode, owner=f"callback {self.name!r}")
         check_whole_number("patience", patience)
         check_finite_number("min_delta", min_delta, least=0)
         self.patience, self.min_delta = patience, min_delta
 
-    def declared_keys(self) -> frozenset[str]:
-        """The keys above."""
-        return frozenset(self.with_prefix(dict.fromkeys(("best", "best_step", "num_without_improvement"))))
-
     async def on_start(self, run: RunView) -> None:
         """Forget an earlier run."""
-        self.best, self.best_step, self.num_without_improvement = self.watch.worst, run.step, 0
+        self.best, self.best_step, self.num_without_improvement = self.watches.worst, run.step, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, its step, and the measurements since."""
@@ -76,8 +79,8 @@ class EarlyStoppingCallback(RecipeCallback):
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Compare the metric of this step with the best so far."""
         run = self.running()
-        value = self.watch.value(self)
-        if self.watch.is_better(value, self.best, by=self.min_delta):
+        value = self.watches.value(run)
+        if self.watches.is_better(value, self.best, by=self.min_delta):
             self.best, self.best_step, self.num_without_improvement = value, run.step, 0
         else:
             self.num_without_improvement += 1
@@ -87,6 +90,6 @@ class EarlyStoppingCallback(RecipeCallback):
                 if isfinite(self.best)
                 else "been a number"
             )
-            run.request_stop(f"{self.watch.metric} has not {best} in {self.num_without_improvement} measurements")
+            run.request_stop(f"{self.metric} has not {best} in {self.num_without_improvement} measurements")
         best_so_far = {"best": self.best, "best_step": self.best_step} if isfinite(self.best) else {}
         return {**best_so_far, "num_without_improvement": self.num_without_improvement}

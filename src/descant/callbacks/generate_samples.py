@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from descant.arguments import check_text
-from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
+from descant.callbacks.generation_callback import (
+    LENGTH_SPECS,
+    SAMPLE_COLUMNS,
+    Completion,
+    GenerationCallback,
+    GenerationOptions,
+)
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
-from descant.stats import summarize_lengths
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -64,11 +70,7 @@ class GenerateSamplesCallback(GenerationCallback):
             **options,
         )
         self.log_key = log_key
-
-    def declared_keys(self) -> frozenset[str]:
-        """The keys above."""
-        keys = (self.log_key, "num_samples", "num_failed", *summarize_lengths([0, 0]))
-        return frozenset(self.with_prefix(dict.fromkeys(keys)))
+        self.metric_specs = (MetricSpec(log_key), *LENGTH_SPECS)
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """The table and the lengths."""

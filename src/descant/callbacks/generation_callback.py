@@ -11,12 +11,21 @@ from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import ConfigurationError, RenderError
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel, ItemFailure
 from descant.schedule import Frequency
 from descant.stats import summarize_lengths
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
+LENGTH_SPECS = (
+    MetricSpec("generation_length_mean", "tokens", headline=True),
+    MetricSpec("generation_length_std", "tokens"),
+    MetricSpec("generation_length_stderr", "tokens"),
+    MetricSpec("num_failed", "samples", better="lower", headline=True),
+    MetricSpec("num_samples", "samples"),
+)
+"""The metrics of every callback that generates."""
 SAMPLE_COLUMNS = (
     "system", "prompt", "response", "example_id", "completion_index", "reference", "num_tokens", "finish_reason",
     "error",

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Unpack
 
 from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example
-from descant.callbacks.generation_callback import SAMPLE_COLUMNS, Completion, GenerationCallback, GenerationOptions
+from descant.callbacks.generation_callback import (
+    LENGTH_SPECS,
+    SAMPLE_COLUMNS,
+    Completion,
+    GenerationCallback,
+    GenerationOptions,
+)
 from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import LogScope, log_scope
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.provenance import plain_settings
 from descant.schedule import Frequency
-from descant.stats import pass_at_k, standard_error, summarize_lengths, summarize_scores
+from descant.stats import pass_at_k, standard_error, summarize_scores
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
+
+_SPECS = (
+    MetricSpec("rewards/score/mean", better="higher", headline=True),
+    *(MetricSpec(f"rewards/score/{key}") for key in ("std", "min", "max", "count", "stderr")),
+    MetricSpec("rewards/num_failed", "samples", better="lower", headline=True),
+    MetricSpec("rewards/num_ignored", "samples", headline=True),
+    MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
+    MetricSpec("rewards/*"),  # whatever else the grader logs
+    *LENGTH_SPECS,
+    MetricSpec("num_generated", "samples"),
+    MetricSpec("samples"),
+)
 
 
 class GraderEvalCallback(GenerationCallback):
@@ -98,6 +117,7 @@ class GraderEvalCallback(GenerationCallback):
         check_finite_number("pass_threshold", pass_threshold)
         self.max_concurrent_samples = max_concurrent_samples
         self.pass_threshold = pass_threshold
+        self.metric_specs = (*_SPECS, *self._pass_specs())
         self._kept_logs = LogScope()
 
     async def on_start(self, run: RunView) -> None:
@@ -109,13 +129,6 @@ class GraderEvalCallback(GenerationCallback):
         """Its plain arguments, and the grader with those of its own."""
         grader = {**plain_settings(self.grader), "class": type(self.grader).__name__, "key": self.grader.grader_key}
         return {**super().settings(), "grader": grader}
-
-    def declared_keys(self) -> frozenset[str]:
-        """The keys that do not depend on the grader."""
-        rewards = [f"rewards/{key}" for key in (*summarize_scores([0.0, 0.0]), "num_failed", "num_ignored")]
-        passes = [f"pass@{k}{suffix}" for k in self._ks() for suffix in ("", "_stderr", "_num_prompts")]
-        keys = ("samples", "num_samples", "num_generated", "num_failed", *summarize_lengths([0, 0]), *rewards, *passes)
-        return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """Grade the completions and summarise the grades."""
@@ -159,6 +172,12 @@ class GraderEvalCallback(GenerationCallback):
         """1, 2, 4, ... below the number of completions, and that number; nothing for a single one."""
         powers = [2**i for i in range(self.num_completions.bit_length()) if 2**i < self.num_completions]
         return [*powers, self.num_completions] if self.num_completions > 1 else []
+
+    def _pass_specs(self) -> Iterator[MetricSpec]:
+        for k in self._ks():
+            yield MetricSpec(f"pass@{k}", "fraction of prompts", better="higher", headline=True)
+            yield MetricSpec(f"pass@{k}_stderr", "fraction of prompts")
+            yield MetricSpec(f"pass@{k}_num_prompts", "prompts")
 
     def _pass_metrics(self, grades_of_example: Mapping[Example, Sequence[float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}

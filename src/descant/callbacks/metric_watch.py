@@ -1,30 +1,47 @@
-"""MetricWatch: a metric of another callback, and which values of it are better."""
+"""MetricWatch: the declaration that a callback goes by a metric of another."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback
 from descant.errors import ConfigurationError
+from descant.metrics import RESERVED_PREFIXES, MetricSpec
+
+if TYPE_CHECKING:
+    from descant.callbacks.base import RunView
 
 Mode = Literal["min", "max"]
 """Whether a lower or a higher value is better."""
 
 
+@dataclass(slots=True)
 class MetricWatch:
-    """Reads one metric of the other callbacks of a step.
+    """What a callback with ``watches = MetricWatch(...)`` needs of the others; the runner orders calls by it.
 
-    Args:
+    The callback runs after the others of a step, whenever the metric was measured, and has no schedule of its own.
+
+    Attributes:
         metric: its full key, such as ``validation/rewards/score/mean``.
-        mode: "max" if a higher value is better, "min" if a lower one is.
-        owner: the callback that watches, for messages.
+        mode: "max" if a higher value is better, "min" if a lower one is; by default as the callback that returns the
+            metric declares it.
+        on_schedule: it runs at the steps of its own schedule instead, and needs what was measured there.
+        uses_weights: it uses the weights that were measured (``run.as_measured``).
+        owner: the callback that watches, in messages.
 
     Raises:
-        ConfigurationError: a key that is not text, or an unknown mode.
+        ConfigurationError: a key that is not text or is the trainer's, or an unknown mode.
     """
 
-    def __init__(self, metric: str, mode: Mode, owner: str) -> None:
+    metric: str
+    mode: Mode | None = None
+    on_schedule: bool = False
+    uses_weights: bool = False
+    owner: str = "a callback"
+
+    def __post_init__(self) -> None:
+        metric, owner = self.metric, self.owner
         if not isinstance(metric, str) or not metric:
             raise ConfigurationError(f"{owner}: metric={metric!r} must be the key of a metric that a callback returns")
         if metric.startswith(RESERVED_PREFIXES):
@@ -32,11 +49,24 @@ class MetricWatch:
                 f"{owner}: metric={metric!r} is the trainer's own; the metric of a callback is needed, such as "
                 "'validation/loss' of ValidationLossCallback"
             )
-        if mode not in get_args(Mode):
+        if self.mode is not None and self.mode not in get_args(Mode):
             raise ConfigurationError(
-                f"{owner}: mode={mode!r} must be 'max' if a higher {metric} is better, 'min' if a lower one is"
+                f"{owner}: mode={self.mode!r} must be 'max' if a higher {metric} is better, 'min' if a lower one is"
             )
-        self.metric, self.mode, self.owner = metric, mode, owner
+
+    def resolve(self, spec: MetricSpec | None) -> None:
+        """Take the direction from the metric's declaration, unless the user gave one.
+
+        Raises:
+            ConfigurationError: neither says which values are better.
+        """
+        if self.mode is None and spec is not None and spec.better is not None:
+            self.mode = "max" if spec.better == "higher" else "min"
+        if self.mode is None:
+            raise ConfigurationError(
+                f"{self.owner} watches {self.metric!r}, and the callback that returns it does not declare which values "
+                "are better: give mode='max' if a higher one is, 'min' if a lower one is"
+            )
 
     @property
     def worst(self) -> float:
@@ -47,13 +77,12 @@ class MetricWatch:
         """Whether a value is better by more than ``by``. NaN never is."""
         return value > than + by if self.mode == "max" else value < than - by
 
-    def value(self, watcher: RecipeCallback) -> float:
+    def value(self, run: RunView) -> float:
         """The metric as it was measured at this step.
 
         Raises:
             ConfigurationError: it was not, with the keys that there are; or it is not a number.
         """
-        run = watcher.running()
         value = run.evaluations.get(self.metric)
         if value is None:
             keys = ", ".join(sorted(run.known_keys)) or "none yet"

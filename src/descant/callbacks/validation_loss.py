@@ -14,6 +14,7 @@ from descant.callbacks.base import RunView
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import DatasetError, RenderError, RequestError
+from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel, ItemFailure
 from descant.schedule import Frequency
 from descant.stats import standard_error
@@ -21,6 +22,7 @@ from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
+_UNIT = "nats per token"
 _LARGEST_EXPONENT = 709.0  # of exp in float64
 
 
@@ -89,17 +91,22 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
                     "loss; end it in an assistant turn"
                 )
         self.log_key, self.limit = log_key, limit
+        self.metric_specs = (
+            MetricSpec(log_key, _UNIT, better="lower", headline=True),
+            MetricSpec(self._key("perplexity"), better="lower", headline=True),
+            MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower"),
+            MetricSpec(self._key("stderr"), _UNIT),
+            MetricSpec(self._key("loss_per_sample_stderr"), _UNIT),
+            MetricSpec(self._key("num_failed"), "threads", better="lower", headline=True),
+            MetricSpec(self._key("num_samples"), "threads"),
+            MetricSpec(self._key("num_tokens"), "tokens"),
+            MetricSpec(self._key("samples")),
+        )
         self._rendered: list[TokenizedThread | RenderError] = []
 
     def validation_threads(self) -> Sequence[StringThread]:
         """The threads that are scored."""
         return [example.thread for example in self.examples]
-
-    def declared_keys(self) -> frozenset[str]:
-        """The keys above."""
-        keys = [self.log_key, *map(self._key, ("perplexity", "loss_per_sample", "stderr", "loss_per_sample_stderr"))]
-        keys += map(self._key, ("num_tokens", "num_samples", "num_failed", "samples"))
-        return frozenset(self.with_prefix(dict.fromkeys(keys)))
 
     async def on_start(self, run: RunView) -> None:
         """Renders the threads, once for the run."""

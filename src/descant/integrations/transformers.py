@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.arguments import refuse_unknown
+from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
 from descant.metrics import Metric
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
-from descant.models.weight_buffers import EvaluationPlacement
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
-from descant.runner.contamination_check import Policy
-from descant.runner.recorder import new_run_dir, unused_run_dir
+from descant.runner.options import RunOptions
+from descant.runner.recorder import unused_run_dir
 from descant.runner.synchronous import SynchronousRunner
 from descant.table import Table
-from descant.threads.thread import StringThread
 
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
 
-def add_callbacks(
-    trainer: Trainer,
-    callbacks: _Callbacks,
-    *,
-    run_dir: str | Path | None = None,
-    strict: bool = False,
-    training_set: Sequence[StringThread] | None = None,
-    contamination: Policy = "warn",
-    callback_mode: CallbackMode = "inline",
-    callback_budget: float | None = None,
-    callback_placement: EvaluationPlacement | None = None,
-) -> AddedCallbacks:
+def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> AddedCallbacks:
     """Run descant's callbacks inside a trainer of Transformers or TRL, on the model that is being trained there.
 
     >>> trainer = SFTTrainer(model="path/or/hub-id", train_dataset=dataset)  # doctest: +SKIP
@@ -52,19 +41,15 @@ def add_callbacks(
     Args:
         trainer: not started yet.
         callbacks: a list, or a function that makes it for a model with the live weights of ``trainer.model``.
-        run_dir: the directory of the run log; by default ``runs/<trainer>-<date>-<time>``.
-        strict: raise the first failure of a callback as a ``CallbackError``.
-        training_set: what the trainer trains on, as threads; prompts that callbacks evaluate on and that stand in it,
-            too, are reported at the start. (The trainer's own dataset may be tokens by now.)
-        contamination: "warn" about such prompts, refuse to start with an "error", or "ignore" them.
-        callback_mode: the mode of every callback that looks at a model and has none of its own: "inline", "overlap" or
-            "background", see ``ModelCallback``. What goes on beside training goes on after each step for as long as it
-            does not wait, and in processes and threads; a synchronous grader that draws from the global random
-            generators belongs into "inline", since this trainer draws from them too.
-        callback_budget, callback_placement: see ``CallbackRunner``.
+        options: the options of every run (``run_dir``, ``strict``, ``callback_mode``, ..., see ``RunOptions``; but
+            ``seed``, which is the trainer's), and ``training_set``: what the trainer trains on, as
+            threads, for ``contamination``. (The trainer's own dataset may be tokens by now.) Calls in flight progress
+            after each step for as long as that waits for nothing, and in processes and worker threads; a synchronous
+            grader that draws from the global random generators belongs into "inline", since this trainer draws from
+            them too.
 
     Returns:
-        what there is to see of the run.
+        The runner and its failures.
 
     Raises:
         ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed), whose
@@ -85,15 +70,7 @@ def add_callbacks(
         if trainer.processing_class is None:
             raise ConfigurationError("the trainer has no tokenizer; give it one as processing_class=")
         callbacks = callbacks(live_model(trainer.model, trainer.processing_class))
-    options = {
-        "strict": strict,
-        "training_set": training_set,
-        "contamination": contamination,
-        "callback_mode": callback_mode,
-        "callback_budget": callback_budget,
-        "callback_placement": callback_placement,
-    }
-    added = AddedCallbacks(trainer, callbacks, run_dir, options)
+    added = AddedCallbacks(trainer, callbacks, options)
     trainer.add_callback(added)
     return added
 
@@ -111,18 +88,18 @@ class AddedCallbacks(TrainerCallback):
         self,
         trainer: Trainer,
         callbacks: Sequence[RecipeCallback],
-        run_dir: str | Path | None,
         options: Mapping[str, Any],
     ) -> None:
         self.runner: CallbackRunner | None = None
         self._trainer = trainer
         self._module = trainer.model
         self._callbacks = callbacks
-        self._run_dir = run_dir
         self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
-        CallbackRunner(callbacks, num_steps=1, run_dir=Path(), **options)  # what cannot work is refused now
+        names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
+        refuse_unknown("add_callbacks", options, [*names, "training_set"])
+        CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
     @property
@@ -138,15 +115,18 @@ class AddedCallbacks(TrainerCallback):
             raise ConfigurationError("the trainer has another model than when add_callbacks was called; call it after")
         self._close(RuntimeError("the training began anew"))  # with another batch size (auto_find_batch_size), say
         name = type(self._trainer).__name__
+        options = dict(self._options)
+        if options.get("run_dir") is not None:
+            options["run_dir"] = unused_run_dir(Path(options["run_dir"]))
         self.runner = CallbackRunner(
             self._callbacks,
             num_steps=state.max_steps,
             first_step=state.global_step,
-            run_dir=new_run_dir(name.lower()) if self._run_dir is None else unused_run_dir(Path(self._run_dir)),
             seed=args.seed,
-            **self._options,
+            **options,
+            name=name.lower(),
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
-            config={"trainer": name, "seed": args.seed, "arguments": args.to_sanitized_dict()},
+            config={"trainer": name, "arguments": args.to_sanitized_dict()},
             save_checkpoint=lambda _: self._request_save(args, state, control),
         )
         self._logged = {}

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from math import isfinite
+from types import MappingProxyType
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -21,28 +21,16 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec, find_spec
 from descant.runner.costs import CallbackCost, describe_seconds
 from descant.schedule import Plan
 from descant.table import Table
-from descant.text import printable
+from descant.text import figure, printable
 
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
 _BAR_WIDTH = 76
 _REFRESH_S = 0.1  # as often as the bar is drawn
-_SECONDARY = (
-    "stderr",
-    "/std",
-    "_std",
-    "/min",
-    "/max",
-    "/count",
-    "num_samples",
-    "num_generated",
-    "num_tokens",
-    "loss_per_sample",
-)
 
 
 class _Terminal(RichConsole):
@@ -64,6 +52,7 @@ class Console:
     def __init__(self, num_steps: int) -> None:
         self._rich = _Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._num_steps = num_steps
+        self._specs: Mapping[str, Sequence[MetricSpec]] = {}
         self._latest: dict[str, str] = {}  # for the bar: the first number of each callback
         self._evaluated_step = -1
         self._shown_at = -_REFRESH_S
@@ -82,8 +71,11 @@ class Console:
         )
         self._task = self._bar.add_task("", total=num_steps, latest="", left="-:--:--")
 
-    def start(self, title: str, plan: Sequence[Plan]) -> None:
-        """Print what will happen, then show the bar."""
+    def start(
+        self, title: str, plan: Sequence[Plan], specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({})
+    ) -> None:
+        """Print what will happen, then show the bar. ``specs`` are the declared metrics by callback, and "trainer"."""
+        self._specs = specs
         self._print(Text(printable(title), style="bold"))
         self._name_width = max((len(line.name) for line in plan), default=0)
         if plan:
@@ -115,9 +107,9 @@ class Console:
 
     def _show_step(self, step: int, metrics: Mapping[str, Metric], remaining_s: float | None) -> None:
         training = [
-            f"{label} {_number(metrics[key])}"
-            for label, key in (("loss", "training/loss"), ("tokens/s", "training/tokens_per_s"))
-            if key in metrics
+            f"{spec.unit if spec.unit.endswith('/s') else _short(spec.key)} {_number(metrics[spec.key])}"
+            for spec in self._specs.get("trainer", ())
+            if spec.headline and spec.key in metrics
         ]
         if self._rich.is_terminal:
             latest = "  ".join([*training, *self._latest.values()])
@@ -134,7 +126,8 @@ class Console:
         if step != self._evaluated_step:
             self._evaluated_step = step
             self._print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
-        main = {key: _number(value) for key, value in metrics.items() if _is_main(key, value)}
+        specs = self._specs.get(callback, ())
+        main = {key: _number(value) for key, value in metrics.items() if _is_main(key, value, specs)}
         line = Text("  ")
         line.append(f"{printable(callback):<{self._name_width}}  ", style="cyan")
         line.append("  ".join(f"{printable(_short(key))} {number}" for key, number in main.items()))
@@ -192,9 +185,10 @@ def _num(cost: CallbackCost, what: str) -> int:
     return int(getattr(cost, f"num_{what}"))
 
 
-def _is_main(key: str, value: Metric) -> bool:
-    """Whether a metric is worth a place on the line; all of them are in the run log."""
-    return not isinstance(value, Table) and not key.endswith(_SECONDARY)
+def _is_main(key: str, value: Metric, specs: Sequence[MetricSpec]) -> bool:
+    """Whether a metric is worth a place on the line: headlines, and what is not declared."""
+    spec = find_spec(specs, key)
+    return not isinstance(value, Table) and (spec is None or spec.headline)
 
 
 def _short(key: str) -> str:
@@ -215,6 +209,4 @@ def _number(value: Metric) -> str:
         return printable(value, _MAX_TEXT)
     if isinstance(value, Table):
         return f"{len(value)} rows"
-    if isinstance(value, int) or (isfinite(value) and value == int(value) and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return figure(value)

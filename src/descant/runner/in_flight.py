@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from descant.runner.calls import Call
+from descant.runner.call import Call
 
 _NUM_TURNS = 10  # of the event loop after a step: what has arrived goes on, and nothing waits
 _SWITCH_INTERVAL_S = 0.0005  # training waits that long for Python that runs beside it, whenever torch comes back

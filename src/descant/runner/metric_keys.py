@@ -1,46 +1,47 @@
-"""MetricKeys: which callback of a run a metric belongs to."""
+"""MetricKeys: which metric belongs to which callback, what is declared of it, and who needs whose."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from difflib import get_close_matches
 
-from descant.callbacks.base import RESERVED_PREFIXES, RecipeCallback
+from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
-from descant.metrics import clean_text
+from descant.metrics import RESERVED_PREFIXES, MetricSpec, clean_text, find_spec
 
 
 class MetricKeys:
-    """The keys that callbacks return, each owned by one of them: by declaration, else by the first return.
+    """The names, keys and checkpoints of the callbacks of one run, each owned by one of them.
+
+    A key is owned by declaration, else by the first return. A callback that declares metrics returns no others for
+    whom another one may watch; one without declarations may return any.
 
     Args:
         callbacks: those of one run.
 
     Raises:
-        ConfigurationError: something that is not a callback, or names, declared keys or checkpoints that collide.
+        ConfigurationError: something that is not a callback; names, declared keys or checkpoints that collide; or a
+            watched metric that no callback can return, with the keys that there are.
     """
 
     def __init__(self, callbacks: Sequence[RecipeCallback]) -> None:
         if not isinstance(callbacks, Sequence):
             raise ConfigurationError(f"callbacks={callbacks!r} is a {type(callbacks).__name__}; a list is needed")
-        self._owners: dict[str, str] = {}
-        names: set[str] = set()
-        checkpoints = {"step-<step>": "the trainer"}  # those that callbacks request
         for position, callback in enumerate(callbacks):
             _check_is_callback(callback, f"callbacks[{position}]")
-            if callback.name in names:
+        self.specs: dict[str, list[MetricSpec]] = {}
+        """The declared metrics of each callback, under their full keys."""
+        self._owners: dict[str, str] = {}
+        checkpoints = {"step-<step>": "the trainer"}  # those that callbacks request
+        for callback in callbacks:
+            if callback.name in self.specs:
                 raise ConfigurationError(
                     f"two callbacks are called {callback.name!r}; names identify a callback's rows and costs, so give "
                     "one of them its own log_key=, log_key_prefix= or name="
                 )
-            names.add(callback.name)
-            for key in sorted(callback.declared_keys()):
-                if key in self._owners or key.startswith(RESERVED_PREFIXES):
-                    raise ConfigurationError(
-                        f"callback {callback.name!r} returns the metric {key!r}, which belongs to "
-                        f"{self._owners.get(key, 'the trainer')!r}; give it its own log_key= or log_key_prefix="
-                    )
-                self._owners[key] = callback.name
+            self.specs[callback.name] = callback.declared_metrics()
+            self._claim_declared(callback.name)
             for checkpoint in sorted(callback.declared_checkpoints()):
                 if checkpoint in checkpoints:
                     raise ConfigurationError(
@@ -48,6 +49,12 @@ class MetricKeys:
                         f"{checkpoints[checkpoint]!r}; give it its own checkpoint_name="
                     )
                 checkpoints[checkpoint] = callback.name
+        self.sources = {callback.name: self._sources(callback, callbacks) for callback in callbacks}
+        """For each callback that watches a metric, the callbacks that may return it."""
+
+    def declares(self, callback: RecipeCallback, key: str) -> bool:
+        """Whether a callback declares a key."""
+        return find_spec(self.specs[callback.name], key) is not None
 
     def owner(self, key: str) -> str | None:
         """The callback that a key belongs to, if it does to one."""
@@ -65,6 +72,55 @@ class MetricKeys:
         if owner != callback:
             raise ConfigurationError(f"the key belongs to {owner}; give {callback!r} its own log_key_prefix=")
         return key
+
+    def in_order(self, callbacks: Sequence[RecipeCallback]) -> list[RecipeCallback]:
+        """The callbacks in the order of their calls at a step: as listed, and who watches a metric after all that may
+        return it.
+
+        Raises:
+            ConfigurationError: some watch each other in a circle.
+        """
+        ordered = [callback for callback in callbacks if callback.watches is None]
+        left = [callback for callback in callbacks if callback.watches is not None]
+        while left:
+            ready = next((c for c in left if not self._declaring(c, [o for o in left if o is not c])), None)
+            if ready is None:
+                names = ", ".join(callback.name for callback in left)
+                raise ConfigurationError(f"the callbacks {names} watch metrics of each other in a circle")
+            left.remove(ready)
+            ordered.append(ready)
+        return ordered
+
+    def _claim_declared(self, name: str) -> None:
+        for key in sorted(spec.key for spec in self.specs[name]):
+            if key.startswith(RESERVED_PREFIXES) or ("*" not in key and key in self._owners):
+                raise ConfigurationError(
+                    f"callback {name!r} returns the metric {key!r}, which belongs to "
+                    f"{self._owners.get(key, 'the trainer')!r}; give it its own log_key= or log_key_prefix="
+                )
+            if "*" not in key:
+                self._owners[key] = name
+
+    def _declaring(self, watcher: RecipeCallback, others: Sequence[RecipeCallback]) -> list[RecipeCallback]:
+        assert watcher.watches is not None
+        return [other for other in others if self.declares(other, watcher.watches.metric)]
+
+    def _sources(self, watcher: RecipeCallback, callbacks: Sequence[RecipeCallback]) -> list[RecipeCallback]:
+        if watcher.watches is None:
+            return []
+        metric, others = watcher.watches.metric, [callback for callback in callbacks if callback is not watcher]
+        declaring = self._declaring(watcher, others)
+        sources = declaring or [other for other in others if not self.specs[other.name]]
+        if not sources:
+            keys = sorted(spec.key for other in others for spec in self.specs[other.name])
+            close = get_close_matches(metric, keys, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigurationError(
+                f"callback {watcher.name!r} watches {metric!r}, which no callback of this run returns; {hint}"
+                f"they return: {', '.join(keys) or 'nothing'}"
+            )
+        watcher.watches.resolve(next((find_spec(self.specs[c.name], metric) for c in declaring), None))
+        return sources
 
 
 def _check_is_callback(callback: object, place: str) -> None:

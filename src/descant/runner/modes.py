@@ -1,16 +1,205 @@
-"""Modes: in which mode each callback of a run runs."""
+"""Modes: what training waits for when a callback is called; one object for each callback of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import get_args
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Never, Protocol, get_args
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import ConfigurationError
+from descant.metrics import Metric
+from descant.models.weight_buffers import Lease, WeightBuffers
+from descant.runner.call import Call
+from descant.runner.calls import FAILED, Calls
+from descant.runner.costs import Costs
+from descant.runner.in_flight import InFlight
+from descant.runner.metric_keys import MetricKeys
+from descant.runner.recorder import RunRecorder
+
+Work = Callable[[], Awaitable[Any]]
 
 
-def modes_of(callbacks: Sequence[RecipeCallback], callback_mode: CallbackMode) -> Mapping[str, CallbackMode]:
+class Complete(Protocol):
+    """Records what a call has returned, and calls those that watch its metrics; returns its metrics."""
+
+    async def __call__(self, call: Call, returned: Any) -> dict[str, Metric]:
+        """The metrics, under their full keys."""
+
+
+class Mode(ABC):
+    """Makes the calls of one callback.
+
+    Args:
+        calls: makes them under guard.
+        in_flight: the tasks of those that run in parallel to training.
+        complete: records what they have returned.
+    """
+
+    def __init__(self, calls: Calls, in_flight: InFlight, complete: Complete) -> None:
+        self._calls, self._in_flight, self._complete = calls, in_flight, complete
+
+    @abstractmethod
+    async def begin(self, call: Call) -> None:
+        """Make as much of a call as training waits for; the rest runs as a task."""
+
+    def _detach(self, call: Call, work: Work) -> None:
+        """Let the work run in parallel to training."""
+        call.is_detached = True
+        self._in_flight.start(call, partial(self._finish, call, work))
+
+    async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
+        returned = await self._make_detached(call, work)
+        if previous is not None:  # results of one callback arrive in the order of their steps
+            await asyncio.wait({previous})
+        await self._complete(call, returned)
+
+    async def _make_detached(self, call: Call, work: Work) -> Any:
+        began_at = time.perf_counter()
+        returned = await self._calls.make(call, work)
+        call.seconds["busy_s"] = time.perf_counter() - began_at
+        return returned
+
+
+class Inline(Mode):
+    """Training waits for the whole call."""
+
+    async def begin(self, call: Call) -> None:
+        """Make it."""
+        progress = call.run.step / call.run.num_steps
+        await self._complete(call, await self._calls.make_waiting(call, partial(call.callback.callback, progress)))
+
+
+class Overlap(Mode):
+    """Training waits for ``measure``, on the live weights; ``report`` runs in parallel."""
+
+    async def begin(self, call: Call) -> None:
+        """Measure."""
+        callback = _of_a_model(call)
+        measurement = await self._calls.make_waiting(call, partial(callback.measure, callback.model))
+        if measurement is FAILED:
+            await self._complete(call, FAILED)
+            return
+        call.as_measured = partial(_refuse_weights, call)
+        self._detach(call, partial(callback.report, measurement))
+
+
+class Pinned(Mode):
+    """The weights of the callback's model do not change (a snapshot, another model), so training waits for nothing."""
+
+    def __init__(self, costs: Costs, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._costs = costs
+
+    async def begin(self, call: Call) -> None:
+        """Nothing to wait for."""
+        callback = _of_a_model(call)
+        self._costs.add_stall(callback.name, 0.0)
+        call.as_measured = partial(_refuse_weights, call)
+        self._detach(call, lambda: callback.callback(call.run.step / call.run.num_steps))
+
+
+class Background(Mode):
+    """Training waits for a copy of the weights; both halves run in parallel, on that copy.
+
+    Args:
+        buffers: hold the copies.
+        keep_until_complete: whether a copy is held until those that watch the metrics have used it, too.
+        costs: where costs are added up.
+        recorder: where it is recorded which calls are skipped or replaced.
+        parts: see ``Mode``.
+    """
+
+    def __init__(
+        self, buffers: WeightBuffers, keep_until_complete: bool, costs: Costs, recorder: RunRecorder, *parts: Any
+    ) -> None:
+        super().__init__(*parts)
+        self._buffers, self._keep_until_complete = buffers, keep_until_complete
+        self._costs, self._recorder = costs, recorder
+        self._measuring: dict[Call, Lease] = {}  # calls that still need their copy
+
+    async def begin(self, call: Call) -> None:
+        """Copy the weights, once there is a free buffer."""
+        if await self._make_room(call) and (lease := await self._copy(call)) is not None:
+            self._measuring[call] = lease
+            self._detach(call, partial(self._evaluate, call, lease))
+
+    async def _evaluate(self, call: Call, lease: Lease) -> dict[str, Any]:
+        """Measure and report; the buffer is free as soon as nobody needs the copy."""
+        callback = _of_a_model(call)
+        measurement = await callback.measure(lease.model(callback.model))
+        lease.end_turn()
+        if not self._keep_until_complete:
+            lease.release()
+        return await callback.report(measurement)
+
+    async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
+        lease = self._measuring[call]
+        try:
+            call.as_measured = lease.model if self._keep_until_complete else partial(_refuse_weights, call)
+            await super()._finish(call, work, previous)
+        finally:
+            self._measuring.pop(call, None)
+            lease.release()
+
+    async def _make_detached(self, call: Call, work: Work) -> Any:
+        lease = self._measuring[call]
+        try:
+            await lease.turn()
+        except Exception as error:  # recorded as the failure of the call
+            work = partial(_raise, error)
+        returned = await super()._make_detached(call, work)
+        if returned is FAILED:
+            lease.release()
+        self._measuring.pop(call, None)
+        return returned
+
+    async def _copy(self, call: Call) -> Lease | None:
+        """A copy of the weights; None if it cannot be made, which is recorded as the failure of the call."""
+        started_at = time.perf_counter()
+        try:
+            return await self._buffers.take(call.run.step)
+        except Exception as error:
+            failure = error
+        finally:
+            call.seconds["stall_s"] = time.perf_counter() - started_at
+            self._costs.add_stall(call.callback.name, call.seconds["stall_s"], call.seconds["wait_s"])
+        await self._complete(call, await self._calls.make(call, partial(_raise, failure)))
+        return None
+
+    async def _make_room(self, call: Call) -> bool:
+        """Wait for a free buffer; False if the call is skipped for want of one."""
+        step, name = call.run.step, call.callback.name
+        call.seconds["wait_s"] = 0.0
+        if self._buffers.has_room(step):
+            return True
+        when_busy = "wait" if call.is_final else _of_a_model(call).when_busy
+        if when_busy == "skip":
+            self._costs[name].num_skipped += 1
+            message = f"{call} was skipped: earlier evaluations are still in flight (when_busy='skip')"
+            await self._recorder.record_note(step, "callback_skipped", name, message)
+            return False
+        started_at = time.perf_counter()
+        oldest = next((other for other, lease in self._measuring.items() if not lease.is_released), None)
+        if when_busy == "replace" and oldest is not None:
+            try:
+                await self._in_flight.cancel(oldest)
+            finally:
+                self._costs[name].num_replaced += 1
+                message = f"{oldest} was given up for that of step {step} (when_busy='replace')"
+                await self._recorder.record_note(oldest.run.step, "callback_replaced", name, message)
+        await self._buffers.wait_for_room(step)
+        call.seconds["wait_s"] = time.perf_counter() - started_at
+        return True
+
+
+def choose_modes(
+    callbacks: Sequence[RecipeCallback], keys: MetricKeys, callback_mode: CallbackMode
+) -> Mapping[str, CallbackMode]:
     """The mode of each callback, by name: its own, or else the run's where it can run in that.
 
     Raises:
@@ -19,14 +208,15 @@ def modes_of(callbacks: Sequence[RecipeCallback], callback_mode: CallbackMode) -
     if callback_mode not in get_args(CallbackMode):
         allowed = ", ".join(map(repr, get_args(CallbackMode)))
         raise ConfigurationError(f"callback_mode={callback_mode!r} must be one of {allowed}")
-    modes = {callback.name: _mode(callback, callback_mode) for callback in callbacks}
+    modes = {callback.name: _choose_mode(callback, callback_mode) for callback in callbacks}
     for watcher in callbacks:
-        for source in callbacks:
-            _check_pair(watcher, source, modes[source.name])
+        for source in keys.sources[watcher.name]:
+            if watcher.watches is not None and keys.declares(source, watcher.watches.metric):
+                _check_pair(watcher, source, modes[source.name])
     return modes
 
 
-def _mode(callback: RecipeCallback, callback_mode: CallbackMode) -> CallbackMode:
+def _choose_mode(callback: RecipeCallback, callback_mode: CallbackMode) -> CallbackMode:
     if not isinstance(callback, ModelCallback):
         return "inline"
     if type(callback).callback is ModelCallback.callback:
@@ -40,17 +230,33 @@ def _mode(callback: RecipeCallback, callback_mode: CallbackMode) -> CallbackMode
 
 
 def _check_pair(watcher: RecipeCallback, source: RecipeCallback, mode: CallbackMode) -> None:
-    keys = source.declared_keys()
-    key = watcher.same_step_key
-    if key in keys and mode != "inline":
+    watches = watcher.watches
+    assert watches is not None
+    if watches.on_schedule and mode != "inline":
         raise ConfigurationError(
-            f"callback {watcher.name!r} needs {key!r} at the step at which it runs, and {source.name!r} measures it "
-            f"while training goes on (mode={mode!r}); give {source.name!r} mode='inline', or keep the best weights "
-            "with a BestModelCallback"
+            f"callback {watcher.name!r} needs {watches.metric!r} at the step at which it runs, and {source.name!r} "
+            f"measures it while training goes on (mode={mode!r}); give {source.name!r} mode='inline', or keep the best "
+            "weights with a BestModelCallback"
         )
-    if watcher.needs_measured_weights and watcher.watched_key in keys and mode == "overlap":
+    if watches.uses_weights and mode == "overlap":
         raise ConfigurationError(
             f"callback {watcher.name!r} needs the weights that {source.name!r} has measured, and in mode='overlap' "
             f"they are gone when its metrics are there; give {source.name!r} mode='background' (which has a copy of "
             "them) or 'inline'"
         )
+
+
+def _of_a_model(call: Call) -> ModelCallback[Any]:
+    assert isinstance(call.callback, ModelCallback)
+    return call.callback
+
+
+def _refuse_weights(call: Call, model: object) -> Never:
+    raise ConfigurationError(
+        f"the weights that {call} has measured are needed, and in the mode of {call.callback.name!r} no copy of them "
+        "is kept: give it mode='background' or 'inline'"
+    )
+
+
+async def _raise(error: Exception) -> Never:
+    raise error

@@ -13,12 +13,12 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from shlex import quote
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec
 from descant.provenance import plain_config, plain_settings
 from descant.runlog.run_log import RunLog
 from descant.runner.console import Console
@@ -26,14 +26,13 @@ from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
 from descant.table import Table
 from descant.trackers.feed import Feed, finish_feeds
-from descant.trackers.logger import Logger as LoggerObject
-from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.logger import Logger, RunInfo, TrackerLogger
 
 LoggerFunction = Callable[[dict[str, Any]], Awaitable[None] | None]
 """Takes the metrics of one step as a dict, with ``progress/step`` in it; may be async."""
 
-Logger = LoggerFunction | Sequence[LoggerFunction]
-"""One of them, or several."""
+Loggers = LoggerFunction | Sequence[LoggerFunction]
+"""What ``logger=`` takes: one of them, or several."""
 
 _LEAVING_S = 1.0  # for trackers, once the run is cancelled
 
@@ -53,8 +52,10 @@ class RunRecorder:
         ConfigurationError: a logger that cannot be called, or a timeout that is no number of seconds.
     """
 
-    def __init__(self, run_dir: Path, num_steps: int, logger: Logger | None, *, strict: bool) -> None:
-        self.run_dir = run_dir
+    def __init__(
+        self, run_dir: Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
+    ) -> None:
+        self._given_run_dir, self._name = run_dir, name
         self.num_steps = num_steps
         self.step = 0
         """The latest step that has metrics."""
@@ -66,7 +67,7 @@ class RunRecorder:
         self._costs: Sequence[CallbackCost] = ()
         self._unpublished: dict[int, dict[str, Metric]] = {}
         self._console = Console(num_steps)
-        loggers = flat_loggers(logger)
+        loggers = flat_loggers("logger", logger)
         self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
         self._loggers = [logger for logger in loggers if not isinstance(logger, TrackerLogger)]
         self._feeds: list[Feed] = []
@@ -75,6 +76,7 @@ class RunRecorder:
 
     async def __aenter__(self) -> Self:
         self._started_at = time.monotonic()
+        self.run_dir = self._given_run_dir or new_run_dir(self._name)
         self._run_log = RunLog(self.run_dir)
         return self
 
@@ -134,9 +136,18 @@ class RunRecorder:
                     with suppress(Exception):
                         await self.record_event(self.step, "tracker_incomplete", feed.name, message)
 
-    async def announce(self, title: str, config: Mapping[str, Any], plan: Sequence[Plan]) -> None:
-        """Record the settings and the plan, show the plan, and tell the loggers."""
-        self._console.start(title, plan)
+    async def announce(
+        self,
+        title: str,
+        config: Mapping[str, Any],
+        plan: Sequence[Plan],
+        specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({}),
+    ) -> None:
+        """Record the settings and the plan, show the plan, and tell the loggers.
+
+        ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer".
+        """
+        self._console.start(title, plan, specs)
         run_id = uuid4().hex
         trackers = self._named_trackers()
         settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
@@ -146,7 +157,7 @@ class RunRecorder:
         await self._run_log.log_config(plain)
         await self._run_log.log_event(0, "run_started", "trainer", title)
         for logger in self._loggers:
-            if isinstance(logger, LoggerObject):
+            if isinstance(logger, Logger):
                 await self._ask(logger, partial(logger.log_config, plain))
         run = RunInfo(run_id, self.run_dir.resolve().name, self.run_dir, plain)
         for name, tracker in trackers.items():
@@ -246,8 +257,8 @@ class RunRecorder:
         self._run_log.log_event_from_thread(step, kind, source, message, _as_text(error))
 
 
-def flat_loggers(logger: Any) -> list[LoggerFunction]:
-    """The loggers in ``logger``: None, one, a list or tuple of them, or an object that has them as ``loggers``.
+def flat_loggers(name: str, logger: Any) -> list[LoggerFunction]:
+    """The loggers in an argument: None, one, a list or tuple of them, or an object that has them as ``loggers``.
 
     Raises:
         ConfigurationError: something that cannot be called.
@@ -256,11 +267,11 @@ def flat_loggers(logger: Any) -> list[LoggerFunction]:
         return []
     several = logger if isinstance(logger, list | tuple) else getattr(logger, "loggers", None)
     if isinstance(several, list | tuple) and (several or several is logger):
-        found = [each for one in several for each in flat_loggers(one)]
+        found = [each for one in several for each in flat_loggers(name, one)]
         return list({id(each): each for each in found}.values())
     if not callable(logger):
         raise ConfigurationError(
-            f"logger={logger!r} must be callable with a dict of metrics, or a list of such, or None"
+            f"{name}={logger!r} must be callable with a dict of metrics, or a list of such, or None"
         )
     return [logger]
 

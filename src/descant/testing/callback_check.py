@@ -10,6 +10,7 @@ from typing import get_args
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
+from descant.metrics import find_spec
 from descant.models.weight_buffers import EvaluationPlacement
 from descant.runner.callback_runner import CallbackRunner
 from descant.testing.bare_loop import bare_loop, generator_states
@@ -47,7 +48,7 @@ async def check_callback(
     generators; the metrics in all modes; a run in two halves, the second by a new callback with the state of the first;
     a run in which the model once fails and once never answers; two of them in one run; the keys of its calls.
 
-    A callback that goes by a metric of another (``watched_key``) gets one that measures it. One that requests the end
+    A callback that goes by a metric of another (``watches``) gets one that measures it. One that requests the end
     of the run is compared with a training that ends there.
 
     Args:
@@ -101,8 +102,8 @@ class _CallbackCheck:
     def _modes_of(self, callback: RecipeCallback) -> list[CallbackMode]:
         """The modes that it can run in; for one that goes by the metric of another, those of that one."""
         possible = [mode for mode in get_args(CallbackMode) if has_halves(callback) or mode == "inline"]
-        if callback.watched_key is not None:
-            lacks = "overlap" if callback.needs_measured_weights else None
+        if callback.watches is not None and not callback.watches.on_schedule:
+            lacks = "overlap" if callback.watches.uses_weights else None
             possible = [mode for mode in get_args(CallbackMode) if mode != lacks]
         for mode in self._modes or ():
             if mode not in possible:
@@ -129,11 +130,11 @@ class _CallbackCheck:
             for step, names in keys.items()
             if set(names) != set(keys[first])
         ]
-        declared = callback.declared_keys()
+        declared = callback.declared_metrics()
         all_keys = {key for names in keys.values() for key in names}
-        unknown = sorted(all_keys - declared) if declared else []
+        unknown = sorted(key for key in all_keys if declared and find_spec(declared, key) is None)
         undeclared = (
-            f"declared_keys() does not have {_listed(unknown)}: a collision is then found late" if unknown else None
+            f"metric_specs does not have {_listed(unknown)}: a collision is then found late" if unknown else None
         )
         details = _listed(sorted(all_keys)) if all_keys else "it returns none"
         report.add("keys are the same at every call", first_problem([*unstable, undeclared]), details)

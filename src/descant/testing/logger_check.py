@@ -52,7 +52,7 @@ async def check_logger(make_logger: Callable[[], Any], *, raise_on_failure: bool
         ConfigurationError: what was made is not a logger.
     """
     logger = make_logger()
-    if len(flat_loggers(logger)) == 0 or isinstance(logger, list | tuple):
+    if len(flat_loggers("logger", logger)) == 0 or isinstance(logger, list | tuple):
         raise ConfigurationError(f"make_logger() returned {logger!r}; one logger is needed")
     report = Report(getattr(logger, "__name__", type(logger).__name__))
     return (await _LoggerCheck(make_logger, logger, report).run()).conclude(raise_on_failure)

@@ -19,18 +19,18 @@ from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.hf import HFEngine
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
 from descant.models.weight_buffers import EvaluationPlacement
 from descant.models.workers.worker_thread import WorkerThread
 from descant.process_state import preserved_process_state
 from descant.runner.calls import CallbackFailure
-from descant.runner.recorder import RunRecorder
 from descant.schedule import NEVER, every_steps
 from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
 from descant.testing.report import MeasuredCost
 from descant.threads.thread import StringThread
+from descant.trainers.loop import Step
 from descant.trainers.sft import SFT
 
 MakeCallback = Callable[[Any], RecipeCallback]
@@ -69,10 +69,7 @@ class Companion(ModelCallback[float]):
     def __init__(self, model: InferenceModel, key: str, thread: StringThread) -> None:
         super().__init__(model, every_steps(1), name="companion of the conformance kit")
         self._key, self._thread = key, thread
-
-    def declared_keys(self) -> frozenset[str]:
-        """The metric."""
-        return frozenset({self._key})
+        self.metric_specs = (MetricSpec(key, better="lower"),)
 
     async def measure(self, model: InferenceModel) -> float:
         """How improbable a thread is."""
@@ -104,10 +101,10 @@ class _PacedSFT(SFT):
     pace: Pace
     steps: list[Mapping[str, Any]]
 
-    async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
-        metrics = await super().train_step(step, recorder)
+    async def train_step(self, step: Step) -> dict[str, Metric]:
+        metrics = await super().train_step(step)
         self.steps.append({key: value for key, value in metrics.items() if not key.endswith("_s")})
-        await self.pace.trained(step)
+        await self.pace.trained(step.number)
         return metrics
 
 
@@ -215,11 +212,10 @@ class Runs:
 
     def with_companion(self, callback: RecipeCallback, model: Any, mode: str) -> list[RecipeCallback]:
         """The callback, and what measures the metric that it goes by."""
-        key = callback.watched_key or callback.same_step_key
-        if key is None:
+        if callback.watches is None:
             return [callback]
-        companion = Companion(model, key, self.dataset[0])
-        if callback.same_step_key:
+        companion = Companion(model, callback.watches.metric, self.dataset[0])
+        if callback.watches.on_schedule:
             companion.mode = "inline"
         return [companion, callback]
 

@@ -21,27 +21,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
-from descant.runner.contamination_check import Policy, check_policy
-from descant.runner.due_calls import check_budget
-from descant.runner.metric_keys import MetricKeys
-from descant.runner.modes import modes_of
-from descant.runner.recorder import Logger, RunRecorder, flat_loggers, new_run_dir
+from descant.runner.callback_runner import CallbackRunner
+from descant.runner.calls import CallbackFailure
+from descant.runner.options import RunOptions, checked_by
+from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.threads.thread import StringThread
-
-if TYPE_CHECKING:
-    from descant.models.weight_buffers import EvaluationPlacement
-    from descant.runner.calls import CallbackFailure
+from descant.trainers.data_order import DataOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,92 +65,76 @@ class TrainingResult:
     run_dir: Path
 
 
-class Trainer(ABC):
-    """The part that all trainers share. A trainer adds its planned steps and how one step is made.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that is to be made.
 
-    Args:
-        logger: a tracker (``WandbLogger``, ``get_prod_logger()``, ...), which is fed from the run log beside training;
-            or any callable that takes a dict, called once per step; or a list of them. The run log is always written.
-        callbacks: run at their exact steps, in list order.
-        seed: everything random in training, the order of the data aside, is made from it.
-        strict: stop at the first callback (or logger) that fails instead of recording it.
-        run_dir: the directory of the run, made if needed; by default a new one under ``runs``.
-        contamination: what follows when prompts that callbacks evaluate on are trained on: "warn", "error", "ignore".
-        stage_notifier: is told after every step how many samples are done.
-        callback_mode: the mode of every callback that looks at a model and has none of its own: "inline", "overlap" or
-            "background", see ``ModelCallback``.
-        callback_budget: the share of the time that callbacks may cost training, such as 0.05; by default there is no
-            limit. A call that would go beyond it is deferred to the first step at which it fits, and that is recorded.
-            First and last calls are always made.
-        callback_placement: where the mode "background" evaluates; by default in a process of its own.
-
-    Raises:
-        ConfigurationError: an argument that cannot work, or callbacks whose names or keys collide.
+    Attributes:
+        number: from 1.
+        progress: the completed fraction of the run after it.
+        indices: the samples of its batch.
+        recorder: records events of the step.
     """
 
-    def __init__(
-        self,
-        *,
-        logger: Logger | None,
-        callbacks: Sequence[RecipeCallback],
-        seed: int,
-        strict: bool,
-        run_dir: str | Path | None,
-        contamination: Policy,
-        stage_notifier: StageNotifier | None = None,
-        callback_mode: CallbackMode = "inline",
-        callback_budget: float | None = None,
-        callback_placement: EvaluationPlacement | None = None,
-    ) -> None:
-        flat_loggers(logger)
-        if stage_notifier is not None and not callable(getattr(stage_notifier, "report_progress", None)):
-            raise ConfigurationError(
-                f"stage_notifier={stage_notifier!r} must have report_progress, as ctx.job.stage_notifier('train') has"
-            )
-        MetricKeys(callbacks)  # what cannot work is refused before anything is opened
-        modes_of(callbacks, callback_mode)
-        check_budget(callback_budget)
-        self.callback_mode, self.callback_budget = callback_mode, callback_budget
-        self.callback_placement = callback_placement
-        check_policy(contamination)
-        self.contamination: Policy = contamination
-        self.logger = logger
-        self.stage_notifier = stage_notifier
-        self.callbacks = list(callbacks)
-        self.seed = seed
-        self.strict = strict
-        self.run_dir = None if run_dir is None else Path(run_dir)
+    number: int
+    progress: float
+    indices: Sequence[int]
+    recorder: RunRecorder
 
-    @property
-    @abstractmethod
-    def num_steps(self) -> int:
-        """Planned steps, at least 1."""
+
+def _check_notifier(name: str, notifier: Any) -> None:
+    if notifier is not None and not callable(getattr(notifier, "report_progress", None)):
+        raise ConfigurationError(
+            f"{name}={notifier!r} must have report_progress, as ctx.job.stage_notifier('train') has"
+        )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Trainer(RunOptions, ABC):
+    """The part that all trainers share: a trainer adds its plan, what is trained, and how one step is made.
+
+    A subclass is a dataclass, whose fields are its arguments; everything is checked when it is constructed.
+    """
+
+    metric_specs: ClassVar[Sequence[MetricSpec]] = ()
+    """The metrics that a step returns, under their full keys."""
+
+    stage_notifier: StageNotifier | None = field(default=None, metadata=checked_by(_check_notifier))
+    """Is told after every step how many samples are done."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.order = self.plan()
+        self._runner: CallbackRunner | None = self._make_runner()
 
     @abstractmethod
-    def num_samples_after(self, step: int) -> int:
-        """Samples of the first ``step`` steps."""
+    def plan(self) -> DataOrder:
+        """The planned steps, and the samples of each: a pure function of the arguments."""
+
+    @abstractmethod
+    def prompts(self) -> Sequence[StringThread]:
+        """What is trained on: prompts of validation sets that stand in it are reported."""
 
     @property
     @abstractmethod
     def trained_models(self) -> Sequence[TrainingModel]:
-        """The models whose weights change; while the trainer runs, nobody else may train them."""
-
-    @property
-    @abstractmethod
-    def training_set(self) -> Sequence[StringThread]:
-        """What is trained on: prompts of validation sets that stand in it are reported."""
+        """The models whose weights change; while the trainer runs, nothing else may train them."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What will be trained on what, in one line."""
+        """What is trained on what, in one line."""
 
     @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The trainer's settings, for the run log."""
+    async def train_step(self, step: Step) -> dict[str, Metric]:
+        """Make a step and return its metrics under their full keys."""
 
-    @abstractmethod
-    async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
-        """Make step ``step`` (from 1) and return its metrics under their full keys."""
+    async def setup(self) -> None:
+        """Prepare what training needs beside the models (a reference, a value model), before the first call."""
+
+    @property
+    def num_steps(self) -> int:
+        """Planned steps, at least 1."""
+        return self.order.num_steps
 
     async def save_checkpoint(self, path: Path) -> None:
         """Write the weights of the trained models to a directory; called between steps."""
@@ -175,33 +154,16 @@ class Trainer(ABC):
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             and whatever else stops training, once callbacks and run log are closed.
         """
-        from descant.runner.callback_runner import CallbackRunner  # noqa: PLC0415  # torch, which `--help` of a recipe spares
-
         started_at = time.monotonic()
-        runner = CallbackRunner(
-            self.callbacks,
-            num_steps=self.num_steps,
-            run_dir=self.run_dir or new_run_dir(type(self).__name__.lower()),
-            logger=self.logger,
-            seed=self.seed,
-            strict=self.strict,
-            title=f"{type(self).__name__}: {self.describe()}",
-            config={"trainer": type(self).__name__, "seed": self.seed, **self.config()},
-            save_checkpoint=self.save_checkpoint,
-            training_set=self.training_set,
-            contamination=self.contamination,
-            callback_mode=self.callback_mode,
-            callback_budget=self.callback_budget,
-            callback_placement=self.callback_placement,
-        )
+        runner, self._runner = self._runner or self._make_runner(), None
         async with self._training_alone(), runner:
             await self._report_progress(0, runner.recorder)
-            for step in range(1, self.num_steps + 1):
+            for number in range(1, self.num_steps + 1):
                 if runner.should_stop:
                     break
-                metrics = await self.train_step(step, runner.recorder)
-                await runner.after_step(step, metrics)
-                await self._report_progress(step, runner.recorder)
+                step = Step(number, number / self.num_steps, self.order.indices(number), runner.recorder)
+                await runner.after_step(number, await self.train_step(step))
+                await self._report_progress(number, runner.recorder)
         return TrainingResult(
             num_steps=runner.step,
             stop_reason=runner.stop_reason,
@@ -210,7 +172,20 @@ class Trainer(ABC):
             callback_failures=runner.failures,
             callback_seconds={cost.name: cost.seconds for cost in runner.costs if cost.num_runs},
             seconds=time.monotonic() - started_at,
-            run_dir=runner.run_dir,
+            run_dir=runner.recorder.run_dir,
+        )
+
+    def _make_runner(self) -> CallbackRunner:
+        name = type(self).__name__
+        return CallbackRunner(
+            **self.run_options(),
+            num_steps=self.num_steps,
+            name=name.lower(),
+            title=f"{name}: {self.describe()}",
+            config={"trainer": name, **self.settings()},
+            metric_specs=self.metric_specs,
+            save_checkpoint=self.save_checkpoint,
+            training_set=self.prompts(),
         )
 
     async def _report_progress(self, step: int, recorder: RunRecorder) -> None:
@@ -219,8 +194,8 @@ class Trainer(ABC):
             return
         try:
             self.stage_notifier.report_progress(
-                tot_num_samples=self.num_samples_after(self.num_steps),
-                processed_num_samples=self.num_samples_after(step),
+                tot_num_samples=self.order.num_samples_after(self.num_steps),
+                processed_num_samples=self.order.num_samples_after(step),
             )
         except Exception as error:
             message = f"the stage notifier failed at step {step}: {type(error).__name__}: {error}"
@@ -230,10 +205,11 @@ class Trainer(ABC):
 
     @asynccontextmanager
     async def _training_alone(self) -> AsyncIterator[None]:
-        """What the trainer asks of models, it asks as itself; nobody else may train them meanwhile."""
+        """What the trainer asks of models, it asks as itself; nothing else may train them meanwhile."""
         requester = Requester(f"a running {type(self).__name__}", self.seed, observer=False)
         with requester_scope(requester), ExitStack() as stack:
             for model in self.trained_models:
                 stack.enter_context(model.trained_by(requester))
                 await model.discard_gradient()  # a trainer before this one may have been interrupted within a step
+            await self.setup()
             yield

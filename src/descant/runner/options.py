@@ -1,0 +1,109 @@
+"""RunOptions: the options of every run, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from descant.arguments import check_one_of, check_whole_number, refuse_unknown
+from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.errors import ConfigurationError
+from descant.models.weight_buffers import EvaluationPlacement
+from descant.runner.contamination_check import Policy
+from descant.runner.recorder import Loggers, flat_loggers
+
+
+def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
+    """Metadata of a field whose value is given to ``check(name, value, **limits)``."""
+    return {"check": partial(check, **limits)}
+
+
+def _check_budget(name: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < 1):
+        raise ConfigurationError(
+            f"{name}={value!r} must be the share of the time that callbacks may cost, above 0 and below 1 (0.05 is "
+            "5 %), or None for no limit"
+        )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RunOptions:
+    """What every run takes by keyword: trainers, ``CallbackRunner`` and ``add_callbacks``.
+
+    A field is the argument, its check, its documentation and its line in the settings that the run log keeps.
+
+    Raises:
+        ConfigurationError: an argument that cannot work, or that does not exist, with the one that was meant.
+    """
+
+    callbacks: Sequence[RecipeCallback] = ()
+    """Run at their exact steps, in list order; names and declared metrics must be distinct."""
+
+    logger: Loggers | None = field(default=None, metadata=checked_by(flat_loggers))
+    """A tracker (``WandbLogger``, ``get_prod_logger()``, ...), fed from the run log in parallel to training; or any
+    callable that takes a dict, called once per step; or a list of them. The run log is always written."""
+
+    run_dir: str | Path | None = None
+    """The directory of the run, made if needed; by default a new one under ``runs``."""
+
+    seed: int = field(default=0, metadata=checked_by(check_whole_number, least=0))
+    """Everything random is made from it: dropout, and what callbacks sample. (The order of the data has its own.)"""
+
+    strict: bool = False
+    """Stop at the first callback or logger that fails, with a ``CallbackError``, instead of recording it."""
+
+    contamination: Policy = field(default="warn", metadata=checked_by(check_one_of, allowed=get_args(Policy)))
+    """What follows when prompts that callbacks evaluate on are trained on, too: "warn" says so at the start, with
+    examples; "error" refuses to start; "ignore" does not look."""
+
+    callback_mode: CallbackMode = field(
+        default="inline", metadata=checked_by(check_one_of, allowed=get_args(CallbackMode))
+    )
+    """The mode of every callback that looks at a model and has none of its own, see ``ModelCallback``."""
+
+    callback_budget: float | None = field(default=None, metadata=checked_by(_check_budget))
+    """The share of the time that callbacks may cost training, such as 0.05; by default there is no limit. A call that
+    would exceed it is deferred to the first step at which it fits, and that is recorded. First and last calls are
+    always made."""
+
+    callback_placement: EvaluationPlacement | None = None
+    """Where the mode "background" evaluates; by default in a process of its own."""
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Self:
+        """Refuse arguments that do not exist, in words that help."""
+        shared = [each.name for each in fields(RunOptions)]
+        own = [each.name for each in fields(cls) if each.name not in shared]
+        refuse_unknown(cls.__name__, arguments, own + shared)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if check := each.metadata.get("check"):
+                check(each.name, getattr(self, each.name))
+
+    def run_options(self) -> dict[str, Any]:
+        """The options of every run, as keyword arguments of another one."""
+        return {each.name: getattr(self, each.name) for each in fields(RunOptions)}
+
+    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
+        """What the run log keeps of the arguments (``of`` a base class, if given): plain values as they are, of others
+        what they say of themselves."""
+        left_out = ("callbacks", "logger", "run_dir")  # the run log has them under names of their own
+        names = [each.name for each in fields(of or type(self)) if each.name not in left_out]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Fraction | Path):
+        return str(value)
+    if isinstance(value, Sequence):
+        return {"num_samples": len(value)}
+    described = getattr(value, "description", None)
+    return repr(value) if described is None else {"name": value.name, "description": described}

@@ -1,0 +1,184 @@
+"""GradientTrainer: a trainer whose steps are single updates on batches of a dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import isfinite, nan
+from typing import Any
+
+from descant.arguments import check_whole_number
+from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
+from descant.metrics import Metric, MetricSpec
+from descant.models.training import TrainingModel
+from descant.progress import exact_fraction
+from descant.runner.options import RunOptions, checked_by
+from descant.trainers.data_order import DataOrder
+from descant.trainers.loop import Step, Trainer
+from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
+
+
+def check_number(name: str, value: Any, *, limit: float = 0, may_be_equal: bool) -> None:
+    """Raises ConfigurationError if the value is not a finite number above the limit, or equal to it where that is
+    allowed. True is no number; fractions and texts that stand for one are."""
+    is_number = isinstance(value, float | int | Fraction) and not isinstance(value, bool)
+    try:
+        number = exact_fraction(value) if is_number else None
+    except ValueError:  # NaN, infinity
+        number = None
+    if number is None or number < limit or (number == limit and not may_be_equal) or not isfinite(number):
+        relation = "at least" if may_be_equal else "above"
+        raise ConfigurationError(f"{name}={value!r} must be a finite number {relation} {limit}")
+
+
+def _check_scheduler(name: str, scheduler: Any) -> None:
+    if scheduler is not None and not callable(scheduler):
+        raise ConfigurationError(f"{name}={scheduler!r} must be callable with a fraction of the run")
+
+
+def _check_model(name: str, model: Any) -> None:
+    if not isinstance(model, TrainingModel):
+        raise ConfigurationError(
+            f"{name}={model!r} cannot be trained; make it with ModelBuilder(path).spawn_train(name, max_batch_size)"
+        )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class GradientTrainer(Trainer):
+    """A trainer that makes one update per step, on ``samples_per_batch`` samples of a dataset.
+
+    There are ``ceil(epochs * len(dataset) / samples_per_batch)`` steps; the last may be short.
+
+    Metrics of each step: ``training/loss``, ``training/learning_rate``, ``training/grad_norm`` (before clipping),
+    ``training/num_tokens`` (trained), ``training/num_samples``, ``training/tokens_per_s``, ``training/step_s`` (without
+    callbacks), ``progress/step``, ``completion_percentage`` (a fraction); where it happens also
+    ``training/num_skipped_samples`` and ``training/skipped_update``.
+    """
+
+    metric_specs = (
+        MetricSpec("training/loss", "nats per token", better="lower", headline=True),
+        MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
+        MetricSpec("training/learning_rate"),
+        MetricSpec("training/grad_norm"),
+        MetricSpec("training/num_tokens", "tokens"),
+        MetricSpec("training/num_samples", "samples"),
+        MetricSpec("training/step_s", "s", better="lower"),
+        MetricSpec("training/num_skipped_samples", "samples", better="lower"),
+        MetricSpec("training/skipped_update", better="lower"),
+    )
+
+    dataset: Sequence[Any]
+    """The samples."""
+
+    model: TrainingModel = field(metadata=checked_by(_check_model))
+    """What is trained, made by ``ModelBuilder.spawn_train``."""
+
+    lr: float = field(default=1e-5, metadata=checked_by(check_number, may_be_equal=True))
+    """The peak learning rate of the default scheduler."""
+
+    lr_scheduler: Scheduler | None = field(default=None, metadata=checked_by(_check_scheduler))
+    """From completed fraction after the step to learning rate; by default ``CosineScheduler(lr)``, which warms up over
+    a tenth of the run and ends at a tenth of ``lr``. It takes the place of ``lr``."""
+
+    samples_per_batch: int = field(default=512, metadata=checked_by(check_whole_number))
+    """Samples per step."""
+
+    max_grad_norm: float = field(default=1.0, metadata=checked_by(check_number, may_be_equal=False))
+    """The global norm that gradients are clipped to."""
+
+    epochs: float | Fraction = field(default=1, metadata=checked_by(check_number, may_be_equal=False))
+    """Passes over the dataset; may be a fraction."""
+
+    weight_decay: float = field(default=0.0, metadata=checked_by(check_number, may_be_equal=True))
+    """Of AdamW, on matrices and embeddings."""
+
+    skip_nan_gradients: bool = False
+    """Leave out an update whose gradient is not finite, instead of raising."""
+
+    data_seed: int = field(default=42, metadata=checked_by(check_whole_number, least=0))
+    """The order of the data."""
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """``lr_scheduler``, or the default one."""
+        return self.lr_scheduler or CosineScheduler(self.lr)
+
+    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
+        """The arguments, with the scheduler that is used."""
+        return {**super().settings(of), "lr_scheduler": repr(self.scheduler)}
+
+    def plan(self) -> DataOrder:
+        """Shuffled epochs, cut into steps."""
+        return DataOrder(
+            len(self.dataset), epochs=self.epochs, samples_per_batch=self.samples_per_batch, seed=self.data_seed
+        )
+
+    @property
+    def trained_models(self) -> Sequence[TrainingModel]:
+        """The model."""
+        return [self.model]
+
+    async def update(self, step: Step, failures: Mapping[int, Exception], started_at: float) -> dict[str, Metric]:
+        """Apply the accumulated gradient, and return the metrics of the step.
+
+        Args:
+            step: the step.
+            failures: of samples, by their place in the batch, that could not be trained; they are recorded.
+            started_at: when the step began (``time.perf_counter()``).
+
+        Raises:
+            DatasetError: none of the samples could be trained, with the reason of each.
+            NonFiniteError: the gradient, or the loss of every sample, is not finite; the weights are unchanged.
+        """
+        if failures:
+            await self._record_skipped(step, failures)
+        learning_rate = self.scheduler(step.progress)
+        update = await self._optim_step(step, learning_rate, any_trained=len(failures) < len(step.indices))
+        seconds = time.perf_counter() - started_at
+        metrics: dict[str, Metric] = {
+            "training/loss": update["loss"],
+            "training/learning_rate": learning_rate,
+            "training/grad_norm": update["grad_norm"],
+            "training/num_tokens": update["num_tokens"],
+            "training/num_samples": update["num_samples"],
+            "training/tokens_per_s": update["num_tokens"] / seconds,
+            "training/step_s": seconds,
+        }
+        if failures:
+            metrics["training/num_skipped_samples"] = len(failures)
+        if update["skipped_update"]:
+            metrics["training/skipped_update"] = 1
+            message = f"step {step.number} was skipped: its loss or gradient is not finite (skip_nan_gradients=True)"
+            await step.recorder.record_event(step.number, "update_skipped", "trainer", message)
+        return metrics
+
+    async def _optim_step(self, step: Step, learning_rate: float, *, any_trained: bool) -> dict[str, float]:
+        try:
+            if any_trained:
+                return await self.model.optim_step(
+                    learning_rate, self.weight_decay, self.max_grad_norm, self.skip_nan_gradients
+                )
+            if not self.skip_nan_gradients:
+                raise NonFiniteError(
+                    "the loss of every sample is not finite: the weights have diverged, or were broken when they were "
+                    "loaded. Lower the learning rate, or leave such updates out with skip_nan_gradients=True"
+                )
+        except NonFiniteError as error:
+            error.add_note(f"at step {step.number} of {self.num_steps}")
+            raise
+        return {"loss": nan, "grad_norm": nan, "num_tokens": 0, "num_samples": 0, "skipped_update": 1.0}
+
+    async def _record_skipped(self, step: Step, failures: Mapping[int, Exception]) -> None:
+        num_samples = len(step.indices)
+        samples = {place: self.dataset[step.indices[place]] for place in failures}
+        problems = [(s.source or f"thread {s.uuid()}", str(failures[place])) for place, s in samples.items()]
+        are_finite = (not isinstance(error, NonFiniteSequenceError) for error in failures.values())
+        if len(failures) == num_samples and any(are_finite):
+            raise DatasetError(f"none of the {num_samples} threads of step {step.number} can be trained", problems)
+        listing = "\n".join(f"{place}: {reason}" for place, reason in problems)
+        message = (
+            f"{len(failures)} of {num_samples} threads of step {step.number} cannot be trained, first: {problems[0][1]}"
+        )
+        await step.recorder.record_event(step.number, "samples_skipped", "trainer", message, listing)
