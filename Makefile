@@ -9,7 +9,7 @@ T ?= tests
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
-	@echo "make check   format, lint, types, layers and unit tests"
+	@echo "make check   format, lint, types, layers, unit tests, and the figures of the house beside their limits"
 	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
 	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about two minutes)"
 	@echo "make format  rewrite the code in the project's format"
@@ -27,6 +27,7 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python benchmarks/house.py
 
 bench: .venv/dev-installed
 	$(BIN)/python benchmarks/training.py
