@@ -29,7 +29,12 @@ def saved_model(size, vocabulary=VOCABULARY):
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
-    path = save_model(Path(tempfile.mkdtemp()) / size, config, vocab_size=vocabulary)
+    return saved(Path(tempfile.mkdtemp()) / size, config, vocabulary)
+
+
+def saved(path, config, vocabulary=VOCABULARY):
+    """The directory of an untrained model of this configuration, with the same tokenizer."""
+    save_model(path, config, vocab_size=vocabulary)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(path)
