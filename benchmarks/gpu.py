@@ -148,8 +148,7 @@ def parse_arguments():
 
 def prepare_packages(wheels):
     """Install what is missing, if there are wheels; returns what is wrong in the end."""
-    PACKAGES.mkdir(parents=True, exist_ok=True)  # it may have what an earlier call has installed
-    sys.path.insert(0, str(PACKAGES))
+    sys.path.insert(0, str(PACKAGES))  # an earlier call may have installed some there
     missing = [requirement for requirement in required() if problem(requirement)]
     if missing and wheels:
         install(missing, wheels, PACKAGES)

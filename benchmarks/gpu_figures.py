@@ -245,10 +245,13 @@ class Figures:
         peer = self.load(torch.bfloat16)
         found = []
         for batch_size in (self.scale.micro_batch, 2 * self.scale.micro_batch):
-            trainer = evaluating_trainer(
-                peer, rows, batch_size, use_cpu=DEVICE == "cpu", dataloader_pin_memory=DEVICE == "cuda"
-            )
-            (seconds, peak), note = attempt(lambda trainer=trainer: self.measured(trainer.evaluate))
+
+            def by_trainer(batch_size=batch_size):
+                on_cpu = DEVICE == "cpu"
+                trainer = evaluating_trainer(peer, rows, batch_size, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu)
+                return self.measured(trainer.evaluate)
+
+            (seconds, peak), note = attempt(by_trainer)
             found.append((seconds or float("inf"), peak, note, f"`Trainer.evaluate`, batch size {batch_size}"))
         theirs, peak, note, name = min(found, key=lambda one: one[0])
         yield row("validation loss, tokens/s", num_tokens / ours, name, peak and num_tokens / theirs, note)
@@ -301,7 +304,7 @@ def attempt(work):
     try:
         return work(), None
     except ImportError as error:
-        return (None, None), f"{error.name or error} not installed"
+        return (None, None), f"{error.name} not installed" if error.name else str(error).strip().splitlines()[0]
     except torch.OutOfMemoryError:
         return (None, None), "out of memory"
 
