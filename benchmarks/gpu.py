@@ -117,7 +117,7 @@ def promise_row(part, row):
 
 
 def figure_row(part, row):
-    """A figure beside that of a peer, or a limit."""
+    """A figure as a ratio to that of a peer, or to a limit."""
     value, reference = row["value"], row["reference"]
     details, outcome = row["against"], "not compared"
     if reference:

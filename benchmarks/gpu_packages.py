@@ -12,7 +12,7 @@ NEEDED = ["torch>=2.11", "transformers>=5.17"]
 
 
 def required():
-    """The requirements beside torch and Transformers, one per line of the file."""
+    """The requirements other than torch and Transformers, as the file lists them."""
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 

@@ -136,7 +136,7 @@ class Promises:
         ]
 
     def vandal(self, model):
-        """One that disturbs whatever it can reach."""
+        """One callback that disturbs all that training might draw from."""
         return [Vandal(model, self.validation_set)]
 
     def train(self, make_callbacks=lambda model: [], path=None, dataset=None, builder=None, **options):

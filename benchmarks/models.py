@@ -1,4 +1,4 @@
-"""The models and the data that all benchmarks share: fixed seeds, nothing downloaded."""
+"""Models and data of all benchmarks: fixed seeds, nothing downloaded."""
 
 import random
 import sys
@@ -53,7 +53,7 @@ def ragged_threads(count, shortest=8, longest=256):
 
 
 def encoded(threads):
-    """The same, as token ids and labels (-100 where nothing is trained) for other libraries."""
+    """Threads as token ids and labels (-100 where nothing is trained), for other libraries."""
     tokenizer = byte_tokenizer()
     rows = []
     for thread in threads:

@@ -1,8 +1,8 @@
 """Sides of a comparison, each in a process of its own, measured in turn.
 
-A process of its own is fair to all: a second set of OpenMP threads in a process slows the first down by a third, and
-none pays for what the others have imported. A side's process prepares, and then does its work once for each line it
-reads. Models are made by the parent, since making one takes OpenMP threads, too.
+Separate processes are fair: a second set of OpenMP threads in a process slows the first down by a third, and no side
+pays for the imports of another. A side's process prepares, and then does its work once for each line that it reads.
+Models are made by the parent, since making one starts OpenMP threads, too.
 """
 
 import argparse
