@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 
-.PHONY: help demo test check bench soak format clean
+.PHONY: help demo test check bench gpu soak format clean
 
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
-	@echo "make check   format, lint, types, layers and unit tests"
+	@echo "make check   format, lint, types, layers, unit tests, and the figures of the house beside their limits"
 	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
+	@echo "make gpu     promises and figures on a GPU, with the machine's own torch, in eight minutes; WHEELS=folder"
 	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about two minutes)"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove .venv, caches and runs"
@@ -27,6 +28,7 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python benchmarks/house.py
 
 bench: .venv/dev-installed
 	$(BIN)/python benchmarks/training.py
@@ -38,6 +40,9 @@ bench: .venv/dev-installed
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/profile_engine.py
+
+gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 soak: .venv/dev-installed
 	SOAK_EVALUATIONS=1000 $(BIN)/python -m pytest -n 0 -s tests/e2e/test_soak.py

@@ -1,8 +1,8 @@
-"""What callbacks cost training: by mode, beside training alone, and beside the evaluation of other trainers.
+"""The overhead of callbacks by mode, and that of the evaluation of other trainers.
 
 Every side trains the same model on the same samples in float32 with AdamW and evaluates the same validation set, before
 the first step, at each 10 %, and after the last. An evaluation takes about 7 % of what training takes. Each side is a
-process of its own, which is told how many threads it may use; sides are measured in turn.
+process of its own with a set number of CPU threads; sides are measured in turn.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def validation_set():
 
 
 def descant(mode, path):
-    """SFT with a validation loss in a mode; None for training alone."""
+    """SFT with a validation loss in a mode, or with no callback (None)."""
     from descant import SFT, EvaluationPlacement, ModelBuilder, ValidationLossCallback
 
     async def run():
@@ -71,7 +71,7 @@ def descant(mode, path):
 
 
 def transformers(evaluation, path, trl=False):
-    """A trainer of Transformers or TRL: with its own evaluation, with descant's callbacks in a mode, or alone."""
+    """A trainer of Transformers or TRL: with its own evaluation, with descant's callbacks in a mode, or with none."""
     import torch
     from datasets import Dataset
     from tiny_model import byte_tokenizer
@@ -148,7 +148,7 @@ SIDES = {
 
 
 def wall_times():
-    """Seconds until the last step and until the end, beside the same training alone."""
+    """Seconds until the last step and until the end, against the same training without evaluation."""
     path = saved_model(SIZE)
     seconds = {name: [] for name in SIDES}
     for _ in range(REPEATS):
@@ -222,7 +222,7 @@ def stalls():
 
 
 def judged(mode, path):
-    """Seconds of a run that is graded by a judge who needs half a second; "generation" is graded at once."""
+    """Seconds of a run that is graded by a judge that takes half a second; "generation" is graded at once."""
     from descant import SFT, BaseGrader, Grade, GraderEvalCallback, ModelBuilder
 
     class Judge(BaseGrader):
@@ -263,7 +263,7 @@ def judges():
             seconds[mode].append(side.measure(""))
             side.close()
     median = {mode: statistics.median(values) for mode, values in seconds.items()}
-    head = f"0.9M parameters, {NUM_JUDGED} answers, a judge who takes {LATENCY_S} s"
+    head = f"0.9M parameters, {NUM_JUDGED} answers, a judge that takes {LATENCY_S} s"
     print(f"\n| {head} | until the last step | to the second |")
     print("|---|---|---|")
     for mode, what in {
@@ -279,7 +279,7 @@ def judges():
 
 
 def idle():
-    """Microseconds per step of ten callbacks that have nothing to do, above none."""
+    """Microseconds per step of ten callbacks that are not due, above a loop with none."""
     measured = {
         "descant: `CallbackRunner.after_step`": idle_descant,
         "Transformers: `on_step_begin`, `on_step_end`": idle_transformers,

@@ -1,8 +1,8 @@
-"""Loading a million rows: seconds, memory, and how long looking for contamination takes.
+"""Loading a million rows and searching them for contamination: seconds and memory.
 
 python benchmarks/data.py --num-rows 1000000
 
-Each file is read in a process of its own. The yardstick, in the same process, is ``json.loads`` of every line.
+Each file is read in a process of its own. The baseline, in the same process, is ``json.loads`` of every line.
 """
 
 import argparse
@@ -113,9 +113,9 @@ def main():
             run("--generate", path, arguments.num_rows)
             measured = json.loads(run("--measure", path, arguments.num_rows))
             path.unlink()
-            yardstick = f"{measured['json_s']:.1f}" if "json_s" in measured else "–"
+            baseline = f"{measured['json_s']:.1f}" if "json_s" in measured else "–"
             print(
-                f"| {name} | {measured['load_s']:.1f} | {arguments.num_rows / measured['load_s']:,.0f} | {yardstick} | "
+                f"| {name} | {measured['load_s']:.1f} | {arguments.num_rows / measured['load_s']:,.0f} | {baseline} | "
                 f"{measured['bytes_per_row']:.0f} | {measured['text_bytes_per_row']:.0f} |",
                 flush=True,
             )

@@ -54,6 +54,25 @@ def descant(_, path):
     return run
 
 
+def generated_by_transformers(model, prompts, num_new, stops):
+    """How many tokens ``generate`` samples up to each row's end, in batches."""
+    import torch
+
+    num_tokens = 0
+    for start in range(0, len(prompts), PEER_BATCH):
+        batch = prompts[start : start + PEER_BATCH]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in batch])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        output = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=True, top_k=0,
+            max_new_tokens=num_new, pad_token_id=0, eos_token_id=sorted(stops) or [model.config.vocab_size],
+        )  # fmt: skip
+        for row in output[:, longest:].tolist():
+            num_tokens += next((i for i, token in enumerate(row, start=1) if token in stops), len(row))
+    return num_tokens
+
+
 def transformers(_, path):
     import torch
     from transformers import AutoModelForCausalLM
@@ -61,23 +80,10 @@ def transformers(_, path):
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     torch.manual_seed(0)
 
-    def generated(prompts, num_new, stops):
-        """How many tokens came before each row's end."""
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=num_new, pad_token_id=0,
-            eos_token_id=sorted(stops) or [VOCABULARY],
-        )  # fmt: skip
-        rows = output[:, longest:].tolist()
-        return sum(next((i for i, token in enumerate(row, start=1) if token in stops), len(row)) for row in rows)
-
     def run(case):
         prompts, num_new, stops = CASES[case]
         started_at = time.perf_counter()
-        batches = range(0, len(prompts), PEER_BATCH)
-        num_tokens = sum(generated(prompts[start : start + PEER_BATCH], num_new, stops) for start in batches)
+        num_tokens = generated_by_transformers(model, prompts, num_new, stops)
         seconds = time.perf_counter() - started_at
         return num_tokens / seconds, num_tokens
 

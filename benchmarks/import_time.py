@@ -1,4 +1,4 @@
-"""How long ``import descant`` takes, beside an interpreter that imports nothing: median of 15 processes, in turn."""
+"""The time of ``import descant``, above an interpreter that imports nothing: median of 15 processes, in turn."""
 
 import statistics
 import subprocess

@@ -1,4 +1,4 @@
-"""Peak memory of scoring 64 sequences of 512 tokens with a vocabulary of 150,000, beside full float32 logits."""
+"""Peak memory of scoring 64 sequences of 512 tokens with a vocabulary of 150,000, against full float32 logits."""
 
 import resource
 import subprocess

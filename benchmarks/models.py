@@ -1,4 +1,4 @@
-"""The models and the data that all benchmarks share: fixed seeds, nothing downloaded."""
+"""Models and data of all benchmarks: fixed seeds, nothing downloaded."""
 
 import random
 import sys
@@ -29,7 +29,12 @@ def saved_model(size, vocabulary=VOCABULARY):
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
-    path = save_model(Path(tempfile.mkdtemp()) / size, config, vocab_size=vocabulary)
+    return saved(Path(tempfile.mkdtemp()) / size, config, vocabulary)
+
+
+def saved(path, config, vocabulary=VOCABULARY):
+    """The directory of an untrained model of this configuration, with the same tokenizer."""
+    save_model(path, config, vocab_size=vocabulary)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(path)
@@ -48,7 +53,7 @@ def ragged_threads(count, shortest=8, longest=256):
 
 
 def encoded(threads):
-    """The same, as token ids and labels (-100 where nothing is trained) for other libraries."""
+    """Threads as token ids and labels (-100 where nothing is trained), for other libraries."""
     tokenizer = byte_tokenizer()
     rows = []
     for thread in threads:

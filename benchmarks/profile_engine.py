@@ -1,4 +1,4 @@
-"""Where the time of a training step and of a validation loss goes: the shares of torch's operations.
+"""Shares of torch's operations in the time of a training step and of a validation loss.
 
 python benchmarks/profile_engine.py
 """

@@ -1,7 +1,7 @@
-"""Draws what training waits for in each mode, as measured in a run: docs/images/modes.svg.
+"""The picture docs/images/modes.svg: what training waits for in each mode, as measured in a run.
 
-One thread trains and one evaluates. Each of the runs has one evaluation of a validation set, graded by a judge that
-answers after half a second.
+One CPU thread trains and one evaluates. Each run has one evaluation of a validation set, graded by a judge that answers
+after half a second.
 """
 
 import asyncio
@@ -23,30 +23,30 @@ MODES = ("inline", "overlap", "background")
 NUM_STEPS = 24
 SCALE = 200  # pixels per second
 ROW, LEFT, WIDTH = 78, 96, 1000
-COLORS = {"step": "#c9ced6", "stall": "#d1495b", "beside": "#3b7dd8"}
+COLORS = {"step": "#c9ced6", "stall": "#d1495b", "evaluation": "#3b7dd8"}
 
 
 class Judge(BaseGrader):
     """Answers after half a second."""
 
     async def grade(self, sample):
-        """As if it had asked somebody."""
+        """Grade everything with 1, late."""
         await asyncio.sleep(0.5)
         return Grade(1.0, self.grader_key)
 
 
 class Watched(GraderEvalCallback):
-    """Notes when it does what."""
+    """Notes when the model works and when the judge does."""
 
     async def measure(self, model):
-        """Generate, between two looks at the clock."""
+        """Generate; note when that began and ended."""
         self.spans = [("model", time.perf_counter())]
         completions = await super().measure(model)
         self.spans.append(("judge", time.perf_counter()))
         return completions
 
     async def report(self, measurement):
-        """Grade, likewise."""
+        """Grade; note when that ended."""
         metrics = await super().report(measurement)
         self.spans.append(("done", time.perf_counter()))
         self.is_warm.set()
@@ -54,10 +54,10 @@ class Watched(GraderEvalCallback):
 
 
 class Clock(RecipeCallback):
-    """Notes when each step has ended. At first it waits for a first evaluation, with which a process has started."""
+    """Notes when each step ends. At step 1 it waits for the first evaluation, so that the process has started."""
 
     async def callback(self, current_percentage):
-        """Look at the clock."""
+        """Note the time."""
         if self.run.step == 1:
             await self.watched.is_warm.wait()
         self.ends = [*getattr(self, "ends", []), (self.run.step, time.perf_counter())]
@@ -102,7 +102,7 @@ def draw(runs):
             if ended_at <= measured_at + 0.05 and stalled_until - ended_at > 0.0005 and stalled_until >= measured_at:
                 parts.append(box(ended_at - first, stalled_until - first, top, 24, COLORS["stall"]))
         for (what, started_at), (_, ended_at) in pairwise(spans):
-            parts.append(box(started_at - first, ended_at - first, top + 28, 18, COLORS["beside"], what))
+            parts.append(box(started_at - first, ended_at - first, top + 28, 18, COLORS["evaluation"], what))
         longest = max(longest, before[-1][1] - first, spans[-1][1] - first)
     width, height = LEFT + SCALE * longest + 20, 20 + ROW * len(runs) + 24
     ticks = [

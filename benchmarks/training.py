@@ -32,26 +32,33 @@ def descant(size, path):
     return run
 
 
-def trl(size, path):
+def sft_trainer(model, rows, **settings):
+    """TRL's trainer for these tokens, without gradient checkpointing and without writing anything."""
     from datasets import Dataset
     from tiny_model import byte_tokenizer
-    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    model = AutoModelForCausalLM.from_pretrained(path)
-    rows = encoded(ragged_threads(BATCH * STEPS[size]))
     masked = [
         {"input_ids": row["input_ids"], "completion_mask": [int(label >= 0) for label in row["labels"]]} for row in rows
     ]
     config = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=1e-4,
-        gradient_checkpointing=False, bf16=False, fp16=False, report_to="none", save_strategy="no", disable_tqdm=True,
-        use_cpu=True, max_length=None, dataloader_pin_memory=False,
+        output_dir=tempfile.mkdtemp(), num_train_epochs=1, learning_rate=1e-4, gradient_checkpointing=False, fp16=False,
+        report_to="none", save_strategy="no", disable_tqdm=True, max_length=None, **settings,
     )  # fmt: skip
+    return SFTTrainer(
+        model=model, args=config, train_dataset=Dataset.from_list(masked), processing_class=byte_tokenizer()
+    )
+
+
+def trl(size, path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+    rows = encoded(ragged_threads(BATCH * STEPS[size]))
 
     def run(_):
-        trainer = SFTTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(masked), processing_class=byte_tokenizer()
+        trainer = sft_trainer(
+            model, rows, per_device_train_batch_size=BATCH, bf16=False, use_cpu=True, dataloader_pin_memory=False
         )
         started_at = time.perf_counter()
         steps = trainer.train().global_step

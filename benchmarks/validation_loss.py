@@ -35,24 +35,26 @@ def descant(_, path):
     return run
 
 
+def evaluating_trainer(model, rows, batch_size, **settings):
+    """Transformers' ``Trainer`` for the loss of these tokens."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), per_device_eval_batch_size=batch_size, prediction_loss_only=True,
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, **settings,
+    )  # fmt: skip
+    return Trainer(model=model, args=arguments, eval_dataset=rows, data_collator=padded)
+
+
 def transformers(_, path):
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path)
     rows, num_tokens = encoded(ragged_threads(NUM_SEQUENCES)), count_tokens()
     trainers = {
-        batch_size: Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=tempfile.mkdtemp(), per_device_eval_batch_size=int(batch_size), use_cpu=True,
-                prediction_loss_only=True, report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
-                remove_unused_columns=False,
-            ),
-            eval_dataset=rows,
-            data_collator=padded,
-        )
+        batch_size: evaluating_trainer(model, rows, int(batch_size), use_cpu=True, dataloader_pin_memory=False)
         for batch_size in BATCH_SIZES
-    }  # fmt: skip
+    }
 
     def run(batch_size):
         started_at = time.perf_counter()

@@ -1,6 +1,5 @@
 """The public names, what importing them costs, and the layers."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -83,18 +82,3 @@ def test_the_conformance_kit_is_imported_when_it_is_used():
 def test_layers():
     run = subprocess.run([Path(sys.executable).parent / "lint-imports", "--no-logo"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
-
-
-def function_lengths(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
-            first = node.body[1] if docstring and len(node.body) > 1 else node.body[0]
-            yield node.name, node.end_lineno - first.lineno + 1
-
-
-def test_budgets_of_size():
-    for path in SOURCE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 500, path
-        for name, length in function_lengths(path):
-            assert length <= 60, f"{path}: {name} has {length} lines"
