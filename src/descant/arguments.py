@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from math import isfinite
 from numbers import Real
 from typing import Any, TypeGuard
@@ -105,6 +106,14 @@ def check_one_of(name: str, value: Any, *, allowed: Sequence[str]) -> None:
     """Raises ConfigurationError if the value is not one of those that are allowed."""
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def argument_names(kind: type) -> list[str]:
+    """The arguments of a class's constructors, its bases' too."""
+    constructors = [vars(base)["__init__"] for base in kind.__mro__[:-1] if "__init__" in vars(base)]
+    parameters = [each for init in constructors for each in list(signature(init).parameters.values())[1:]]
+    named = (each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL))
+    return list(dict.fromkeys(named))
 
 
 def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]) -> None:

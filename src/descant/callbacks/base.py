@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
+from typing import Any, ClassVar, Literal, Never, Protocol, TypedDict, get_args
 
+from descant.arguments import argument_names, refuse_unknown
 from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
@@ -136,7 +137,9 @@ class RecipeCallback(ABC):
         on_error: OnError = "warn",
         timeout_s: float | None = None,
         mode: CallbackMode | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown(type(self).__name__, unknown, argument_names(type(self)))
         if isinstance(log_key_prefix, bool):
             at_end = log_key_prefix
             log_key_prefix = None

@@ -1,0 +1,114 @@
+"""Options: declared once, checked where they are given, and answered with the name that was meant."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+from support import CountingCallback, addition_threads, query, training_model
+
+from descant import SFT, CallbackRunner, GenerateSamplesCallback, RunOptions
+from descant.errors import ConfigurationError
+
+FOREIGN = {
+    "learning_rate": "did you mean 'lr'",
+    "num_train_epochs": "did you mean 'epochs'",
+    "per_device_train_batch_size": "did you mean 'samples_per_batch'",
+    "gradient_accumulation_steps": "samples_per_batch is the whole step",
+    "max_steps": "the number of steps is ceil",
+    "train_dataset": "did you mean 'dataset'",
+    "output_dir": "did you mean 'run_dir'",
+    "report_to": "did you mean 'logger'",
+    "eval_strategy": "evaluations are callbacks",
+    "lr_schedular": "did you mean 'lr_scheduler'",
+    "bf16": "precision belongs to the model",
+}
+NO_NUMBERS = [
+    "seed",
+    "data_seed",
+    "samples_per_batch",
+    "epochs",
+    "lr",
+    "weight_decay",
+    "max_grad_norm",
+    "callback_budget",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_names_of_others_are_answered_with_ours(name):
+    with pytest.raises(ConfigurationError, match=f"SFT has no argument '{name}'; {FOREIGN[name]}"):
+        SFT(dataset=[], model=None, **{name: 1})
+
+
+CALLBACK_ARGUMENTS = {"max_new_tokens": "max_gen_len", "num_completion": "num_completions", "on_errors": "on_error"}
+
+
+@pytest.mark.parametrize("name", CALLBACK_ARGUMENTS)
+async def test_arguments_of_callbacks_are_answered_too(qwen3_dir, name):
+    message = f"GenerateSamplesCallback has no argument '{name}'; did you mean '{CALLBACK_ARGUMENTS[name]}'"
+    async with training_model(qwen3_dir) as model:
+        with pytest.raises(ConfigurationError, match=message):
+            GenerateSamplesCallback(addition_threads(2), model, 0.5, **{name: 4})
+    with pytest.raises(ConfigurationError, match="no argument 'timeout'; did you mean 'timeout_s'"):
+        CountingCallback(0.5, timeout=3)
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+async def test_true_is_no_number(qwen3_dir, name):
+    async with training_model(qwen3_dir) as model:
+        with pytest.raises(ConfigurationError, match=f"{name}=True must be"):
+            SFT(**{"dataset": addition_threads(2), "model": model, name: True})
+
+
+def test_the_runner_takes_the_same_words_and_refuses_the_same():
+    with pytest.raises(ConfigurationError, match="CallbackRunner has no argument 'callbacks_mode'; did you mean"):
+        CallbackRunner([], num_steps=1, callbacks_mode="inline")
+    with pytest.raises(ConfigurationError, match="contamination='maybe' must be one of 'warn', 'error', 'ignore'"):
+        CallbackRunner([], num_steps=1, contamination="maybe")
+    options = RunOptions(callbacks=[CountingCallback(0.5)], seed=3, strict=True)
+    runner = CallbackRunner(**options.run_options(), num_steps=4)
+    assert [(each.name, getattr(runner, each.name)) for each in fields(RunOptions)] == [
+        (each.name, getattr(options, each.name)) for each in fields(RunOptions)
+    ]
+
+
+async def test_a_new_option_is_one_declaration(tmp_path):
+    """It is an argument, has a name that can be guessed at, and is one of the settings."""
+
+    @dataclass(kw_only=True, eq=False, repr=False)
+    class WithPatience(CallbackRunner):
+        patience: int = 3
+
+    async with WithPatience([], num_steps=1, run_dir=tmp_path, patience=5) as runner:
+        await runner.after_step(1)
+    assert runner.settings()["patience"] == 5
+    with pytest.raises(ConfigurationError, match="did you mean 'patience'"):
+        WithPatience([], num_steps=1, patients=5)
+
+
+async def test_everything_about_a_run_is_checked_when_the_trainer_is_made(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        arguments = {"dataset": addition_threads(2), "model": model, "run_dir": tmp_path / "run"}
+        for wrong, message in (
+            (
+                {"callback_mode": "parallel"},
+                "callback_mode='parallel' must be one of 'inline', 'overlap', 'background'",
+            ),
+            ({"callback_budget": 5}, "above 0 and below 1"),
+            ({"callbacks": [CountingCallback(), CountingCallback()]}, "two callbacks are called 'counting'"),
+        ):
+            with pytest.raises(ConfigurationError, match=message):
+                SFT(**arguments, **wrong)
+    assert not (tmp_path / "run").exists()
+
+
+async def test_settings_are_in_the_run_log_as_values(qwen3_dir, tmp_path):
+    async with training_model(qwen3_dir) as model:
+        sft = SFT(dataset=addition_threads(4), model=model, lr=2e-3, samples_per_batch=2, run_dir=tmp_path)
+        await sft.run()
+    config = dict(query(tmp_path, "SELECT key, value FROM config"))
+    assert config["lr"] == "0.002"
+    assert config["samples_per_batch"] == "2"
+    assert config["trainer"] == '"SFT"'
+    assert config["dataset"] == '{"num_samples": 4}'
+    assert config["lr_scheduler"].startswith('"CosineScheduler(')
+    assert '"key": "training/loss", "unit": "nats per token", "better": "lower", "headline": true' in config["metrics"]
