@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from descant.graders.regex_grader import RegexGrader
     from descant.graders.remote_calls import RemoteCalls
     from descant.models.builder import ModelBuilder
+    from descant.models.evaluation_placement import EvaluationPlacement
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
     from descant.models.training import TrainingModel
-    from descant.models.weight_buffers import EvaluationPlacement
     from descant.notifiers import (
         JobNotifier,
         SimpleProgressNotifier,
@@ -77,7 +77,7 @@ _HOME_OF = {
     "CosineScheduler": "trainers.lr_schedulers",
     "CosineSchedulerWithoutWarmup": "trainers.lr_schedulers",
     "EarlyStoppingCallback": "callbacks.early_stopping",
-    "EvaluationPlacement": "models.weight_buffers",
+    "EvaluationPlacement": "models.evaluation_placement",
     "ExactMatchGrader": "graders.exact_match",
     "GenerateSamplesCallback": "callbacks.generate_samples",
     "Grade": "graders.base",

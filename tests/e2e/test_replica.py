@@ -86,7 +86,7 @@ async def seeded(model):
     """The same with seeds that do not depend on who has asked before."""
     requests = tuple(GenerationRequest((65, 66, 67, 68 + number), seed=number) for number in range(5))
     generated = [
-        await model._placement.run(Generate(requests, Sampling(temperature, max_gen_len=6), model.weights))
+        await model._worker.run(Generate(requests, Sampling(temperature, max_gen_len=6), model.weights))
         for temperature in (0.0, 1.0)
     ]
     return [*generated, await model.logprobs_many(THREADS)]
@@ -194,9 +194,9 @@ async def test_a_version_that_is_given_back_is_not_taken_again(qwen3_dir):
 async def test_its_memory_is_free_as_soon_as_it_is_closed(qwen3_dir):
     async with training_model(qwen3_dir) as model:
         async with started(model, "thread"):
-            engine = model._placement._loop._engine
-            assert engine.files
-        await asyncio.to_thread(wait_until_empty, engine.files)  # without another job
+            engine = model._worker._loop._engine
+            assert engine.weights.mapped
+        await asyncio.to_thread(wait_until_empty, engine.weights.mapped)  # without another job
 
 
 async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):

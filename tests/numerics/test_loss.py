@@ -41,7 +41,7 @@ def reference_nll(path, threads):
 
 
 def without_dropout(model):
-    engine = model._placement._loop._engine
+    engine = model._worker._loop._engine
     for module in engine.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -57,7 +57,7 @@ async def test_loss_and_gradient_are_the_mean_over_tokens_for_every_budget(model
     async with training_model(model_dir, max_batch_size=max_batch_size) as model:
         engine = without_dropout(model)
         await model.train_language_modelling_many(threads)
-        gradients = {name: p.grad / engine.weight_sum for name, p in engine.model.named_parameters()}
+        gradients = {name: p.grad / engine.training_step.denominator for name, p in engine.model.named_parameters()}
         metrics = await model.optim_step(lr=0.0)
     assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-6)
     for name, gradient in expected.items():
@@ -85,7 +85,7 @@ async def test_chunks_of_the_output_layer_change_nothing(qwen3_dir, monkeypatch)
     async def loss_and_gradient():
         async with training_model(qwen3_dir) as model:
             await model.train_language_modelling_many(threads)
-            engine = model._placement._loop._engine
+            engine = model._worker._loop._engine
             gradients = {name: p.grad.clone() for name, p in engine.model.named_parameters()}
             return (await model.optim_step(lr=0.0))["loss"], gradients
 

@@ -13,8 +13,9 @@ from transformers import DynamicCache
 
 from descant.engine.jobs import GeneratedTokens, GenerationRequest, Sampling, YieldPoint
 from descant.engine.kv_cache import KVCache, has_replaceable_rows
+from descant.engine.refusals import context_length, refused_prompt
 from descant.engine.sampling import sample, uniforms
-from descant.errors import RequestError, SequenceTooLongError
+from descant.errors import RequestError
 
 # B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary
 
@@ -77,8 +78,10 @@ class _Decoder:
         self.requests = requests
         self.sampling = sampling
         self.settings = settings
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        self.results: list[GeneratedTokens | RequestError | None] = [self._refusal(request) for request in requests]
+        self.context = context_length(model)
+        self.results: list[GeneratedTokens | RequestError | None] = [
+            refused_prompt(model, request.prompt_ids) for request in requests
+        ]
         accepted = [index for index, refusal in enumerate(self.results) if refusal is None]
         # Longest prompts first, so that a new prompt always fits into the used columns; equal prompts side by side.
         accepted.sort(key=lambda index: (-len(requests[index].prompt_ids), requests[index].prompt_ids))
@@ -235,17 +238,6 @@ class _Decoder:
     def _most_tokens(self, request: int) -> int:
         """Prompt and longest completion, in tokens."""
         return min(len(self.requests[request].prompt_ids) + self.sampling.max_gen_len, self.context)
-
-    def _refusal(self, request: GenerationRequest) -> RequestError | None:
-        num_tokens = len(request.prompt_ids)
-        if num_tokens == 0:
-            return RequestError("the prompt has no tokens")
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        if unknown := [token for token in request.prompt_ids if not 0 <= token < vocabulary]:
-            return RequestError(f"token {unknown[0]} is not in the model's vocabulary of {vocabulary}")
-        if num_tokens >= self.context:
-            return SequenceTooLongError(f"the prompt has {num_tokens} tokens; the model's context is {self.context}")
-        return None
 
     def _new_cache(self) -> Any:
         num_layers = len(DynamicCache(config=self.model.config).layers)

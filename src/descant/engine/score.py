@@ -31,7 +31,7 @@ class TokenScorer:
     def __init__(self, model: Any, head_gives_logits: bool | None = None) -> None:
         self.model = model
         self.head: nn.Module | None = model.get_output_embeddings()
-        if head_gives_logits is None:  # nobody has looked yet
+        if head_gives_logits is None:
             self.check_causal()
             head_gives_logits = self._head_gives_the_logits()
         if not head_gives_logits:
@@ -111,6 +111,11 @@ class TokenScorer:
                 f"{type(self.model).__name__} is not causal: a later token changes what it predicts before; a "
                 "decoder is needed"
             )
+
+
+def split_by_sequence(values_N: Tensor, sequences: Sequence[WeightedSequence]) -> list[Tensor]:
+    """Per-token values of a batch, cut into those of each sequence."""
+    return list(torch.split(values_N, [sum(weight > 0 for weight in sequence.weights) for sequence in sequences]))
 
 
 def _token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SharedWeights: the weights of a model in memory that several processes map."""
+"""SharedWeights: the weights of a model in memory that several workers share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from descant.engine.jobs import WeightHandle
+from descant.engine.weight_files import weight_files
 from descant.errors import WeightsError
 
-_ALIGNMENT = 64  # bytes, as torch's own tensors have it: kernels give the same bits
+_ALIGNMENT = 64  # bytes, as for torch's own tensors: so kernels give the same bits
 _NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor stands in the file.
+    """The offset of a tensor in the file, and what makes it the same tensor.
 
-    Whether it ``requires_grad`` belongs to it, since torch chooses kernels by that, also where no gradient is wanted.
+    ``requires_grad`` is part of that: torch chooses kernels by it, also where no gradient is computed.
     """
 
     name: str
@@ -33,7 +35,7 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """Where each parameter and buffer of a module stands; those that are tied stand there once."""
+    """The offset of each parameter and buffer of a module in a file; tied ones are there once."""
 
     places: tuple[TensorPlace, ...]
     num_bytes: int
@@ -41,12 +43,8 @@ class WeightLayout:
     @classmethod
     def of(cls, model: nn.Module) -> WeightLayout:
         """The layout of a module's tensors as they are now."""
-        return cls._of_tensors(named_tensors(model))
-
-    @classmethod
-    def _of_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightLayout:
         places, offset = [], 0
-        for name, tensor in tensors.items():
+        for name, tensor in named_tensors(model).items():
             places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(places), max(offset, _ALIGNMENT))
@@ -67,15 +65,11 @@ class WeightLayout:
 
 
 class SharedWeights:
-    """A file of weights, mapped into this process.
+    """A weight file, mapped into this process."""
 
-    Args:
-        fd: the open file. It is named by its number, which child processes are given to inherit.
-        layout: what stands where in it.
-    """
-
-    def __init__(self, fd: int, layout: WeightLayout) -> None:
-        self.layout = layout
+    def __init__(self, handle: WeightHandle) -> None:
+        self._layout = layout = handle.layout
+        (fd,) = weight_files([handle.name]).values()
         memory = torch.frombuffer(mmap.mmap(fd, layout.num_bytes), dtype=torch.uint8)
         self.tensors: Mapping[str, Tensor] = {
             place.name: memory[place.offset : place.offset + place.dtype.itemsize * prod(place.shape)]
@@ -83,7 +77,7 @@ class SharedWeights:
             .view(place.shape)
             for place in layout.places
         }
-        """Views of the file: whatever is written to one is read in all processes."""
+        """Views of the file: all processes that map it see the same bytes."""
 
     @torch.no_grad()
     def copy_from(self, model: nn.Module) -> None:
@@ -92,11 +86,10 @@ class SharedWeights:
         Raises:
             WeightsError: the module has other tensors than the layout, with what differs.
         """
-        live = named_tensors(model)
-        if (layout := WeightLayout._of_tensors(live)) != self.layout:
-            differences = self.layout.differences(layout) or "number formats, or who requires gradients"
+        if (layout := WeightLayout.of(model)) != self._layout:
+            differences = self._layout.differences(layout) or "number formats, or which tensors require gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
-        torch._foreach_copy_(list(self.tensors.values()), list(live.values()))
+        torch._foreach_copy_(list(self.tensors.values()), list(named_tensors(model).values()))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.metrics import Metric
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
-from descant.models.weight_buffers import EvaluationPlacement
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
 from descant.runner.contamination_check import Policy

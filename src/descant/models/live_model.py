@@ -71,11 +71,11 @@ def live_model(
             owns_model=False,
         )
 
-    placement = WorkerThread(name, load)
-    placement.wait_until_loaded()
-    placement.is_trained_elsewhere = True
+    worker = WorkerThread(name, load)
+    worker.wait_until_loaded()
+    worker.is_trained_by_others = True
     engine_description = f"{type(causal_lm).__name__}, {causal_lm.num_parameters() / 1e6:,.1f}M parameters, live"
-    return InferenceModel(name, engine_description, placement, renderer, Sampling(max_gen_len=tokens_to_generate))
+    return InferenceModel(name, engine_description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
 
 
 def _unwrapped(module: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Never, Self
 from descant.callbacks.base import RESERVED_PREFIXES, CallbackMode, RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import Metric, as_metric
-from descant.models.weight_buffers import EvaluationPlacement
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.process_state import preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked

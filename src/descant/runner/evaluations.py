@@ -12,8 +12,9 @@ from descant.callbacks.base import CallbackMode, RecipeCallback, RunView
 from descant.callbacks.model_callback import ModelCallback, WhenBusy
 from descant.engine.jobs import LIVE
 from descant.metrics import Metric
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
-from descant.models.weight_buffers import EvaluationPlacement, Lease, WeightBuffers
+from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.runner.calls import FAILED, Call, Calls
 from descant.runner.costs import Costs, describe_seconds
 from descant.runner.in_flight import InFlight

@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 
 from descant.models.builder import ModelBuilder
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
-from descant.models.weight_buffers import EvaluationPlacement, Lease, WeightBuffers
+from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.models.workers.child_process import ChildProcess
 from descant.testing.report import Report, first_problem
 from descant.testing.runs import quietly

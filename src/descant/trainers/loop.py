@@ -40,7 +40,7 @@ from descant.table import Table
 from descant.threads.thread import StringThread
 
 if TYPE_CHECKING:
-    from descant.models.weight_buffers import EvaluationPlacement
+    from descant.models.evaluation_placement import EvaluationPlacement
     from descant.runner.calls import CallbackFailure
 
 

@@ -24,7 +24,7 @@ from descant.trainers.loop import Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
 
 if TYPE_CHECKING:
-    from descant.models.weight_buffers import EvaluationPlacement
+    from descant.models.evaluation_placement import EvaluationPlacement
 
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 _ARGUMENTS = (

@@ -17,28 +17,30 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from descant.engine.weight_files import inherit_weight_files
 from descant.errors import DescantError
 from descant.models.requester import PendingJob
 
-_LOOK_S = 1.0
-_NICENESS = 10  # training goes first where both want a core
+_POLL_S = 1.0
+_NICENESS = 10  # training has the cores that both want
 
 
 def main() -> None:
-    """Serve until the pipe ends, which it does in any case when the parent does."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this ends
+    """Serve until the pipe ends, which it does when the parent ends, in any way."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this process ends
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
     connection = Connection(int(sys.argv[1]))
     send = _Sender(connection)
     try:
-        sys.path[:] = pickle.loads(connection.recv_bytes())
+        sys.path[:], files = pickle.loads(connection.recv_bytes())
+        inherit_weight_files(files)
         spec = pickle.loads(connection.recv_bytes())
         spec.apply_to_process()
-        from descant.engine.hf import HFEngine  # noqa: PLC0415 - now that the signals are set and the path is known
+        from descant.engine.hf import HFEngine  # noqa: PLC0415 - once signals and path are set
         from descant.models.workers.worker_thread import WorkerThread  # noqa: PLC0415
 
-        worker = WorkerThread("evaluation", partial(HFEngine.replica, spec))
+        worker = WorkerThread("evaluation", partial(HFEngine.from_spec, spec))
         worker.wait_until_loaded()
     except (EOFError, OSError):
         os._exit(0)
@@ -54,16 +56,16 @@ def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[An
     parent = os.getppid()
     while True:
         try:
-            while not connection.poll(_LOOK_S):
-                if os.getppid() != parent:  # gone, and a fork of it has the other end of the pipe
+            while not connection.poll(_POLL_S):
+                if os.getppid() != parent:  # it has ended, and a fork of it has the other end of the pipe
                     os._exit(0)
             kind, number, job = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)  # at once: nobody is left to wait for
+            os._exit(0)  # at once: no job has a caller any more
         if kind == "run":
             pending[number] = ticket = submit(job)
             ticket.future.add_done_callback(partial(_answer, send, pending, number))
-        elif kind == "cancel" and (started := pending.get(number)):  # it may end at this moment
+        elif kind == "cancel" and (started := pending.get(number)):  # else it has just ended
             started.cancel()
 
 
@@ -78,7 +80,7 @@ def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: 
 
 
 class _Sender:
-    """Writes messages to the pipe, from any thread, whole."""
+    """Writes whole messages to the pipe, from any thread."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
         self._connection = connection
@@ -97,7 +99,7 @@ class _Sender:
 
 
 def _portable(value: Any) -> Any:
-    """The value, or for an exception that cannot travel, its words."""
+    """The value; for an exception that cannot be pickled, one with its traceback as text."""
     if isinstance(value, BaseException):
         try:
             value.add_note("".join(traceback.format_exception(value)).rstrip())

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,19 +24,20 @@ from typing import Any
 
 import descant
 from descant.engine.jobs import AttachWeights, DetachWeights, Job
+from descant.engine.weight_files import weight_files
 from descant.errors import ConfigurationError, DescantError, WorkerDied
 from descant.models.requester import PendingJob
 from descant.models.workers.engine_worker import EngineWorker
 
 ACKNOWLEDGE_S = 10.0
-"""How long a cancelled job may go on before its process is killed."""
+"""How long a cancelled job may take to stop before its process is killed."""
 _CLOSE_S = 5.0
-_LOOK_S = 0.5  # how often it is looked whether a cancelled job has ended
+_POLL_S = 0.5  # between two looks at whether cancelled jobs have stopped
 
 
 @dataclass(eq=False)
 class _Ticket:
-    """A job that the child has, or will have."""
+    """A job that was sent to the child."""
 
     number: int
     cancel_in_child: Callable[[int], None]
@@ -48,19 +49,24 @@ class _Ticket:
 
 
 class ChildProcess(EngineWorker):
-    """Runs the jobs of one engine in a process that was started with ``python -m``; weights come through shared files.
+    """Runs the jobs of one engine in a process that is started with ``python -m``; weights come through shared files.
 
-    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, which has the weights
-    that are attached. It ends with ``close``, when the last handle is garbage, or when this process does, in any way.
+    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, with the weights that
+    are attached. It ends with ``close``, when the last handle is garbage, or when this process ends, in any way.
 
     Args:
         name: of the model, for messages.
-        spec: the engine, as a ``EngineSpec``.
-        fds: the files that it inherits.
+        spec: the engine, as an ``EngineSpec``.
+        files: names of the weight files that it inherits.
+
+    Raises:
+        ConfigurationError: a platform without such processes, or a model that cannot be described to one.
     """
 
-    def __init__(self, name: str, spec: Any, fds: Sequence[int]) -> None:
+    def __init__(self, name: str, spec: Any, files: Iterable[str]) -> None:
         super().__init__(name)
+        if sys.platform == "win32":
+            raise ConfigurationError("a process of its own needs Linux or macOS; use EvaluationPlacement('thread')")
         try:
             self._spec = pickle.dumps(spec)
         except Exception as error:
@@ -68,7 +74,7 @@ class ChildProcess(EngineWorker):
                 f"{name!r}: its configuration or tokenizer cannot be sent to a process of its own ({error}); use "
                 "callback_placement=EvaluationPlacement('thread')"
             ) from error
-        self._fds = tuple(fds)
+        self._files = weight_files(files)
         self._attached: dict[str, AttachWeights] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -77,28 +83,28 @@ class ChildProcess(EngineWorker):
 
     @property
     def closed(self) -> bool:
-        """Whether the process is gone for good, or about to be."""
+        """Whether it was closed or killed."""
         return self._closed
 
     @property
     def pid(self) -> int:
-        """Of the process that runs at present, or of the last one."""
+        """Of the running process, or of the last one."""
         return self._child.process.pid
 
     async def ready(self) -> None:
-        """Wait until the process is up; raises why it is not."""
+        """Wait until the engine is loaded; raises why it is not."""
         with self._lock:
             self._revive()
         await asyncio.shield(asyncio.wrap_future(self._child.ready))
 
     def submit(self, job: Job[Any]) -> PendingJob:
-        """Send a job to the process, to another one if it has died."""
+        """Send a job to the process, or to a new one if it has died."""
         with self._lock:
             if self._closed:
                 raise DescantError(f"the process that evaluates {self.name!r} was closed")
             if isinstance(job, DetachWeights):
                 self._attached.pop(job.name, None)
-                if self._child.has_ended:  # and what was attached there is gone
+                if self._child.has_ended:  # and has freed them
                     return _done(True)
             self._revive()
             if isinstance(job, AttachWeights):
@@ -106,22 +112,22 @@ class ChildProcess(EngineWorker):
             return self._child.submit(job)
 
     def run_later(self, job: Job[Any]) -> None:
-        """Send it; the process runs short jobs before others."""
+        """Send a short job, which the process runs before others."""
         with suppress(DescantError):
             self.submit(job)
 
     def close(self) -> None:
-        """End the process; what it has not done fails."""
+        """End the process; unfinished jobs fail."""
         self._closed = True
         self._child.close(_CLOSE_S)
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         self._closed = True
         self._child.close(0.0)
 
     def _revive(self) -> None:
-        """Start another process if this one has ended, with the weights that it had."""
+        """Start a new process if this one has died, with the same weights attached."""
         if self._child.has_ended and not self._closed:
             self._child.close(0.0)
             self._child = self._start()
@@ -129,7 +135,7 @@ class ChildProcess(EngineWorker):
                 self._child.submit(attached)
 
     def _start(self) -> _Child:
-        child = _Child(self.name, self._spec, self._fds)
+        child = _Child(self.name, self._spec, self._files)
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = weakref.finalize(self, child.close, 0.0)
@@ -137,9 +143,9 @@ class ChildProcess(EngineWorker):
 
 
 class _Child:
-    """One process, a thread that writes to it and one that reads; they do not keep the placement alive."""
+    """One process, a thread that writes to it and one that reads; they do not keep the ``ChildProcess`` alive."""
 
-    def __init__(self, name: str, spec: bytes, fds: Sequence[int]) -> None:
+    def __init__(self, name: str, spec: bytes, files: Mapping[str, int]) -> None:
         self.has_ended = False
         self.ready: Future[None] = Future()
         self._name = name
@@ -155,14 +161,14 @@ class _Child:
         with its:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "descant.models.workers.child", str(its.fileno())],
-                pass_fds=(its.fileno(), *fds),
+                pass_fds=(its.fileno(), *files.values()),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # what it has to say, it says through the pipe
+                stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": _python_path()},
-                process_group=0,  # Ctrl-C is for this process
+                process_group=0,  # Ctrl-C is for the parent
             )
         self._messages: queue.SimpleQueue[tuple[str, int, Any] | bytes | None] = queue.SimpleQueue()
-        self._messages.put(pickle.dumps([path or os.getcwd() for path in sys.path]))
+        self._messages.put(pickle.dumps(([path or os.getcwd() for path in sys.path], files)))
         self._messages.put(spec)
         self._threads = [
             threading.Thread(target=work, name=f"descant-{name}-{what}", daemon=True)
@@ -183,7 +189,7 @@ class _Child:
         return ticket
 
     def close(self, timeout_s: float) -> None:
-        """Ask the process to end, and see to it that it does."""
+        """Ask the process to end, and kill it after ``timeout_s``."""
         self._closing = True
         self._messages.put(None)
         if timeout_s == 0:
@@ -208,8 +214,8 @@ class _Child:
             while (message := self._messages.get()) is not None:
                 self._connection.send_bytes(message if isinstance(message, bytes) else pickle.dumps(message))
         except OSError:
-            return  # the process has died, and the reader knows
-        except Exception as error:  # a job that cannot be pickled: nobody shall wait for it
+            return  # the process has died, which the reader notices
+        except Exception as error:  # a job that cannot be pickled: its caller must not wait forever
             self._failure = error
             self.process.kill()
             return
@@ -219,7 +225,7 @@ class _Child:
     def _read(self) -> None:
         try:
             while True:
-                if self._connection.poll(_LOOK_S):
+                if self._connection.poll(_POLL_S):
                     self._take(*pickle.loads(self._connection.recv_bytes()))
                 elif any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
                     self._failure = WorkerDied(
@@ -230,7 +236,7 @@ class _Child:
                     break
         except (EOFError, OSError):
             pass
-        except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
+        except Exception as error:  # an answer that cannot be read: its caller must not wait forever
             self._failure = error
             self.process.kill()
         self.process.wait()
@@ -276,7 +282,7 @@ class _Child:
 
 
 def _python_path() -> str:
-    """Where the process finds descant; all else that this process finds, it is told."""
+    """Where the child finds descant; the rest of this process's path it is sent."""
     here = str(Path(descant.__file__).parent.parent)
     return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
 

@@ -1,4 +1,4 @@
-"""EngineWorker: where an engine runs, with one queue in front of it."""
+"""EngineWorker: runs an engine somewhere, with one queue in front of it."""
 
 from __future__ import annotations
 
@@ -18,47 +18,51 @@ class EngineWorker(ABC):
 
     Attributes:
         name: what the engine's model is called in messages.
-        trainer: who alone may train the engine at present; every view of the model sees this.
-        is_trained_elsewhere: whether code of others trains the module, without asking.
+        trainer: the one requester that may train the engine now; all views of the model share this.
+        is_trained_by_others: whether other code trains the module, without asking.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.trainer: Requester | None = None
-        self.is_trained_elsewhere = False
+        self.is_trained_by_others = False
 
     @property
     @abstractmethod
     def closed(self) -> bool:
-        """Whether the engine is gone, or about to be."""
+        """Whether the engine has ended, or is about to."""
 
     @abstractmethod
     async def ready(self) -> None:
-        """Wait until the engine is there; raises what it could not be made for."""
+        """Wait until the engine is loaded; raises why it could not be."""
 
     @abstractmethod
     def submit(self, job: Job[Any]) -> PendingJob:
         """Queue a job.
 
         Raises:
-            DescantError: the placement was closed.
+            DescantError: the worker was closed.
         """
 
     @abstractmethod
     def run_later(self, job: Job[Any]) -> None:
-        """Run a short job before the next one, and let nobody wait for it. May be called from a finalizer."""
+        """Run a short job before the next one, without a result. May be called from a finalizer."""
 
     @abstractmethod
     def close(self) -> None:
-        """Cancel what runs, refuse what waits, and end. Blocks until that is done; closing twice is harmless."""
+        """Cancel the running job, refuse those that wait, and end. Blocks until that is done; twice is harmless."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End at once, where that is possible; else the engine ends with ``close``."""
 
     async def run(self, job: Job[ResultT]) -> ResultT:
         """Queue a job and wait for its result; cancelling the wait cancels the job.
 
         Raises:
             DescantError: the model was closed.
-            CallbackError: the caller is a callback that has returned, or whose time is up, or that looks at weights
-                which are being trained meanwhile.
+            CallbackError: the caller is a callback that has returned, or whose time is up, or that runs in parallel to
+                training and asks for the live weights.
         """
         requester = current_requester()
         if requester is not None:
@@ -75,7 +79,7 @@ class EngineWorker(ABC):
         return result
 
     def _check_stands_still(self, requester: Requester, job: Job[Any]) -> None:
-        is_trained = self.is_trained_elsewhere or self.trainer is not None
+        is_trained = self.is_trained_by_others or self.trainer is not None
         if requester.detached and is_trained and job.weights == LIVE:
             raise CallbackError(
                 f"{requester.name} asks for the live weights of {self.name!r} while they are being trained, so they "
