@@ -9,30 +9,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from descant.engine import jobs
 from descant.engine.budgets import Budgets
 from descant.engine.checkpoint import copy_weights, read_model, write_model
 from descant.engine.engine_spec import EngineSpec
 from descant.engine.generate import GenerationSettings, generate
-from descant.engine.jobs import (
-    Accumulate,
-    AttachWeights,
-    DescribeEngine,
-    DetachWeights,
-    DiscardGradient,
-    ExportWeights,
-    Generate,
-    GeneratedTokens,
-    Job,
-    KeepReference,
-    Load,
-    Logprobs,
-    OptimStep,
-    ReleaseSnapshot,
-    Save,
-    TakeSnapshot,
-    UnmapWeights,
-    YieldPoint,
-)
 from descant.engine.precision import (
     PRECISION_NAMES,
     Precision,
@@ -130,10 +111,10 @@ class HFEngine:
             f"{PRECISION_NAMES[self.precision]}"
         )
 
-    def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
+    def run(self, job: jobs.Job[ResultT], yield_point: jobs.YieldPoint) -> ResultT:
         """Run one job to its end, calling ``yield_point`` between decode steps and micro-batches."""
         with self._own_settings(), self.weights.active(job.weights):
-            step = self.training_step if isinstance(job, Accumulate | OptimStep) else None
+            step = self.training_step if isinstance(job, jobs.Accumulate | jobs.OptimStep) else None
             may_retry = step is None or step.num_micro_batches == 0  # else its gradient would be lost
             while True:
                 try:
@@ -143,37 +124,37 @@ class HFEngine:
                         raise DescantError(self.budgets.describe_out_of_memory(type(job).__name__)) from error
                 self.budgets.halve()  # outside of the except, which holds on to the tensors of the failed pass
 
-    def _dispatch(self, job: Job[Any], yield_point: YieldPoint) -> Any:  # noqa: PLR0911, PLR0912
+    def _dispatch(self, job: jobs.Job[Any], yield_point: jobs.YieldPoint) -> Any:  # noqa: PLR0911, PLR0912
         match job:
-            case Generate():
+            case jobs.Generate():
                 return self._generate(job, yield_point)
-            case Logprobs():
+            case jobs.Logprobs():
                 return self._logprobs(job, yield_point)
-            case Accumulate():
+            case jobs.Accumulate():
                 return self._trained().accumulate(job, yield_point)
-            case OptimStep():
+            case jobs.OptimStep():
                 return self._optim_step(job)
-            case DiscardGradient():
+            case jobs.DiscardGradient():
                 return self._trained().discard()
-            case TakeSnapshot():
+            case jobs.TakeSnapshot():
                 return self.weights.take_snapshot()
-            case ReleaseSnapshot():
+            case jobs.ReleaseSnapshot():
                 return self.weights.release_snapshot(job.snapshot)
-            case KeepReference():
+            case jobs.KeepReference():
                 return self.weights.keep_reference()
-            case DescribeEngine():
+            case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
-            case ExportWeights():
+            case jobs.ExportWeights():
                 return self.weights.export(job.handle)
-            case AttachWeights():
+            case jobs.AttachWeights():
                 return self.weights.attach(job.name, job.handle)
-            case DetachWeights():
+            case jobs.DetachWeights():
                 return self.weights.detach(job.name)
-            case UnmapWeights():
+            case jobs.UnmapWeights():
                 return self.weights.unmap(job.handle)
-            case Save():
+            case jobs.Save():
                 return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
-            case Load():
+            case jobs.Load():
                 return self._load(job.path)
             case _:
                 raise DescantError(f"this engine cannot run a {type(job).__name__}")
@@ -204,14 +185,14 @@ class HFEngine:
         with module_mode(self.model, training=False), computes_in(self.precision, self.model.device.type):
             yield
 
-    def _generate(self, job: Generate, yield_point: YieldPoint) -> list[GeneratedTokens | RequestError]:
+    def _generate(self, job: jobs.Generate, yield_point: jobs.YieldPoint) -> list[jobs.GeneratedTokens | RequestError]:
         decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)  # as the renderer does
         budgets = self.budgets
         settings = GenerationSettings(self.stop_ids, budgets.max_cached_tokens, budgets.max_batch_tokens, decode)
         with self.evaluating():
             return generate(self.model, job.requests, job.sampling, settings, yield_point)
 
-    def _logprobs(self, job: Logprobs, yield_point: YieldPoint) -> list[list[float] | RequestError]:
+    def _logprobs(self, job: jobs.Logprobs, yield_point: jobs.YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [refused_sequence(self.model, sequence) for sequence in job.sequences]
         with self.evaluating(), torch.no_grad():
             for indices in self.budgets.micro_batches(job.sequences, results):
@@ -227,7 +208,7 @@ class HFEngine:
             raise DescantError("this model was spawned for inference; use ModelBuilder.spawn_train to train it")
         return self.training_step
 
-    def _optim_step(self, job: OptimStep) -> dict[str, float]:
+    def _optim_step(self, job: jobs.OptimStep) -> dict[str, float]:
         metrics = self._trained().apply(job)
         if not metrics["skipped_update"]:
             self.weights.changed()

@@ -26,8 +26,7 @@ REFERENCE = "reference"
 
 FinishReason = Literal["stop", "stop_string", "length"]
 LossName = Literal["language_modelling"]
-Column = float | tuple[float, ...]
-"""A number for a sequence, or one for each of its tokens."""
+Column = float | tuple[float, ...]  # a number for a sequence, or one for each of its tokens
 ResultT = TypeVar("ResultT")
 YieldPoint = Callable[[], None]
 """Called between decode steps and micro-batches, where the worker decides: it returns when the job may continue,
@@ -101,10 +100,7 @@ class GeneratedTokens(NamedTuple):
 
 
 class WeightedSequence(NamedTuple):
-    """Token ids and one loss weight per token; tokens of weight above 0 are scored or trained.
-
-    ``columns`` are the other inputs of a loss, by name.
-    """
+    """Tokens, of which those of weight above 0 are scored or trained; ``columns`` are the other inputs of a loss."""
 
     token_ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -159,10 +155,7 @@ class DiscardGradient(Job[None]):
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot(Job[str]):
-    """Keep a copy of the live weights and return its name. Between two updates all snapshots are one copy.
-
-    It goes before evaluations: it is short, and its caller wants the weights as they are now.
-    """
+    """Keep a copy of the live weights and return its name. Between two updates all snapshots are one copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +203,7 @@ class AttachWeights(Job[None]):
 
 @dataclass(frozen=True, slots=True)
 class DetachWeights(Job[bool]):
-    """Forget weights that were attached; returns False if a job is in the middle of using them.
-
-    With the priority of an evaluation it comes after that.
-    """
+    """Forget weights that were attached; returns False if a job is in the middle of using them."""
 
     name: str
     priority: Priority = Priority.TRAINING

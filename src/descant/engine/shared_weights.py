@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -51,17 +51,8 @@ class WeightLayout:
 
     def differences(self, other: WeightLayout) -> str:
         """How another layout differs in names and shapes, in words; empty if it does not."""
-        mine, its = ({place.name: list(place.shape) for place in layout.places} for layout in (self, other))
-        kinds = {
-            "of another shape": [f"{n} {mine[n]} and {its[n]}" for n in mine if its.get(n, mine[n]) != mine[n]],
-            "only there": [name for name in its if name not in mine],
-            "missing there": [name for name in mine if name not in its],
-        }
-        return "; ".join(
-            f"{len(names)} tensors are {kind}: {', '.join(names[:_NUM_SHOWN])}{', ...' * (len(names) > _NUM_SHOWN)}"
-            for kind, names in kinds.items()
-            if names
-        )
+        mine, its = ({place.name: place.shape for place in layout.places} for layout in (self, other))
+        return "; ".join(shape_differences(mine, its))
 
 
 class SharedWeights:
@@ -90,6 +81,24 @@ class SharedWeights:
             differences = self._layout.differences(layout) or "number formats, or which tensors require gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
         torch._foreach_copy_(list(self.tensors.values()), list(named_tensors(model).values()))
+
+
+def shape_differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
+    """How the shapes of tensors differ, in words; empty if they do not."""
+    kinds = {
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+        "missing there": [name for name in expected if name not in found],
+        "unknown to the model": [name for name in found if name not in expected],
+    }
+    return [
+        f"{len(names)} {kind}: {', '.join(names[:_NUM_SHOWN])}{', ...' if len(names) > _NUM_SHOWN else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,12 +1,20 @@
-"""EvaluationPlacement: the setting that says where background evaluations run."""
+"""EvaluationPlacement: the setting that says where background evaluations run, and the workers that it stands for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
 
 from descant.arguments import check_whole_number
 from descant.errors import ConfigurationError
+from descant.models.workers.child_process import ChildProcess
+from descant.models.workers.engine_worker import EngineWorker
+from descant.models.workers.worker_thread import WorkerThread
+
+if TYPE_CHECKING:
+    from descant.engine.engine_spec import EngineSpec
 
 Where = Literal["process", "thread"]
 
@@ -37,3 +45,16 @@ class EvaluationPlacement:
             raise ConfigurationError(f"device={self.device!r} must be a name such as 'cpu' or 'cuda:1', or None")
         check_whole_number("num_threads", self.num_threads, or_none=True)
         check_whole_number("num_buffers", self.num_buffers)
+
+
+def start_evaluation_worker(where: Where, name: str, spec: EngineSpec, files: Iterable[str]) -> EngineWorker:
+    """Start a worker with an engine as described, which can attach weights from the named files.
+
+    Raises:
+        ConfigurationError: the engine cannot run there, with why and what to do.
+    """
+    if where == "process":
+        return ChildProcess(name, spec, files)
+    from descant.engine.hf import HFEngine  # noqa: PLC0415 - torch
+
+    return WorkerThread(name, partial(HFEngine.from_spec, spec))

@@ -6,26 +6,15 @@ import asyncio
 import copy
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from descant.arguments import as_path, check_finite_number, check_whole_number
-from descant.engine.jobs import (
-    LIVE,
-    Column,
-    Generate,
-    GeneratedTokens,
-    GenerationRequest,
-    Logprobs,
-    ReleaseSnapshot,
-    Sampling,
-    Save,
-    TakeSnapshot,
-    WeightedSequence,
-)
-from descant.errors import ConfigurationError, RenderError, RequestError
+from descant.engine import jobs
+from descant.errors import ConfigurationError, DescantError, RenderError, RequestError
 from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
 from descant.models.requester import Requester, current_requester
@@ -51,12 +40,14 @@ class _HeldSnapshot:
     def __init__(self, worker: EngineWorker, weights: str) -> None:
         self.weights = weights
         self._worker = worker
-        self._finalizer = weakref.finalize(self, worker.run_later, ReleaseSnapshot(weights))
+        self._finalizer = weakref.finalize(self, worker.run_later, jobs.ReleaseSnapshot(weights))
 
     async def release(self) -> None:
         """Free it now; twice is harmless."""
-        if self._finalizer.detach() and not self._worker.closed:
-            await self._worker.run(ReleaseSnapshot(self.weights))
+        if self._finalizer.detach():
+            with suppress(DescantError):  # the model was closed, which has freed it
+                released = self._worker.submit(jobs.ReleaseSnapshot(self.weights)).future
+                await asyncio.shield(asyncio.wrap_future(released))
 
 
 class InferenceModel:
@@ -77,12 +68,12 @@ class InferenceModel:
     """
 
     def __init__(
-        self, name: str, description: str, worker: EngineWorker, renderer: Renderer, sampling: Sampling
+        self, name: str, description: str, worker: EngineWorker, renderer: Renderer, sampling: jobs.Sampling
     ) -> None:
         self.name = name
         self.description = description
         self.sampling = sampling
-        self.weights = LIVE
+        self.weights = jobs.LIVE
         self._snapshot: _HeldSnapshot | None = None
         self._worker = worker
         self._renderer = renderer
@@ -146,7 +137,7 @@ class InferenceModel:
         It takes the memory of the weights, in the same precision, until ``dealloc`` or until nothing refers to it;
         snapshots between the same two updates share one copy. A snapshot of a snapshot is the same weights.
         """
-        if self.weights != LIVE:
+        if self.weights != jobs.LIVE:
             return self._handle(self.weights, self._snapshot)
         held = await asyncio.shield(asyncio.ensure_future(_take_snapshot(self._worker)))
         return self._handle(held.weights, held)
@@ -163,7 +154,7 @@ class InferenceModel:
         Returns:
             its absolute path.
         """
-        return await self._worker.run(Save(Path(as_path(path)), max_shard_bytes, self.weights))
+        return await self._worker.run(jobs.Save(Path(as_path(path)), max_shard_bytes, self.weights))
 
     # Generating
 
@@ -265,7 +256,7 @@ class InferenceModel:
         """
         if self._snapshot is not None:
             await self._snapshot.release()
-        elif self.weights == LIVE:
+        elif self.weights == jobs.LIVE:
             await asyncio.to_thread(self._worker.close)
 
     def __repr__(self) -> str:
@@ -279,7 +270,7 @@ class InferenceModel:
         handle.weights, handle._snapshot = weights, snapshot
         return handle
 
-    def _view(self, sampling: Sampling) -> Self:
+    def _view(self, sampling: jobs.Sampling) -> Self:
         view = copy.copy(self)
         view.sampling = sampling
         return view
@@ -296,13 +287,13 @@ class InferenceModel:
             return prompt if isinstance(prompt, TokenizedThread) else self._renderer.render_prompt(prompt), seed
 
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
-            requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
-            results = await self._worker.run(Generate(requests, sampling, self.weights))
+            requests = tuple(jobs.GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
+            results = await self._worker.run(jobs.Generate(requests, sampling, self.weights))
             requester.num_tokens += sum(len(request.prompt_ids) for request in requests)
             requester.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
 
             def append(
-                prompt: TokenizedThread, result: GeneratedTokens | RequestError
+                prompt: TokenizedThread, result: jobs.GeneratedTokens | RequestError
             ) -> TokenizedThread | RequestError:
                 if isinstance(result, RequestError):
                     return result
@@ -322,14 +313,14 @@ class InferenceModel:
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
         sequences = await asyncio.to_thread(weighted_sequences, threads)
-        logprobs = await self._worker.run(Logprobs(sequences, self.weights))
+        logprobs = await self._worker.run(jobs.Logprobs(sequences, self.weights))
         (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
 
 
 async def _take_snapshot(worker: EngineWorker) -> _HeldSnapshot:
     """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
-    return _HeldSnapshot(worker, await worker.run(TakeSnapshot()))
+    return _HeldSnapshot(worker, await worker.run(jobs.TakeSnapshot()))
 
 
 async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
@@ -337,11 +328,11 @@ async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedT
 
 
 def weighted_sequences(
-    threads: Sequence[TokenizedThread], columns: Sequence[Mapping[str, Column]] | None = None
-) -> tuple[WeightedSequence, ...]:
+    threads: Sequence[TokenizedThread], columns: Sequence[Mapping[str, jobs.Column]] | None = None
+) -> tuple[jobs.WeightedSequence, ...]:
     """Threads as an engine scores or trains them."""
     return tuple(
-        WeightedSequence(thread.token_ids, tuple(thread.token_weights()), of_thread)
+        jobs.WeightedSequence(thread.token_ids, tuple(thread.token_weights()), of_thread)
         for thread, of_thread in zip(threads, columns or [{}] * len(threads), strict=True)
     )
 

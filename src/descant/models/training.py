@@ -8,16 +8,7 @@ from contextlib import contextmanager
 from os import PathLike
 
 from descant.arguments import as_path
-from descant.engine.jobs import (
-    REFERENCE,
-    Accumulate,
-    Column,
-    DiscardGradient,
-    KeepReference,
-    Load,
-    LossName,
-    OptimStep,
-)
+from descant.engine import jobs
 from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import InferenceModel, ItemFailure, Settled, render_each, settled, weighted_sequences
 from descant.models.requester import Requester, current_requester
@@ -57,9 +48,9 @@ class TrainingModel(InferenceModel):
     async def accumulate_many(
         self,
         threads: Sequence[TokenizedThread],
-        loss: LossName,
+        loss: jobs.LossName,
         *,
-        columns: Sequence[Mapping[str, Column]] | None = None,
+        columns: Sequence[Mapping[str, jobs.Column]] | None = None,
         seed: int = 0,
         return_exceptions: bool = False,
     ) -> Settled[None]:
@@ -107,12 +98,12 @@ class TrainingModel(InferenceModel):
                 f"optim_step needs lr >= 0, wd >= 0 and max_grad_norm > 0, got lr={lr}, wd={wd}, "
                 f"max_grad_norm={max_grad_norm}"
             )
-        return await self._worker.run(OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
+        return await self._worker.run(jobs.OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
 
     async def discard_gradient(self) -> None:
         """Forget the gradient since the last ``optim_step``, as an interrupted trainer may have left it."""
         self._check_may_train("discard_gradient")
-        await self._worker.run(DiscardGradient())
+        await self._worker.run(jobs.DiscardGradient())
 
     async def load(self, path: str | PathLike[str]) -> None:
         """Replace the live weights by those of a directory or hub id, and begin with a fresh optimizer.
@@ -125,7 +116,7 @@ class TrainingModel(InferenceModel):
             ObserverError: called from a callback.
         """
         self._check_may_train("load")
-        await self._worker.run(Load(as_path(path)))
+        await self._worker.run(jobs.Load(as_path(path)))
 
     async def reference(self) -> InferenceModel:
         """A handle on the weights that the model was spawned with; they are kept as long as the model.
@@ -135,8 +126,8 @@ class TrainingModel(InferenceModel):
         Raises:
             WeightsError: the weights have changed already.
         """
-        await self._worker.run(KeepReference())
-        return self._handle(REFERENCE)
+        await self._worker.run(jobs.KeepReference())
+        return self._handle(jobs.REFERENCE)
 
     async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[ItemFailure | None]:
         self._check_may_train("train_language_modelling")
@@ -149,13 +140,13 @@ class TrainingModel(InferenceModel):
     async def _accumulate(
         self,
         threads: Sequence[TokenizedThread],
-        loss: LossName,
-        columns: Sequence[Mapping[str, Column]] | None,
+        loss: jobs.LossName,
+        columns: Sequence[Mapping[str, jobs.Column]] | None,
         seed: int,
     ) -> list[RequestError | None]:
         self._check_may_train("accumulate_many")
         sequences = await asyncio.to_thread(weighted_sequences, threads, columns)
-        return await self._worker.run(Accumulate(sequences, loss, seed))
+        return await self._worker.run(jobs.Accumulate(sequences, loss, seed))
 
     @contextmanager
     def trained_by(self, trainer: Requester) -> Iterator[None]:

@@ -11,29 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from descant.engine.jobs import (
-    LIVE,
-    AttachWeights,
-    DescribeEngine,
-    DetachWeights,
-    ExportWeights,
-    Priority,
-    UnmapWeights,
-    WeightHandle,
-)
+from descant.engine import jobs
 from descant.engine.weight_files import close_weight_file, create_weight_file
 from descant.errors import DescantError, WorkerDied
-from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.evaluation_placement import EvaluationPlacement, start_evaluation_worker
 from descant.models.inference import InferenceModel
 from descant.models.workers.engine_worker import EngineWorker
-from descant.models.workers.evaluation_worker import start_evaluation_worker
 
 
 @dataclass(eq=False, slots=True)
 class _Buffer:
     """Memory for one version of the weights."""
 
-    handle: WeightHandle
+    handle: jobs.WeightHandle
     name: str = ""
     version: int | None = None
     num_users: int = 0
@@ -63,7 +53,7 @@ class WeightBuffers:
 
     def serves(self, model: InferenceModel) -> bool:
         """Whether a handle is on the weights that are copied here."""
-        return model.weights == LIVE and model._worker is self._source
+        return model.weights == jobs.LIVE and model._worker is self._source
 
     async def start(self) -> None:
         """Allocate the buffers, and start the worker, which loads in parallel to training.
@@ -74,12 +64,12 @@ class WeightBuffers:
         self._loop = asyncio.get_running_loop()
         device, where = self._placement.device, self._placement.where
         spec = await self._source.run(
-            DescribeEngine(device, self._placement.num_threads, importable=where == "process")
+            jobs.DescribeEngine(device, self._placement.num_threads, importable=where == "process")
         )
         for _ in range(self._placement.num_buffers):
-            self._buffers.append(_Buffer(WeightHandle(create_weight_file(spec.layout.num_bytes), spec.layout)))
+            self._buffers.append(_Buffer(jobs.WeightHandle(create_weight_file(spec.layout.num_bytes), spec.layout)))
         for buffer in self._buffers:  # all memory is allocated now, and not while training waits for a copy
-            await self._source.run(ExportWeights(buffer.handle))
+            await self._source.run(jobs.ExportWeights(buffer.handle))
         files = [buffer.handle.name for buffer in self._buffers]
         self._evaluator = start_evaluation_worker(where, f"{self._name} (evaluation)", spec, files)
 
@@ -113,8 +103,8 @@ class WeightBuffers:
                 raise DescantError(f"no buffer is free for version {version} of {self._name!r}")
             buffer.version, buffer.name = version, f"copy-{next(self._numbers)}-of-step-{version}"
             try:
-                await self._source.run(ExportWeights(buffer.handle))
-                buffer.attached = self._worker().submit(AttachWeights(buffer.name, buffer.handle)).future
+                await self._source.run(jobs.ExportWeights(buffer.handle))
+                buffer.attached = self._worker().submit(jobs.AttachWeights(buffer.name, buffer.handle)).future
             except BaseException:
                 self._free(buffer)
                 raise
@@ -131,7 +121,7 @@ class WeightBuffers:
             unmapped: list[Future[Any]] = []
             for buffer in buffers:
                 with suppress(DescantError):  # the model was closed, which unmaps it
-                    unmapped.append(self._source.submit(UnmapWeights(buffer.handle)).future)
+                    unmapped.append(self._source.submit(jobs.UnmapWeights(buffer.handle)).future)
                 close_weight_file(buffer.handle.name)
             for future in unmapped:
                 with suppress(DescantError):
@@ -153,19 +143,19 @@ class WeightBuffers:
     def _release(self, buffer: _Buffer) -> None:
         buffer.num_users -= 1
         if not buffer.num_users:
-            self._detach(buffer, Priority.TRAINING)
+            self._detach(buffer, jobs.Priority.TRAINING)
 
-    def _detach(self, buffer: _Buffer, priority: Priority) -> None:
+    def _detach(self, buffer: _Buffer, priority: jobs.Priority) -> None:
         """Free a buffer once no job computes with it any more."""
         try:
-            detached = self._worker().submit(DetachWeights(buffer.name, priority)).future
+            detached = self._worker().submit(jobs.DetachWeights(buffer.name, priority)).future
         except DescantError:  # it was closed
             self._free(buffer)
             return
 
         def done(future: Future[Any]) -> None:
             is_used = not future.cancelled() and future.exception() is None and not future.result()
-            again = partial(self._detach, buffer, Priority.EVALUATION) if is_used else partial(self._free, buffer)
+            again = partial(self._detach, buffer, jobs.Priority.EVALUATION) if is_used else partial(self._free, buffer)
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(again)
 

@@ -82,11 +82,6 @@ class ChildProcess(EngineWorker):
         self._child = self._start()
 
     @property
-    def closed(self) -> bool:
-        """Whether it was closed or killed."""
-        return self._closed
-
-    @property
     def pid(self) -> int:
         """Of the running process, or of the last one."""
         return self._child.process.pid
@@ -103,18 +98,12 @@ class ChildProcess(EngineWorker):
             if self._closed:
                 raise DescantError(f"the process that evaluates {self.name!r} was closed")
             if isinstance(job, DetachWeights):
-                self._attached.pop(job.name, None)
-                if self._child.has_ended:  # and has freed them
-                    return _done(True)
-            self._revive()
+                self._attached.pop(job.name, None)  # which needs no new process: one that has died has freed them
+            else:
+                self._revive()
             if isinstance(job, AttachWeights):
                 self._attached[job.name] = job
             return self._child.submit(job)
-
-    def run_later(self, job: Job[Any]) -> None:
-        """Send a short job, which the process runs before others."""
-        with suppress(DescantError):
-            self.submit(job)
 
     def close(self) -> None:
         """End the process; unfinished jobs fail."""
@@ -285,9 +274,3 @@ def _python_path() -> str:
     """Where the child finds descant; the rest of this process's path it is sent."""
     here = str(Path(descant.__file__).parent.parent)
     return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def _done(value: Any) -> PendingJob:
-    ticket = _Ticket(-1, lambda _: None)
-    ticket.future.set_result(value)
-    return ticket

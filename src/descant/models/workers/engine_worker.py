@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from descant.engine.jobs import LIVE, Job
-from descant.errors import CallbackError
+from descant.errors import CallbackError, DescantError
 from descant.models.requester import PendingJob, Requester, current_requester
 
 ResultT = TypeVar("ResultT")
@@ -27,11 +28,6 @@ class EngineWorker(ABC):
         self.trainer: Requester | None = None
         self.is_trained_by_others = False
 
-    @property
-    @abstractmethod
-    def closed(self) -> bool:
-        """Whether the engine has ended, or is about to."""
-
     @abstractmethod
     async def ready(self) -> None:
         """Wait until the engine is loaded; raises why it could not be."""
@@ -44,17 +40,18 @@ class EngineWorker(ABC):
             DescantError: the worker was closed.
         """
 
-    @abstractmethod
     def run_later(self, job: Job[Any]) -> None:
-        """Run a short job before the next one, without a result. May be called from a finalizer."""
+        """Run a short job soon, without a result. May be called from a finalizer."""
+        with suppress(DescantError):  # it was closed
+            self.submit(job)
 
     @abstractmethod
     def close(self) -> None:
         """Cancel the running job, refuse those that wait, and end. Blocks until that is done; twice is harmless."""
 
-    @abstractmethod
     def kill(self) -> None:
-        """End at once, where that is possible; else the engine ends with ``close``."""
+        """End at once. A thread cannot be; it ends with ``close``."""
+        return
 
     async def run(self, job: Job[ResultT]) -> ResultT:
         """Queue a job and wait for its result; cancelling the wait cancels the job.

@@ -62,11 +62,6 @@ class WorkerThread(EngineWorker):
         self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the engine has ended, or is about to."""
-        return self._loop._closed
-
     async def ready(self) -> None:
         """Wait until the engine is loaded; raises what ``load`` raised."""
         await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
@@ -76,23 +71,16 @@ class WorkerThread(EngineWorker):
         self._loop.loaded.result()
 
     def submit(self, job: Job[Any]) -> PendingJob:
-        """Queue a job.
-
-        Raises:
-            DescantError: the model was closed.
-        """
+        """Queue a job."""
         return self._loop.put(job)
 
     def run_later(self, job: Job[Any]) -> None:
-        """Run a short job before the next one, without a result. May be called from a finalizer."""
+        """Run a short job before the next one."""
         self._loop.chores.append(job)
 
     def close(self) -> None:
-        """Cancel the running job, refuse those that wait, and end the thread. Twice is harmless."""
+        """Cancel the running job, refuse those that wait, and end the thread."""
         self._close()
-
-    def kill(self) -> None:
-        """A thread ends at a yield point only."""
 
 
 class _WorkLoop:
