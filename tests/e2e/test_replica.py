@@ -140,7 +140,12 @@ async def test_room(qwen3_dir):
         assert not replica.has_room(3)
         with pytest.raises(DescantError, match="no buffer is free for version 3 of 'policy'"):
             await replica.take(3)
-        waiting = [asyncio.create_task(replica.wait_for_room(number)) for number in (3, 4)]
+
+        async def wait_and_take(version):
+            await replica.wait_for_room(version)
+            return await replica.take(version)
+
+        waiting = [asyncio.create_task(wait_and_take(number)) for number in (3, 4)]
         await asyncio.sleep(0)
         shared = await replica.take(1)
         first.release()
@@ -148,15 +153,15 @@ async def test_room(qwen3_dir):
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         shared.release()
-        await waiting[0]
-        third = await replica.take(3)
+        third = await waiting[0]
         assert not waiting[1].done()
         second.release()
-        await waiting[1]
+        fourth = await waiting[1]
         third.release()
+        fourth.release()
 
 
-async def test_a_waiter_that_gives_up_when_its_turn_comes_lets_the_next_one_in(qwen3_dir):
+async def test_a_waiter_that_gives_up_when_there_is_room_lets_the_next_one_in(qwen3_dir):
     async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
         lease = await replica.take(0)
         first, second = (asyncio.create_task(replica.wait_for_room(number)) for number in (1, 2))

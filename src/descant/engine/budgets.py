@@ -14,24 +14,16 @@ import torch
 from descant.engine.jobs import WeightedSequence
 
 OVERHEAD_TOKENS = {"cpu": 96, "cuda": 1024}
-"""The cost of starting a forward and backward pass, as tokens: what decides where a micro-batch is worth cutting.
-Measured on CPUs (half or twice as much costs 5 %); on a GPU estimated from kernel launches. It does not change results.
-"""
+"""The cost of starting a forward and backward pass, as tokens, which decides where a micro-batch is worth cutting.
+Measured on CPUs (half or twice as much costs 5 %); on a GPU estimated from kernel launches."""
 
 
 @dataclass(slots=True)
 class Budgets:
-    """What bounds the memory of an engine; it does not change results but for rounding.
+    """The tokens that bound the memory of an engine; see ``HFEngine``. They change results by rounding only.
 
-    Halving it is a decision of one engine on one device. Engines that compute one model together cannot make it, since
-    micro-batches are what they share: they have to try the largest one at the start.
-
-    Attributes:
-        model: on whose device the engine computes, which other code may move.
-        max_batch_tokens: padded tokens of a micro-batch in scoring and training. A longer sequence gets a batch of its
-            own, so that no score depends on the budget.
-        max_cached_tokens: tokens in the key-value cache in generation.
-        are_halved: whether a job was out of memory.
+    To halve them is a decision of one engine on one device. Engines that compute one model together share its
+    micro-batches: they cannot cut them anew one by one, and have to try the largest one at the start.
     """
 
     model: Any
@@ -74,10 +66,9 @@ class Budgets:
 def plan_batches(lengths: Sequence[int], max_tokens: int, overhead_tokens: int = 0) -> list[list[int]]:
     """Indices of ``lengths`` in batches of similar length, each at most ``max_tokens`` when padded.
 
-    Sequences are sorted, longest first (so that a budget that is too large fails in the first batch, not in the
-    last), and cut into the runs of least total cost, where a run costs ``rows * longest`` padded tokens and
-    ``overhead_tokens``: the optimum, by dynamic programming over the cuts. A sequence longer than the budget gets a
-    batch of its own. Empty sequences are placed like any other.
+    Sequences are sorted, longest first (so that a budget that is too large fails in the first batch), and cut into the
+    runs of least total cost, by dynamic programming: a run costs ``rows * longest`` padded tokens and
+    ``overhead_tokens``. A sequence longer than the budget gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     if not order:

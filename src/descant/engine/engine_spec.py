@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
@@ -23,16 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """An engine without weights, as plain data.
+    """An engine without weights, as plain data; an engine made of it computes with the same batches and bits.
 
     Attributes:
-        model_class, config, generation_config: of the module, from which the same layers are made.
-        tokenizer: of the model.
-        layout: of its weights.
-        stop_ids, max_batch_tokens, max_cached_tokens, precision: of the engine, so that batches and bits are the same.
+        model_class, config, generation_config, layout: of the module and its weights.
         head_gives_logits: the result of the engine's probe, which needs weights.
-        settings: values of ``compute_settings``, in order.
-        device: of the other engine.
+        settings: values of ``compute_settings``, in order; the number of threads is the other engine's, as its device.
     """
 
     model_class: type[Any]
@@ -50,11 +46,7 @@ class EngineSpec:
 
     @classmethod
     def of(cls, engine: HFEngine, job: DescribeEngine) -> EngineSpec:
-        """The description of an engine.
-
-        Raises:
-            ConfigurationError: another engine would not compute the same, with what differs.
-        """
+        """The description of an engine; ConfigurationError if another engine would not compute the same."""
         if job.importable:
             _check_importable(type(engine.model))
         settings = [value for _, _, value in engine.settings]
@@ -80,11 +72,7 @@ class EngineSpec:
         return spec
 
     def empty_model(self) -> Any:
-        """The module with empty tensors.
-
-        Raises:
-            ConfigurationError: the layers that the configuration describes are not those of the model.
-        """
+        """The module with empty tensors; ConfigurationError if its configuration describes other layers."""
         with torch.device("meta"):
             model = self.model_class(copy.deepcopy(self.config))
         if differences := self.layout.differences(WeightLayout.of(model)):
@@ -93,10 +81,12 @@ class EngineSpec:
                 f"describes are not those that it has ({differences}), as after adding LoRA; use mode='overlap' or "
                 "mode='inline'"
             )
-        empty = {p.name: torch.empty(0, dtype=p.dtype, device=self.device) for p in self.layout.places}
+        tensors = named_tensors(model)
         for place in self.layout.places:
-            empty[place.name].requires_grad_(place.requires_grad)
-        _replace_tensors(model, empty)
+            tensor, empty = tensors[place.name], torch.empty(0, dtype=place.dtype, device=self.device)
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, place.requires_grad)
+            torch.utils.swap_tensors(tensor, empty)  # type: ignore[no-untyped-call]  # which keeps ties
         model.generation_config = self.generation_config
         return model.eval()
 
@@ -166,17 +156,3 @@ def _check_importable(model_class: type[Any]) -> None:
             f"{module}.{name} cannot be evaluated in a process of its own, which has to import it: define it in a "
             "module, or use callback_placement=EvaluationPlacement('thread')"
         )
-
-
-def _replace_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Replace the tensors of these names, also where they are tied."""
-    old = named_tensors(model)
-    parameters = {id(old[name]): nn.Parameter(new, new.requires_grad) for name, new in tensors.items()}
-    buffers = {id(old[name]): new for name, new in tensors.items()}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = parameters[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffers[id(buffer)]

@@ -52,7 +52,7 @@ class HFEngine:
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         owns_model: whether no other code uses the module. If other code trains it, its device, modes and gradients are
             left alone, and its weights may change without the engine being told.
-        spec: of the engine whose copies of weights this one evaluates, if it has no weights but those.
+        spec: the description that the engine is made of, if it has attached weights only.
 
     When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
     """

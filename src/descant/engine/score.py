@@ -23,9 +23,8 @@ class TokenScorer:
     """Log-probabilities of the weighted tokens of a batch under a causal language model.
 
     Only positions that predict a weighted token reach the output layer, at most ``MAX_LOGITS`` logits at a time (each
-    chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are not just
-    the output layer on the last hidden state (soft-capping, scaled logits) are recognised by a probe when they are
-    loaded, and scored through their own forward pass.
+    chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are more than
+    the output layer on the last hidden state (soft-capping) are found by a probe, and scored by their own forward pass.
     """
 
     def __init__(self, model: Any, head_gives_logits: bool | None = None) -> None:
@@ -40,8 +39,7 @@ class TokenScorer:
     def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (float32) and weights of all weighted tokens, both [N], in order of sequence and position.
 
-        Rows are padded on the right and no mask is given: with causal attention no token ever sees the padding
-        behind it. Differentiable unless gradients are off.
+        Rows are padded on the right, without a mask: with causal attention no token sees the padding behind it.
         """
         device = self.model.device
         ids_BT = torch.zeros(len(sequences), max(len(s.token_ids) for s in sequences), dtype=torch.long)
@@ -82,7 +80,7 @@ class TokenScorer:
 
     @torch.no_grad()
     def _head_gives_the_logits(self) -> bool:
-        """Whether the logits are what the head makes of the last hidden state, and nothing is done to them after.
+        """Whether the logits are the head's output on the last hidden state, unchanged.
 
         Soft-capping hardly shows on small logits, so the head's output is replaced by large known numbers once.
         """

@@ -21,10 +21,7 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """The offset of a tensor in the file, and what makes it the same tensor.
-
-    ``requires_grad`` is part of that: torch chooses kernels by it, also where no gradient is computed.
-    """
+    """A tensor in the file. Torch chooses kernels by ``requires_grad``, also where no gradient is computed."""
 
     name: str
     dtype: torch.dtype
@@ -35,7 +32,7 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """The offset of each parameter and buffer of a module in a file; tied ones are there once."""
+    """The offset of each parameter and buffer of a module in a file, tied ones once."""
 
     places: tuple[TensorPlace, ...]
     num_bytes: int
@@ -72,11 +69,7 @@ class SharedWeights:
 
     @torch.no_grad()
     def copy_from(self, model: nn.Module) -> None:
-        """Overwrite the file by the weights of a module.
-
-        Raises:
-            WeightsError: the module has other tensors than the layout, with what differs.
-        """
+        """Overwrite the file with the weights of a module, which must have the tensors of the layout."""
         if (layout := WeightLayout.of(model)) != self._layout:
             differences = self._layout.differences(layout) or "number formats, or which tensors require gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")

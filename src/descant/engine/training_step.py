@@ -31,12 +31,6 @@ class TrainingStep:
     Micro-batches add raw sums and their gradients; the step divides them once, by the sum of their denominators. The
     optimizer is AdamW (arXiv:1711.05101; betas 0.9 and 0.999, eps 1e-8) over all trainable parameters; weight decay
     applies to matrices and embeddings, not to vectors (norms and biases).
-
-    Args:
-        scorer: of the model.
-        budgets: of the engine. Its tokens of a micro-batch, as they are now, bound the sequences that can be trained.
-        precision: of the engine.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -45,8 +39,7 @@ class TrainingStep:
         self._model, self._scorer, self._budgets, self._precision = scorer.model, scorer, budgets, precision
         self._max_sequence_tokens = budgets.max_batch_tokens
         self.draws_random_numbers = draws_random_numbers(self._model)
-        self._randomness: PrivateRandomness | None = None
-        """What the present or last micro-batch draws from."""
+        self._randomness: PrivateRandomness | None = None  # of the current or last micro-batch
         if gradient_checkpointing:
             self._enable_gradient_checkpointing()
         self.restart()

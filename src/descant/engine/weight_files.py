@@ -1,7 +1,4 @@
-"""Weight files: memory that processes of one machine share, each under the name in a ``WeightHandle``.
-
-A file is anonymous, so nothing of it is left when the last process that has it open ends, in any way.
-"""
+"""Weight files: anonymous memory that processes of one machine share, each under the name in a ``WeightHandle``."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 
-_descriptors: dict[str, int] = {}
-"""The files that are open in this process: created here or inherited."""
+_descriptors: dict[str, int] = {}  # of the files that this process has created or inherited
 _numbers = itertools.count(1)
 
 
@@ -38,7 +34,7 @@ def weight_files(names: Iterable[str]) -> Mapping[str, int]:
 
 
 def inherit_weight_files(files: Mapping[str, int]) -> None:
-    """Know files that the parent process has open, and which this one was given under the same descriptors."""
+    """Know files of the parent process, which this one has under the same descriptors."""
     _descriptors.update(files)
 
 

@@ -19,12 +19,9 @@ _Copy = list[tuple[Tensor, Tensor]]
 class WeightStore:
     """The weights that a model can compute with: the live ones, the reference, snapshots, and those in shared memory.
 
-    A snapshot is the copy of the live weights at one version; the version counts the changes of the live weights, so
-    two snapshots between the same two updates share one copy. The reference is the copy at version 0.
-
-    Args:
-        model: its parameters and persistent buffers are the live weights.
-        counts_changes: whether ``changed`` is called whenever they change. If not, every snapshot is a copy.
+    A version counts the changes of the live weights (parameters and persistent buffers), so two snapshots between the
+    same two updates share one copy; unless it ``counts_changes`` only in part, when every snapshot is a copy. The
+    reference is the copy at version 0.
     """
 
     def __init__(self, model: nn.Module, *, counts_changes: bool = True) -> None:
@@ -36,8 +33,7 @@ class WeightStore:
         self._in_use: list[str] = []  # by jobs within jobs
         self._live: _Copy = []  # while other weights are active
         self._version = 0
-        self.mapped: dict[str, SharedWeights] = {}
-        """Shared memory, by the name of its handle."""
+        self.mapped: dict[str, SharedWeights] = {}  # by name of the handle
 
     def changed(self) -> None:
         """Count a change of the live weights."""
@@ -49,9 +45,6 @@ class WeightStore:
 
         Only the storage behind the parameters is exchanged, so it costs nothing, and the optimizer and tied layers keep
         their tensors. It nests: a training job within an evaluation of a snapshot runs on the live weights.
-
-        Raises:
-            WeightsError: weights that are not held, with those that are.
         """
         before = self._active
         self._activate(weights)
@@ -101,11 +94,7 @@ class WeightStore:
         self.mapped.pop(handle.name, None)
 
     def keep_reference(self) -> None:
-        """Copy the weights as they were loaded, once.
-
-        Raises:
-            WeightsError: they were changed before.
-        """
+        """Copy the weights as they were loaded, once."""
         if REFERENCE in self._copies:
             return
         if self._version > 0:

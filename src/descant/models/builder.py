@@ -22,7 +22,7 @@ _INFERENCE_BATCH_TOKENS = 16_384
 
 
 class ModelBuilder:
-    """Says which model; ``spawn_train`` and ``spawn_inference`` load it.
+    """The model to load; ``spawn_train`` and ``spawn_inference`` load it.
 
     >>> model = await ModelBuilder("path/or/hub-id").spawn_train("policy", max_batch_size=4096)  # doctest: +SKIP
 

@@ -48,11 +48,7 @@ class EvaluationPlacement:
 
 
 def start_evaluation_worker(where: Where, name: str, spec: EngineSpec, files: Iterable[str]) -> EngineWorker:
-    """Start a worker with an engine as described, which can attach weights from the named files.
-
-    Raises:
-        ConfigurationError: the engine cannot run there, with why and what to do.
-    """
+    """Start a worker with an engine as described, which can attach weights from the named files."""
     if where == "process":
         return ChildProcess(name, spec, files)
     from descant.engine.hf import HFEngine  # noqa: PLC0415 - torch

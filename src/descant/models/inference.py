@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
@@ -292,27 +292,29 @@ class InferenceModel:
             requester.num_tokens += sum(len(request.prompt_ids) for request in requests)
             requester.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
 
-            def append(
-                prompt: TokenizedThread, result: jobs.GeneratedTokens | RequestError
-            ) -> TokenizedThread | RequestError:
-                if isinstance(result, RequestError):
-                    return result
-                return self._renderer.append_generated(
-                    prompt,
-                    result.token_ids,
-                    result.finish_reason,
-                    logprobs=result.logprobs,
-                    stop_strings=sampling.stop_strings,
-                )
+            def append() -> list[TokenizedThread | RequestError]:
+                return [
+                    result
+                    if isinstance(result, RequestError)
+                    else self._renderer.append_generated(
+                        prompt,
+                        result.token_ids,
+                        result.finish_reason,
+                        logprobs=result.logprobs,
+                        stop_strings=sampling.stop_strings,
+                    )
+                    for (prompt, _), result in zip(prompts, results, strict=True)
+                ]
 
-            return await asyncio.to_thread(
-                lambda: [append(prompt, result) for (prompt, _), result in zip(prompts, results, strict=True)]
-            )
+            return await asyncio.to_thread(append)
 
         return await render_each(seeded, render, decode)
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
-        sequences = await asyncio.to_thread(weighted_sequences, threads)
+        def weighted() -> tuple[jobs.WeightedSequence, ...]:
+            return tuple(jobs.WeightedSequence(thread.token_ids, tuple(thread.token_weights())) for thread in threads)
+
+        sequences = await asyncio.to_thread(weighted)
         logprobs = await self._worker.run(jobs.Logprobs(sequences, self.weights))
         (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
@@ -325,16 +327,6 @@ async def _take_snapshot(worker: EngineWorker) -> _HeldSnapshot:
 
 async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
     return rendered
-
-
-def weighted_sequences(
-    threads: Sequence[TokenizedThread], columns: Sequence[Mapping[str, jobs.Column]] | None = None
-) -> tuple[jobs.WeightedSequence, ...]:
-    """Threads as an engine scores or trains them."""
-    return tuple(
-        jobs.WeightedSequence(thread.token_ids, tuple(thread.token_weights()), of_thread)
-        for thread, of_thread in zip(threads, columns or [{}] * len(threads), strict=True)
-    )
 
 
 async def render_each(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 
 from descant.arguments import as_path
 from descant.engine import jobs
 from descant.errors import ConfigurationError, ObserverError, RequestError
-from descant.models.inference import InferenceModel, ItemFailure, Settled, render_each, settled, weighted_sequences
+from descant.models.inference import InferenceModel, Settled, render_each, settled
 from descant.models.requester import Requester, current_requester
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -32,22 +32,19 @@ class TrainingModel(InferenceModel):
             RequestError: it does not fit the batch budget or the model, or no token carries weight.
             ObserverError: called from a callback.
         """
-
-        async def train(threads: Sequence[StringThread]) -> list[ItemFailure | None]:
-            return await self._train_language_modelling(threads, seed)
-
         key = (current_requester(), "train_language_modelling", seed)
+        train = partial(self.train_language_modelling_many, seed=seed, return_exceptions=True)
         await self._collector.call(key, thread, train)
 
     async def train_language_modelling_many(
         self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: bool = False
     ) -> Settled[None]:
-        """``train_language_modelling`` for a list of threads: ``accumulate_many`` on them as rendered."""
-        return settled(await self._train_language_modelling(threads, seed), return_exceptions)
+        """``train_language_modelling`` for a list of threads: ``accumulate_many`` with that loss."""
+        return await self.accumulate_many(threads, "language_modelling", seed=seed, return_exceptions=return_exceptions)
 
     async def accumulate_many(
         self,
-        threads: Sequence[TokenizedThread],
+        threads: Sequence[StringThread | TokenizedThread],
         loss: jobs.LossName,
         *,
         columns: Sequence[Mapping[str, jobs.Column]] | None = None,
@@ -60,17 +57,27 @@ class TrainingModel(InferenceModel):
         denominator of the loss ("language_modelling": the trained tokens, weighted). Threads that fail are left out.
 
         Args:
-            threads: token for token as they are trained.
+            threads: as text, or with the exact tokens.
             loss: its name; all of a step has one.
-            columns: of each thread, the inputs that its loss has besides; by name a number, or one for every token.
+            columns: of each thread, further inputs of the loss; by name a number, or one for every token.
             seed: of the run: dropout draws from (seed, step, micro-batch) and from nothing else.
-            return_exceptions: return failures in place of raising the first.
+            return_exceptions: see ``InferenceModel``.
 
         Raises:
-            RequestError: a thread does not fit the batch budget or the model, or no token of it carries weight.
-            ObserverError: called from a callback.
+            RenderError, RequestError, ObserverError: as for ``train_language_modelling``.
         """
-        return settled(await self._accumulate(threads, loss, columns, seed), return_exceptions)
+        self._check_may_train(f"train_{loss}")
+
+        def render(item: tuple[StringThread | TokenizedThread, Mapping[str, jobs.Column]]) -> jobs.WeightedSequence:
+            thread, of_thread = item
+            rendered = thread if isinstance(thread, TokenizedThread) else self._renderer.render(thread)
+            return jobs.WeightedSequence(rendered.token_ids, tuple(rendered.token_weights()), of_thread)
+
+        async def accumulate(sequences: Sequence[jobs.WeightedSequence]) -> list[RequestError | None]:
+            return await self._worker.run(jobs.Accumulate(tuple(sequences), loss, seed))
+
+        items = list(zip(threads, columns or [{}] * len(threads), strict=True))
+        return settled(await render_each(items, render, accumulate), return_exceptions)
 
     async def optim_step(
         self, lr: float, wd: float = 0.0, max_grad_norm: float = 1.0, skip_nan_gradients: bool = False
@@ -128,25 +135,6 @@ class TrainingModel(InferenceModel):
         """
         await self._worker.run(jobs.KeepReference())
         return self._handle(jobs.REFERENCE)
-
-    async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[ItemFailure | None]:
-        self._check_may_train("train_language_modelling")
-
-        async def accumulate(rendered: Sequence[TokenizedThread]) -> list[RequestError | None]:
-            return await self._accumulate(rendered, "language_modelling", None, seed)
-
-        return await render_each(threads, self._renderer.render, accumulate)
-
-    async def _accumulate(
-        self,
-        threads: Sequence[TokenizedThread],
-        loss: jobs.LossName,
-        columns: Sequence[Mapping[str, jobs.Column]] | None,
-        seed: int,
-    ) -> list[RequestError | None]:
-        self._check_may_train("accumulate_many")
-        sequences = await asyncio.to_thread(weighted_sequences, threads, columns)
-        return await self._worker.run(jobs.Accumulate(sequences, loss, seed))
 
     @contextmanager
     def trained_by(self, trainer: Requester) -> Iterator[None]:

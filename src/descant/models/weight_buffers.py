@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,10 +34,6 @@ class WeightBuffers:
 
     A copy is not overwritten while it has users, and has a name that is never used again, which every job says: so
     versions cannot mix.
-
-    Args:
-        model: any handle on the live weights.
-        placement: where the copies are evaluated.
     """
 
     def __init__(self, model: InferenceModel, placement: EvaluationPlacement) -> None:
@@ -46,7 +41,7 @@ class WeightBuffers:
         self._name = model.name
         self._placement = placement
         self._buffers: list[_Buffer] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._freed = asyncio.Event()
         self._numbers = itertools.count(1)
         self._turn = asyncio.Lock()  # one evaluation after another
         self._evaluator: EngineWorker | None = None
@@ -78,16 +73,10 @@ class WeightBuffers:
         return self._held(version) is not None or any(buffer.version is None for buffer in self._buffers)
 
     async def wait_for_room(self, version: int) -> None:
-        """Wait for room, in the order of the calls."""
+        """Wait for room, which the caller has to take before it awaits anything else."""
         while not self.has_room(version):
-            turn: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():  # its turn has come, and it does not take it
-                    self._call_next()
-                raise
+            self._freed.clear()
+            await self._freed.wait()
 
     async def take(self, version: int) -> Lease:
         """One more user of a version, which is copied from the live weights unless it is held already.
@@ -163,14 +152,7 @@ class WeightBuffers:
 
     def _free(self, buffer: _Buffer) -> None:
         buffer.version = None
-        self._call_next()
-
-    def _call_next(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                break
+        self._freed.set()
 
 
 class Lease:
@@ -188,11 +170,7 @@ class Lease:
         return view._handle(self._name, worker=self._buffers._worker()) if self._buffers.serves(view) else view
 
     async def turn(self) -> None:
-        """Wait until the worker is ready, and evaluations that came before have been measured.
-
-        Raises:
-            DescantError: the worker cannot be started, or cannot attach the weights, with why.
-        """
+        """Wait until the worker is ready and has measured earlier evaluations; raises why it cannot evaluate."""
         await self._buffers._turn.acquire()
         self._has_turn = True
         await self._buffers._worker().ready()

@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,15 @@ class _Ticket:
     """A job that was sent to the child."""
 
     number: int
-    cancel_in_child: Callable[[int], None]
+    messages: queue.SimpleQueue[Any]
     future: Future[Any] = field(default_factory=Future)
+    deadline: float = inf  # for stopping it
 
     def cancel(self) -> None:
-        """Have the child stop it at its next decode step or micro-batch."""
-        self.cancel_in_child(self.number)
+        """Have the child stop it at its next yield point."""
+        if self.deadline == inf:
+            self.deadline = time.monotonic() + ACKNOWLEDGE_S
+            self.messages.put(("cancel", self.number, None))
 
 
 class ChildProcess(EngineWorker):
@@ -54,13 +58,8 @@ class ChildProcess(EngineWorker):
     If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, with the weights that
     are attached. It ends with ``close``, when the last handle is garbage, or when this process ends, in any way.
 
-    Args:
-        name: of the model, for messages.
-        spec: the engine, as an ``EngineSpec``.
-        files: names of the weight files that it inherits.
-
     Raises:
-        ConfigurationError: a platform without such processes, or a model that cannot be described to one.
+        ConfigurationError: a platform without such processes, or an ``EngineSpec`` that cannot be pickled.
     """
 
     def __init__(self, name: str, spec: Any, files: Iterable[str]) -> None:
@@ -140,11 +139,11 @@ class _Child:
         self._name = name
         self._numbers = itertools.count()
         self._pending: dict[int, _Ticket] = {}
-        self._deadlines: dict[int, float] = {}
         self._lock = threading.Lock()
         self._closing = False
         self._failure: BaseException | None = None
         self._end: Exception = DescantError("it has not ended")
+        python_path = [str(Path(descant.__file__).parent.parent), os.environ.get("PYTHONPATH")]
         ours, its = socket.socketpair()
         self._connection = Connection(ours.detach())
         with its:
@@ -153,7 +152,7 @@ class _Child:
                 pass_fds=(its.fileno(), *files.values()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, python_path))},
                 process_group=0,  # Ctrl-C is for the parent
             )
         self._messages: queue.SimpleQueue[tuple[str, int, Any] | bytes | None] = queue.SimpleQueue()
@@ -167,7 +166,7 @@ class _Child:
             thread.start()
 
     def submit(self, job: Job[Any]) -> _Ticket:
-        ticket = _Ticket(next(self._numbers), self._cancel)
+        ticket = _Ticket(next(self._numbers), self._messages)
         ticket.future.set_running_or_notify_cancel()
         with self._lock:
             if not self.has_ended:
@@ -192,12 +191,6 @@ class _Child:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _cancel(self, number: int) -> None:
-        with self._lock:
-            if number in self._pending and number not in self._deadlines:
-                self._deadlines[number] = time.monotonic() + ACKNOWLEDGE_S
-                self._messages.put(("cancel", number, None))
-
     def _write(self) -> None:
         try:
             while (message := self._messages.get()) is not None:
@@ -216,7 +209,7 @@ class _Child:
             while True:
                 if self._connection.poll(_POLL_S):
                     self._take(*pickle.loads(self._connection.recv_bytes()))
-                elif any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
+                elif any(time.monotonic() > ticket.deadline for ticket in list(self._pending.values())):
                     self._failure = WorkerDied(
                         f"the process {self.process.pid} that evaluates {self._name!r} did not stop its job within "
                         f"{ACKNOWLEDGE_S:g} s of being asked to, and was killed; the next evaluation starts another"
@@ -249,7 +242,6 @@ class _Child:
             return
         with self._lock:
             ticket = self._pending.pop(number)
-            self._deadlines.pop(number, None)
         if kind == "done":
             ticket.future.set_result(value)
         else:
@@ -268,9 +260,3 @@ class _Child:
         return WorkerDied(
             f"the process {self.process.pid} that evaluates {self._name!r} {how}; the next evaluation starts another"
         )
-
-
-def _python_path() -> str:
-    """Where the child finds descant; the rest of this process's path it is sent."""
-    here = str(Path(descant.__file__).parent.parent)
-    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
