@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
 from descant.engine.kv_cache import KVCache, has_replaceable_rows
-from descant.engine.refusals import context_length, refused_prompt
 from descant.engine.sampling import sample, uniforms
+from descant.engine.score import context_length, refused_prompt
 from descant.errors import RequestError
 
 # B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary

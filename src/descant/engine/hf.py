@@ -24,8 +24,7 @@ from descant.engine.precision import (
     module_mode,
     weights_dtype,
 )
-from descant.engine.refusals import not_finite, refused_sequence
-from descant.engine.score import TokenScorer, split_by_sequence
+from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
 from descant.errors import DescantError, RequestError

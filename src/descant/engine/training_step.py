@@ -15,8 +15,7 @@ from descant.engine.budgets import Budgets
 from descant.engine.jobs import Accumulate, LossName, OptimStep, WeightedSequence, YieldPoint
 from descant.engine.precision import Precision, computes_in, module_mode
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
-from descant.engine.refusals import not_finite, refused_sequence
-from descant.engine.score import TokenScorer, split_by_sequence
+from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.errors import DescantError, ModelLoadError, NonFiniteError, RequestError
 from descant.losses.loss import Columns, Loss
 from descant.losses.sft import language_modelling

@@ -80,51 +80,31 @@ class InferenceModel:
         self._collector = Collector()
         self._default_requester = Requester(name, seed=0, observer=False)
 
-    # Views
+    # Views; each raises ConfigurationError for a value that cannot be
 
     def temperature(self, temperature: float) -> Self:
-        """A view on the same weights that samples at this temperature; 0 is greedy.
-
-        Raises:
-            ConfigurationError: negative or not finite.
-        """
+        """A view on the same weights that samples at this temperature, finite and at least 0; 0 is greedy."""
         check_finite_number("temperature", temperature, least=0)
         return self._view(replace(self.sampling, temperature=float(temperature)))
 
     def top_p(self, top_p: float) -> Self:
-        """A view on the same weights that samples from the most probable tokens of total probability ``top_p``.
-
-        Raises:
-            ConfigurationError: not in (0, 1].
-        """
+        """A view on the same weights that samples from the most probable tokens of total probability in (0, 1]."""
         if not 0 < top_p <= 1:
             raise ConfigurationError(f"top_p={top_p!r} must be above 0 and at most 1")
         return self._view(replace(self.sampling, top_p=float(top_p)))
 
     def max_gen_len(self, max_gen_len: int) -> Self:
-        """A view on the same weights that generates at most this many tokens.
-
-        Raises:
-            ConfigurationError: not a whole number of at least 1.
-        """
+        """A view on the same weights that generates at most this many tokens, at least 1."""
         check_whole_number("max_gen_len", max_gen_len)
         return self._view(replace(self.sampling, max_gen_len=max_gen_len))
 
     def min_gen_len(self, min_gen_len: int) -> Self:
-        """A view on the same weights that does not end a turn before this many tokens.
-
-        Raises:
-            ConfigurationError: not a whole number of at least 0.
-        """
+        """A view on the same weights that does not end a turn before this many tokens."""
         check_whole_number("min_gen_len", min_gen_len, least=0)
         return self._view(replace(self.sampling, min_gen_len=min_gen_len))
 
     def stop_strings(self, *stop_strings: str) -> Self:
-        """A view on the same weights that also ends a turn where one of these texts appears; it is not in the content.
-
-        Raises:
-            ConfigurationError: something that is not a string, or an empty one.
-        """
+        """A view on the same weights that also ends a turn before one of these texts."""
         if not all(isinstance(string, str) and string for string in stop_strings):
             raise ConfigurationError(f"stop_strings={stop_strings!r} must be strings that are not empty")
         return self._view(replace(self.sampling, stop_strings=stop_strings))
@@ -139,7 +119,11 @@ class InferenceModel:
         """
         if self.weights != jobs.LIVE:
             return self._handle(self.weights, self._snapshot)
-        held = await asyncio.shield(asyncio.ensure_future(_take_snapshot(self._worker)))
+
+        async def take() -> _HeldSnapshot:  # shielded: if the caller is cancelled, the snapshot is garbage and not lost
+            return _HeldSnapshot(self._worker, await self._worker.run(jobs.TakeSnapshot()))
+
+        held = await asyncio.shield(take())
         return self._handle(held.weights, held)
 
     async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
@@ -318,11 +302,6 @@ class InferenceModel:
         logprobs = await self._worker.run(jobs.Logprobs(sequences, self.weights))
         (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
-
-
-async def _take_snapshot(worker: EngineWorker) -> _HeldSnapshot:
-    """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
-    return _HeldSnapshot(worker, await worker.run(jobs.TakeSnapshot()))
 
 
 async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:

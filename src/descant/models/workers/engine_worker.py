@@ -64,7 +64,13 @@ class EngineWorker(ABC):
         requester = current_requester()
         if requester is not None:
             requester.check_not_ended()
-            self._check_stands_still(requester, job)
+            is_trained = self.is_trained_by_others or self.trainer is not None
+            if requester.detached and is_trained and job.weights == LIVE:
+                raise CallbackError(
+                    f"{requester.name} asks for the live weights of {self.name!r} while they are being trained, so "
+                    "they would be those of several steps; look at the model in `measure`, with the model that it is "
+                    "given"
+                )
         pending = self.submit(job)
         if requester is not None:
             requester.add(pending)
@@ -74,11 +80,3 @@ class EngineWorker(ABC):
             pending.cancel()
             raise
         return result
-
-    def _check_stands_still(self, requester: Requester, job: Job[Any]) -> None:
-        is_trained = self.is_trained_by_others or self.trainer is not None
-        if requester.detached and is_trained and job.weights == LIVE:
-            raise CallbackError(
-                f"{requester.name} asks for the live weights of {self.name!r} while they are being trained, so they "
-                "would be those of several steps; look at the model in `measure`, with the model that it is given"
-            )
