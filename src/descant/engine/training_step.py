@@ -62,11 +62,9 @@ class TrainingStep:
         self.num_tokens = self.num_samples = self.num_micro_batches = 0
 
     def accumulate(self, job: Accumulate, yield_point: YieldPoint) -> list[RequestError | None]:
-        """Add the gradient of a job's sequences; returns why some were left out.
-
-        Raises:
-            DescantError: the step has a gradient of another loss, which has another denominator.
-        """
+        """Add the gradient of a job's sequences, with the loss that the step has; returns why some were left out."""
+        if job.loss not in LOSSES:
+            raise DescantError(f"there is no loss {job.loss!r}; there are {', '.join(LOSSES)}")
         if self.loss not in (None, job.loss):
             raise DescantError(f"this step has the loss {self.loss!r} already, so {job.loss!r} cannot be added to it")
         results = [refused_sequence(self._model, s, self._max_sequence_tokens) for s in job.sequences]
@@ -181,13 +179,13 @@ class TrainingStep:
 
 def _columns(sequences: Sequence[WeightedSequence], weights_N: Tensor) -> Columns:
     """The columns of a micro-batch, on its device."""
-    trained = [[place for place, weight in enumerate(s.weights) if weight > 0] for s in sequences]
-    of_token = [number for number, places in enumerate(trained) for _ in places]
+    trained = [[position for position, weight in enumerate(s.weights) if weight > 0] for s in sequences]
+    of_token = [number for number, positions in enumerate(trained) for _ in positions]
     columns = {"weight": weights_N, "sequence": torch.tensor(of_token, device=weights_N.device)}
     for name in sequences[0].columns:
         values: list[float] = []
-        for sequence, places in zip(sequences, trained, strict=True):
+        for sequence, positions in zip(sequences, trained, strict=True):
             column = sequence.columns[name]
-            values += [column[place] for place in places] if isinstance(column, tuple) else [column]
+            values += [column[position] for position in positions] if isinstance(column, tuple) else [column]
         columns[name] = torch.tensor(values, dtype=torch.float64, device=weights_N.device)
     return columns

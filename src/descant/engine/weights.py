@@ -19,9 +19,9 @@ _Copy = list[tuple[Tensor, Tensor]]
 class WeightStore:
     """The weights that a model can compute with: the live ones, the reference, snapshots, and those in shared memory.
 
-    A version counts the changes of the live weights (parameters and persistent buffers), so two snapshots between the
-    same two updates share one copy; unless it ``counts_changes`` only in part, when every snapshot is a copy. The
-    reference is the copy at version 0.
+    A version counts the changes of the live weights (parameters and persistent buffers): two snapshots between the same
+    two updates share one copy. Where other code changes them untold (``counts_changes=False``), every snapshot is a
+    copy. The reference is the copy at version 0.
     """
 
     def __init__(self, model: nn.Module, *, counts_changes: bool = True) -> None:

@@ -27,9 +27,9 @@ def live_model(
 ) -> InferenceModel:
     """A model that generates and scores with the weights of ``module`` as they are at the moment of a call.
 
-    The module stays its owner's: it is not copied, moved or switched, and keeps its gradients; evaluation mode is set
-    for the time of a call and each submodule's own mode restored. It must not be trained while a call runs, which a
-    ``CallbackRunner`` sees to for calls of callbacks.
+    The module is not copied, moved or switched, and keeps its gradients; evaluation mode is set for the time of a call
+    and each submodule's own mode restored. It must not be trained while a call runs: for calls of callbacks a
+    ``CallbackRunner`` ensures that.
 
     >>> module = AutoModelForCausalLM.from_pretrained("path/or/hub-id")  # doctest: +SKIP
     >>> model = live_model(module, AutoTokenizer.from_pretrained("path/or/hub-id"))  # doctest: +SKIP
@@ -59,7 +59,7 @@ def live_model(
     num_threads = torch.get_num_threads()
 
     def load() -> HFEngine:
-        torch.set_num_threads(num_threads)  # a new thread would take all cores, whatever the caller has chosen
+        torch.set_num_threads(num_threads)  # a new thread would have torch's default
         return HFEngine(
             causal_lm,
             renderer.tokenizer,

@@ -135,7 +135,7 @@ class _PlacementCheck:
         else:
             pairs = zip(found, [*expected, *expected[::-1]], strict=True)
             problem = first_problem([self._difference(one, other) for one, other in pairs])
-        details = f"{len(expected)} of them, evaluated at once while training goes on"
+        details = f"{len(expected)} of them, evaluated at once, in parallel to training"
         self._report.add("versions do not mix", problem, details)
 
     async def _check_cancelled(self) -> None:
@@ -146,7 +146,7 @@ class _PlacementCheck:
         stopped = await self._in_time(requester.settle)
         await asyncio.wait({task})
         lease.release()
-        problem = f"a generation that was given up goes on: {stopped}" if isinstance(stopped, str) else None
+        problem = f"a generation that was given up is not stopped: {stopped}" if isinstance(stopped, str) else None
         if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
             problem = f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end"
         problem = problem or await self._copy_differs()
