@@ -82,10 +82,10 @@ class EngineSpec:
                 "mode='inline'"
             )
         tensors = named_tensors(model)
-        for place in self.layout.places:
-            tensor, empty = tensors[place.name], torch.empty(0, dtype=place.dtype, device=self.device)
+        for entry in self.layout.entries:
+            tensor, empty = tensors[entry.name], torch.empty(0, dtype=entry.dtype, device=self.device)
             if isinstance(tensor, nn.Parameter):
-                empty = nn.Parameter(empty, place.requires_grad)
+                empty = nn.Parameter(empty, entry.requires_grad)
             torch.utils.swap_tensors(tensor, empty)  # type: ignore[no-untyped-call]  # which keeps ties
         model.generation_config = self.generation_config
         return model.eval()

@@ -20,7 +20,7 @@ _NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
+class TensorEntry:
     """A tensor in the file. Torch chooses kernels by ``requires_grad``, also where no gradient is computed."""
 
     name: str
@@ -34,21 +34,21 @@ class TensorPlace:
 class WeightLayout:
     """The offset of each parameter and buffer of a module in a file, tied ones once."""
 
-    places: tuple[TensorPlace, ...]
+    entries: tuple[TensorEntry, ...]
     num_bytes: int
 
     @classmethod
     def of(cls, model: nn.Module) -> WeightLayout:
         """The layout of a module's tensors as they are now."""
-        places, offset = [], 0
+        entries, offset = [], 0
         for name, tensor in named_tensors(model).items():
-            places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
+            entries.append(TensorEntry(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return cls(tuple(places), max(offset, _ALIGNMENT))
+        return cls(tuple(entries), max(offset, _ALIGNMENT))
 
     def differences(self, other: WeightLayout) -> str:
         """How another layout differs in names and shapes, in words; empty if it does not."""
-        mine, its = ({place.name: place.shape for place in layout.places} for layout in (self, other))
+        mine, its = ({entry.name: entry.shape for entry in layout.entries} for layout in (self, other))
         return "; ".join(shape_differences(mine, its))
 
 
@@ -60,10 +60,10 @@ class SharedWeights:
         (fd,) = weight_files([handle.name]).values()
         memory = torch.frombuffer(mmap.mmap(fd, layout.num_bytes), dtype=torch.uint8)
         self.tensors: Mapping[str, Tensor] = {
-            place.name: memory[place.offset : place.offset + place.dtype.itemsize * prod(place.shape)]
-            .view(place.dtype)
-            .view(place.shape)
-            for place in layout.places
+            entry.name: memory[entry.offset : entry.offset + entry.dtype.itemsize * prod(entry.shape)]
+            .view(entry.dtype)
+            .view(entry.shape)
+            for entry in layout.entries
         }
         """Views of the file: all processes that map it see the same bytes."""
 
