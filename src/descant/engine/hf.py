@@ -82,7 +82,7 @@ class HFEngine:
         self.training_step: TrainingStep | None = None
         if trainable:
             self.training_step = TrainingStep(
-                self.scorer, self.budgets, self.precision, gradient_checkpointing=gradient_checkpointing
+                self.scorer, self.weights, self.budgets, self.precision, gradient_checkpointing=gradient_checkpointing
             )
         self.settings = [(read, write, read()) for read, write in compute_settings()]
         self.spec = spec
@@ -132,7 +132,7 @@ class HFEngine:
             case jobs.Accumulate():
                 return self._trained().accumulate(job, yield_point)
             case jobs.OptimStep():
-                return self._optim_step(job)
+                return self._trained().apply(job)
             case jobs.DiscardGradient():
                 return self._trained().discard()
             case jobs.TakeSnapshot():
@@ -206,12 +206,6 @@ class HFEngine:
         if self.training_step is None:
             raise DescantError("this model was spawned for inference; use ModelBuilder.spawn_train to train it")
         return self.training_step
-
-    def _optim_step(self, job: jobs.OptimStep) -> dict[str, float]:
-        metrics = self._trained().apply(job)
-        if not metrics["skipped_update"]:
-            self.weights.changed()
-        return metrics
 
     def _load(self, path: str) -> None:
         copy_weights(read_model(path, weights_dtype(self.precision)), self.model, path)

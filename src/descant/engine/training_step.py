@@ -16,6 +16,7 @@ from descant.engine.jobs import Accumulate, LossName, OptimStep, WeightedSequenc
 from descant.engine.precision import Precision, computes_in, module_mode
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
 from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
+from descant.engine.weights import WeightStore
 from descant.errors import DescantError, ModelLoadError, NonFiniteError, RequestError
 from descant.losses.loss import Columns, Loss
 from descant.losses.sft import language_modelling
@@ -33,9 +34,16 @@ class TrainingStep:
     """
 
     def __init__(
-        self, scorer: TokenScorer, budgets: Budgets, precision: Precision, *, gradient_checkpointing: bool
+        self,
+        scorer: TokenScorer,
+        weights: WeightStore,
+        budgets: Budgets,
+        precision: Precision,
+        *,
+        gradient_checkpointing: bool,
     ) -> None:
-        self._model, self._scorer, self._budgets, self._precision = scorer.model, scorer, budgets, precision
+        self._model, self._scorer, self._weights = scorer.model, scorer, weights
+        self._budgets, self._precision = budgets, precision
         self._max_sequence_tokens = budgets.max_batch_tokens
         self.draws_random_numbers = draws_random_numbers(self._model)
         self._randomness: PrivateRandomness | None = None  # of the current or last micro-batch
@@ -154,6 +162,7 @@ class TrainingStep:
             group["lr"] = job.lr
             group["weight_decay"] = job.weight_decay if group["params"][0].ndim >= 2 else 0.0
         self._adamw.step()
+        self._weights.changed()
 
     def _private_randomness(self, seed: int) -> AbstractContextManager[Any]:
         if not self.draws_random_numbers:
