@@ -31,7 +31,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
     connection = Connection(int(sys.argv[1]))
-    send = _Sender(connection)
+    send = partial(_send, connection, threading.Lock())
     try:
         sys.path[:], files = pickle.loads(connection.recv_bytes())
         inherit_weight_files(files)
@@ -51,7 +51,7 @@ def main() -> None:
     _serve(connection, send, worker.submit)
 
 
-def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[Any], PendingJob]) -> None:
+def _serve(connection: Connection[Any, Any], send: Callable[..., None], submit: Callable[[Any], PendingJob]) -> None:
     pending: dict[int, PendingJob] = {}
     parent = os.getppid()
     while True:
@@ -69,7 +69,7 @@ def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[An
             started.cancel()
 
 
-def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:
+def _answer(send: Callable[..., None], pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:
     pending.pop(number, None)
     try:
         send("done", number, future.result())
@@ -79,34 +79,24 @@ def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: 
         send("raised", number, error)
 
 
-class _Sender:
-    """Writes whole messages to the pipe, from any thread."""
-
-    def __init__(self, connection: Connection[Any, Any]) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def __call__(self, kind: str, number: int | None, value: Any) -> None:
-        try:
-            message = pickle.dumps((kind, number, _portable(value)))
-        except Exception as error:
-            message = pickle.dumps(("raised", number, DescantError(f"a result cannot be sent: {error!r}")))
-        try:
-            with self._lock:
-                self._connection.send_bytes(message)
-        except OSError:
-            os._exit(0)
-
-
-def _portable(value: Any) -> Any:
-    """The value; for an exception that cannot be pickled, one with its traceback as text."""
-    if isinstance(value, BaseException):
-        try:
-            value.add_note("".join(traceback.format_exception(value)).rstrip())
-            pickle.loads(pickle.dumps(value))
-        except Exception:
-            return DescantError("".join(traceback.format_exception(value)).rstrip())
-    return value
+def _send(connection: Connection[Any, Any], lock: threading.Lock, kind: str, number: int | None, value: Any) -> None:
+    """Write a whole message, from any thread. An exception has its traceback, and is text if it cannot be pickled."""
+    is_error = isinstance(value, BaseException)
+    text = "".join(traceback.format_exception(value)).rstrip() if is_error else ""
+    try:
+        if is_error:
+            value.add_note(text)
+        message = pickle.dumps((kind, number, value))
+        if is_error:
+            pickle.loads(message)
+    except Exception as error:
+        failure = DescantError(text or f"a result cannot be sent: {error!r}")
+        message = pickle.dumps((kind if is_error else "raised", number, failure))
+    try:
+        with lock:
+            connection.send_bytes(message)
+    except OSError:
+        os._exit(0)
 
 
 if __name__ == "__main__":
