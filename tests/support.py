@@ -38,7 +38,7 @@ async def training_model(path, max_batch_size=4096, **options):
 
 def weights_of(model):
     """A copy of the live weights, read behind the facade's back."""
-    engine = model._placement._loop._engine
+    engine = model._worker._loop._engine
     return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
 
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from descant.graders.remote_calls import RemoteCalls
     from descant.metrics import MetricSpec
     from descant.models.builder import ModelBuilder
+    from descant.models.evaluation_placement import EvaluationPlacement
     from descant.models.inference import InferenceModel
     from descant.models.live_model import live_model
     from descant.models.training import TrainingModel
-    from descant.models.weight_buffers import EvaluationPlacement
     from descant.notifiers import (
         JobNotifier,
         SimpleProgressNotifier,
@@ -96,7 +96,7 @@ _NAMES = {
     "models.inference": ("InferenceModel",),
     "models.live_model": ("live_model",),
     "models.training": ("TrainingModel",),
-    "models.weight_buffers": ("EvaluationPlacement",),
+    "models.evaluation_placement": ("EvaluationPlacement",),
     "notifiers": ("JobNotifier", "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutStageNotifier"),
     "recipes.config": ("InputConfig",),
     "recipes.context": ("RecipeContext",),

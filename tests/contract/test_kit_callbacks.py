@@ -85,7 +85,7 @@ class Bad(RecipeCallback):
         self.calls = 0
 
     def module(self):
-        return self.model._placement._loop._engine.model
+        return self.model._worker._loop._engine.model
 
     async def callback(self, current_percentage):
         self.calls += 1

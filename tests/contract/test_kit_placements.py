@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 
 from descant import EvaluationPlacement
+from descant.engine.weight_files import weight_files
 from descant.models.weight_buffers import WeightBuffers
 from descant.testing import check_placement
 
@@ -51,7 +52,8 @@ class KeepsItsFiles(WeightBuffers):
     kept: ClassVar = []
 
     async def close(self):
-        self.kept += [os.dup(buffer.fd) for buffer in self._buffers]
+        names = [buffer.handle.name for buffer in self._buffers]
+        self.kept += map(os.dup, weight_files(names).values())
         await super().close()
 
 

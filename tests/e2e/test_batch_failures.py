@@ -33,15 +33,17 @@ def untied_dir(tmp_path_factory):
 
 
 def poison(model):
-    engine = model._placement._loop._engine
+    engine = model._worker._loop._engine
     (token,) = engine.tokenizer(FORBIDDEN)["input_ids"]
     with torch.no_grad():
         engine.model.get_input_embeddings().weight[token] = float("nan")
 
 
 def gradients_of(model):
-    engine = model._placement._loop._engine
-    return {n: p.grad / engine.weight_sum for n, p in engine.model.named_parameters() if p.grad is not None}
+    engine = model._worker._loop._engine
+    return {
+        n: p.grad / engine.training_step.denominator for n, p in engine.model.named_parameters() if p.grad is not None
+    }
 
 
 BAD = {

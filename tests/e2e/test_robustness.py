@@ -255,7 +255,7 @@ async def test_logits_that_are_capped_are_found_also_when_the_cap_does_not_show(
         head_dim=8, max_position_embeddings=256, final_logit_softcapping=30.0,
     )  # fmt: skip
     async with training_model(save_model(tmp_path / "m", config)) as model:
-        assert model._placement._loop._engine.scorer.head is None
+        assert model._worker._loop._engine.scorer.head is None
 
 
 async def test_what_is_no_whole_causal_model_is_refused(tmp_path, qwen3_dir):
@@ -300,7 +300,7 @@ async def test_a_training_job_passes_an_evaluation_at_its_next_step(gpt2_dir):
         expected = weights_of(alone)
     async with training_model(gpt2_dir) as model:
         order, begun = [], threading.Event()
-        engine = model._placement._loop._engine
+        engine = model._worker._loop._engine
         dispatch = engine._dispatch
         engine._dispatch = lambda job, yield_point: (begun.set(), dispatch(job, yield_point))[1]
         view = model.temperature(0).min_gen_len(200).max_gen_len(200)

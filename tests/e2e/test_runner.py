@@ -268,7 +268,7 @@ async def test_after_its_time_is_up_a_call_cannot_use_a_model(qwen3_dir, tmp_pat
     async with training_model(qwen3_dir) as model:
         view = model.min_gen_len(200).max_gen_len(200)
         begun = asyncio.Event()
-        engine = model._placement._loop._engine
+        engine = model._worker._loop._engine
         dispatch, event_loop = engine._dispatch, asyncio.get_running_loop()
 
         def announce(job, yield_point):

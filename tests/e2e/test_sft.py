@@ -330,7 +330,7 @@ async def test_a_logger_that_fails_is_recorded_and_strict_raises(qwen3_dir, tmp_
 def poison(model):
     """Make the next gradients NaN."""
     with torch.no_grad():
-        next(model._placement._loop._engine.model.parameters())[0, 0] = float("nan")
+        next(model._worker._loop._engine.model.parameters())[0, 0] = float("nan")
 
 
 async def test_a_gradient_that_is_not_finite_stops_training_and_final_calls_are_made(qwen3_dir, tmp_path):
@@ -418,7 +418,7 @@ async def test_the_event_loop_stays_free_while_the_model_works(qwen3_dir, tmp_pa
         return wrapped
 
     async with training_model(qwen3_dir) as model:
-        engine = model._placement._loop._engine
+        engine = model._worker._loop._engine
         engine.run = after_a_turn_of_the_loop(engine.run)
         model._renderer.render = after_a_turn_of_the_loop(model._renderer.render)
         model._renderer.render_prompt = after_a_turn_of_the_loop(model._renderer.render_prompt)

@@ -39,7 +39,7 @@ class Eventful(ModelCallback):
         elif kind == "hangs":
             await asyncio.wait_for(asyncio.Event().wait(), 0.02)
         elif kind == "kills":
-            os.kill(model._placement.pid, signal.SIGKILL)
+            os.kill(model._worker.pid, signal.SIGKILL)
         if self.run.step % 2:
             return len(await model.max_gen_len(3).generate_many(THREADS))
         return len(await model.logprobs_many(THREADS))

@@ -146,7 +146,7 @@ async def test_owners_get_their_own_results_whoever_else_is_busy(gpt2_dir):
             assert await model.logprobs_many(THREADS) != await snapshot.logprobs_many(THREADS)
             trained_beside = weights_of(model)
             await snapshot.dealloc()
-            assert not model._placement._loop._engine.weights._copies, "a handle was lost"
+            assert not model._worker._loop._engine.weights._copies, "a handle was lost"
         assert len(together) < NUM_OWNERS, "nobody was cancelled"
         assert len(together) > NUM_OWNERS // 2
         different = [KINDS[n % len(KINDS)].__name__ for n, result in together.items() if result != alone[n]]

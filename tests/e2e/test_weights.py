@@ -19,7 +19,7 @@ PROMPTS = [thread.without_completion() for thread in addition_threads(6)]
 
 
 def store_of(model):
-    return model._placement._loop._engine.weights
+    return model._worker._loop._engine.weights
 
 
 async def train(model, num_steps=1):
@@ -54,7 +54,7 @@ async def test_training_is_the_same_with_snapshots_generating_beside_it(gpt2_dir
         expected = await snapshot.max_gen_len(100).min_gen_len(100).generate_many(PROMPTS)
         again = await model.snapshot()
         beside = asyncio.create_task(again.max_gen_len(100).min_gen_len(100).generate_many(PROMPTS))
-        while model._placement._loop._current is None:
+        while model._worker._loop._current is None:
             await asyncio.sleep(0)
         await train(model, 3)
         assert not beside.done(), "the training did not pass within the generation"

@@ -62,7 +62,7 @@ async def test_rows_that_finish_leave_and_the_others_go_on(tmp_path):
         prompts = [thread.without_completion() for thread in threads]
         together = await greedy.generate_tokens_many(prompts)
         alone = [(await greedy.generate_tokens_many([prompt]))[0] for prompt in prompts]
-        model._placement._loop._engine.max_cached_tokens = 60  # two rows at a time
+        model._worker._loop._engine.budgets.max_cached_tokens = 60  # two rows at a time
         in_pairs = await greedy.generate_tokens_many(prompts)
     assert [t.thread.last_content() for t in together] == [thread.completion() for thread in threads]
     assert {t.finish_reason for t in together} == {"stop"}

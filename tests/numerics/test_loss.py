@@ -1,6 +1,7 @@
 """Losses and gradients against an independent computation: Transformers' own forward pass, one thread at a time."""
 
 import asyncio
+import math
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from support import ragged_threads, training_model, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant import StringThread, ValidationLossCallback
-from descant.engine import score
+from descant.engine import score, training_step
+from descant.errors import DescantError
+from descant.losses.loss import LossSums
 
 BUDGETS = [201, 202, 260, 333, 512, 777, 1500, 4096, 10**9]  # the longest thread has 201 tokens
 
@@ -41,7 +44,7 @@ def reference_nll(path, threads):
 
 
 def without_dropout(model):
-    engine = model._placement._loop._engine
+    engine = model._worker._loop._engine
     for module in engine.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -57,7 +60,7 @@ async def test_loss_and_gradient_are_the_mean_over_tokens_for_every_budget(model
     async with training_model(model_dir, max_batch_size=max_batch_size) as model:
         engine = without_dropout(model)
         await model.train_language_modelling_many(threads)
-        gradients = {name: p.grad / engine.weight_sum for name, p in engine.model.named_parameters()}
+        gradients = {name: p.grad / engine.training_step.denominator for name, p in engine.model.named_parameters()}
         metrics = await model.optim_step(lr=0.0)
     assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-6)
     for name, gradient in expected.items():
@@ -79,13 +82,53 @@ async def test_validation_loss_is_the_mean_over_tokens_for_every_budget(model_di
     assert metrics["validation/loss_per_sample"] == pytest.approx(per_sample, abs=1e-6)
 
 
+@pytest.mark.parametrize("max_batch_size", BUDGETS)
+async def test_a_loss_has_columns_statistics_and_a_denominator_of_its_own(qwen3_dir, max_batch_size, monkeypatch):
+    """A mean over sequences, of one column per token and one per sequence, against plain torch."""
+
+    def scaled(logprobs_N, columns):
+        products_N = logprobs_N.double() * columns["advantage"] * columns["weight"].double()
+        sums_S = torch.zeros_like(columns["scale"]).index_add(0, columns["sequence"], products_N)
+        num_sequences = torch.tensor(len(sums_S))
+        return LossSums(-(sums_S * columns["scale"]).sum(), num_sequences, {"scale": columns["scale"].sum()})
+
+    monkeypatch.setitem(training_step.LOSSES, "scaled", scaled)
+    async with training_model(qwen3_dir, max_batch_size=max_batch_size) as model:
+        engine = without_dropout(model)
+        tokenized = await model.tokenize_many(ragged_threads(12))
+        columns = [
+            {"advantage": tuple(math.sin(i + j) for j in range(len(thread.token_ids))), "scale": 1.0 + i}
+            for i, thread in enumerate(tokenized)
+        ]
+        reference = AutoModelForCausalLM.from_pretrained(qwen3_dir)
+        total = torch.zeros((), dtype=torch.float64)
+        for thread, column in zip(tokenized, columns, strict=True):
+            ids = torch.tensor(thread.token_ids)
+            logprobs = torch.log_softmax(reference(ids.unsqueeze(0)).logits[0, :-1].double(), -1)
+            products = logprobs.gather(-1, ids[1:, None])[:, 0] * torch.tensor(column["advantage"])[1:]
+            total = total - (products * torch.tensor(thread.token_weights())[1:]).sum() * column["scale"]
+        (total / len(tokenized)).backward()
+
+        await model.accumulate_many(tokenized[:5], "scaled", columns=columns[:5])
+        await model.accumulate_many(tokenized[5:], "scaled", columns=columns[5:])
+        with pytest.raises(DescantError, match=r"has the loss 'scaled' already, so 'language_modelling' cannot"):
+            await model.train_language_modelling_many(ragged_threads(2))
+        for name, parameter in reference.named_parameters():
+            found = dict(engine.model.named_parameters())[name].grad / engine.training_step.denominator
+            assert (found - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
+        metrics = await model.optim_step(lr=0.0)
+    assert metrics["loss"] == pytest.approx(total.item() / 12, rel=1e-6)
+    assert metrics["scale"] == pytest.approx(6.5)
+    assert metrics["num_samples"] == 12
+
+
 async def test_chunks_of_the_output_layer_change_nothing(qwen3_dir, monkeypatch):
     threads = ragged_threads(12)
 
     async def loss_and_gradient():
         async with training_model(qwen3_dir) as model:
             await model.train_language_modelling_many(threads)
-            engine = model._placement._loop._engine
+            engine = model._worker._loop._engine
             gradients = {name: p.grad.clone() for name, p in engine.model.named_parameters()}
             return (await model.optim_step(lr=0.0))["loss"], gradients
 

@@ -14,7 +14,7 @@ THREADS = ragged_threads(12)
 
 
 def engine_of(model):
-    return model._placement._loop._engine
+    return model._worker._loop._engine
 
 
 async def gradients_and_loss(path, **options):
@@ -87,7 +87,7 @@ async def test_training_that_passes_within_an_evaluation_uses_no_stale_casts(qwe
         alone = weights_of(model)
     async with training_model(qwen3_dir, precision="mixed") as model:
         generation = asyncio.create_task(model.max_gen_len(150).min_gen_len(150).generate_many(prompts))
-        while engine_of(model) is None or model._placement._loop._current is None:
+        while engine_of(model) is None or model._worker._loop._current is None:
             await asyncio.sleep(0)
         await train(model)
         assert not generation.done(), "the training did not pass within the generation"

@@ -71,7 +71,7 @@ def test_attention_is_written_out_correctly(is_causal, masked):
 async def test_dropout_is_on_in_training_and_off_in_evaluation(gpt2_dir):
     threads = addition_threads(4)
     async with training_model(gpt2_dir) as model:
-        engine = model._placement._loop._engine
+        engine = model._worker._loop._engine
         assert draws_random_numbers(engine.model)
         losses = []
         for seed in (0, 0, 1):
@@ -116,4 +116,4 @@ async def test_training_is_a_function_of_its_seed_while_others_draw_from_the_glo
 
 async def test_a_model_without_dropout_pays_nothing(qwen3_dir):
     async with training_model(qwen3_dir) as model:
-        assert not model._placement._loop._engine.draws_random_numbers
+        assert not model._worker._loop._engine.training_step.draws_random_numbers

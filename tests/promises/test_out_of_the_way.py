@@ -487,7 +487,7 @@ async def test_a_worker_that_is_killed_is_a_failure_of_that_step_only(gpt2_dir, 
         async def measure(self, model):
             self.is_open.set()
             if self.run.step == 3:
-                os.kill(model._placement.pid, signal.SIGKILL)
+                os.kill(model._worker.pid, signal.SIGKILL)
             return await super().measure(model)
 
     result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Killed(model)])
@@ -543,8 +543,8 @@ class Interrupt(RecipeCallback):
 
 class Waits(Gated):
     async def measure(self, model):
-        await model._placement.ready()
-        self.pid.done() or self.pid.set_result(model._placement.pid)
+        await model._worker.ready()
+        self.pid.done() or self.pid.set_result(model._worker.pid)
         return await super().measure(model)
 
 async def main():

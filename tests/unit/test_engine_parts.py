@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from descant import CombinedSchedule, CosineScheduler, CosineSchedulerWithoutWarmup
-from descant.engine.batching import plan_batches
+from descant.engine.budgets import plan_batches
 from descant.engine.sampling import sample, uniforms
 from descant.errors import ConfigurationError
 from descant.trainers.data_order import DataOrder

@@ -14,9 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from descant.engine.shared_weights import shape_differences
 from descant.errors import ModelLoadError, WeightsError
-
-_NUM_SHOWN = 3
 
 
 def read_tokenizer(path: str) -> Any:
@@ -49,27 +48,14 @@ def read_model(path: str, dtype: torch.dtype, attn_implementation: str | None = 
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module, source_name: str) -> None:
-    """Overwrite the weights of ``target`` in place by those of ``source``, all or none.
+    """Overwrite the weights of ``target`` in place with those of ``source``, all or none.
 
     Raises:
         WeightsError: names or shapes differ, with what differs; nothing is changed.
     """
     new, old = source.state_dict(), target.state_dict()
-    kinds = {
-        "of another shape": [
-            f"{name} {list(new[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in old.items()
-            if name in new and new[name].shape != tensor.shape
-        ],
-        "missing": [name for name in old if name not in new],
-        "unknown to the model": [name for name in new if name not in old],
-    }
-    differences = [
-        f"{len(names)} {kind}: {', '.join(names[:_NUM_SHOWN])}{', ...' if len(names) > _NUM_SHOWN else ''}"
-        for kind, names in kinds.items()
-        if names
-    ]
-    if differences:
+    shapes, expected = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (new, old))
+    if differences := shape_differences(expected, shapes):
         raise WeightsError(
             f"the weights of {source_name!r} ({type(source).__name__}) do not fit the model ({type(target).__name__}), "
             "which is as it was:\n  " + "\n  ".join(differences)
@@ -79,12 +65,12 @@ def copy_weights(source: nn.Module, target: nn.Module, source_name: str) -> None
 
 
 def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) -> Path:
-    """Write beside the target, then swap it in: a kill leaves a whole directory, old or new, never a mixture."""
+    """Write a directory, then rename it to ``path``: a kill leaves the old or the new one whole, never a mixture."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with _without_progress_bars():  # beside the trainer's own, one for every checkpoint
+        with _without_progress_bars():  # one for each checkpoint, within the output of the trainer
             model.save_pretrained(written, max_shard_size=max_shard_bytes)
         tokenizer.save_pretrained(written)
         if path.exists():
@@ -111,7 +97,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _check_path(name: str) -> None:
-    """Refuse what can be neither a directory nor a hub id, before Transformers takes it for one or the other."""
+    """Refuse a name that can be neither a directory nor a hub id, before Transformers takes it for one of them."""
     path = Path(name)
     if name and path.is_dir():
         if not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Generation: batched decoding in which finished rows leave and waiting ones take their place."""
+"""Generation: batched decoding in which waiting requests take the rows of finished ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from descant.engine.jobs import GeneratedTokens, GenerationRequest, Sampling, YieldPoint
+from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
 from descant.engine.kv_cache import KVCache, has_replaceable_rows
 from descant.engine.sampling import sample, uniforms
-from descant.errors import RequestError, SequenceTooLongError
+from descant.engine.score import context_length, refused_prompt
+from descant.errors import RequestError
 
 # B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary
 
@@ -25,19 +26,12 @@ Results = list[GeneratedTokens | RequestError]
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """What all generation of an engine has in common.
+    """What all generation of an engine has in common."""
 
-    Attributes:
-        stop_ids: tokens that end a turn.
-        max_cached_tokens: columns times rows of the key-value cache.
-        max_prefill_tokens: padded tokens of the prompts that are read in one forward pass.
-        decode: tokens to text, for stop strings.
-    """
-
-    stop_ids: Collection[int]
-    max_cached_tokens: int
-    max_prefill_tokens: int
-    decode: Callable[[list[int]], str]
+    stop_ids: Collection[int]  # tokens that end a turn
+    max_cached_tokens: int  # columns times rows of the key-value cache
+    max_prefill_tokens: int  # padded tokens of the prompts that are read in one forward pass
+    decode: Callable[[list[int]], str]  # tokens to text, for stop strings
 
 
 @torch.no_grad()
@@ -53,9 +47,6 @@ def generate(
     A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
     tokens, or where the model's context ends. As many rows are decoded together as the cache budget (and
     ``MAX_STEP_LOGITS``) allows, longest prompts first; identical prompts are prefilled once.
-
-    Raises:
-        whatever ``yield_point`` raises, between two decode steps.
     """
     decoder = _Decoder(model, requests, sampling, settings)
     while decoder.waiting or decoder.rows:
@@ -77,8 +68,10 @@ class _Decoder:
         self.requests = requests
         self.sampling = sampling
         self.settings = settings
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        self.results: list[GeneratedTokens | RequestError | None] = [self._refusal(request) for request in requests]
+        self.context = context_length(model)
+        self.results: list[GeneratedTokens | RequestError | None] = [
+            refused_prompt(model, request.prompt_ids) for request in requests
+        ]
         accepted = [index for index, refusal in enumerate(self.results) if refusal is None]
         # Longest prompts first, so that a new prompt always fits into the used columns; equal prompts side by side.
         accepted.sort(key=lambda index: (-len(requests[index].prompt_ids), requests[index].prompt_ids))
@@ -103,7 +96,7 @@ class _Decoder:
         return self.replaces_rows and num_free >= max(1, self.max_rows // 8)
 
     def admit(self) -> None:
-        """Prefill waiting prompts, sample their first tokens, and give rows to those that go on."""
+        """Prefill waiting prompts, sample their first tokens, and give rows to those that are not finished."""
         admitted, prompts = self._next_requests()
         prompt_of = {prompt: number for number, prompt in enumerate(prompts)}
         ids_PT, mask_PT = _pad_left(prompts, self.model.device)
@@ -112,12 +105,12 @@ class _Decoder:
         logits_PV = self._forward(ids_PT, mask_PT, positions_PT, cache)
         source = [prompt_of[self.requests[index].prompt_ids] for index in admitted]
         tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.model.device)])
-        going_on = [place for place, index in enumerate(admitted) if self.results[index] is None]
-        if going_on:
-            places = torch.tensor(going_on, device=self.model.device)
-            sources = torch.tensor([source[place] for place in going_on], device=self.model.device)
+        unfinished = [place for place, index in enumerate(admitted) if self.results[index] is None]
+        if unfinished:
+            places = torch.tensor(unfinished, device=self.model.device)
+            sources = torch.tensor([source[place] for place in unfinished], device=self.model.device)
             state = (tokens_B[places], mask_PT[sources], positions_PT[sources, -1] + 1)
-            self._give_rows([admitted[place] for place in going_on], cache, sources, state)
+            self._give_rows([admitted[place] for place in unfinished], cache, sources, state)
 
     def _next_requests(self) -> tuple[list[int], list[tuple[int, ...]]]:
         """The waiting requests that fit into free rows and one prefill, and their distinct prompts."""
@@ -138,7 +131,7 @@ class _Decoder:
         """Decode one token for every row."""
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.rows), 1)], dim=-1)
         logits_BV = self._forward(self.tokens_B.unsqueeze(-1), self.mask_BT, self.positions_B.unsqueeze(-1), self.cache)
-        self.positions_B = (self.positions_B + 1).clamp(max=self.context - 1)  # finished rows go on for a while
+        self.positions_B = (self.positions_B + 1).clamp(max=self.context - 1)  # of finished rows, too
         self.tokens_B = self._accept(self.rows, logits_BV)
         self.rows = [None if row is None or self.results[row] is not None else row for row in self.rows]
         self._give_up_space()
@@ -170,7 +163,7 @@ class _Decoder:
             self.rows[row] = request
 
     def _give_up_space(self) -> None:
-        """Let finished rows go when nobody waits for them, and columns that no row uses."""
+        """Drop finished rows that no request waits for, and columns that no row uses."""
         kept = [row for row, request in enumerate(self.rows) if request is not None]
         num_finished = len(self.rows) - len(kept)
         if not kept:
@@ -214,13 +207,14 @@ class _Decoder:
     def _result(self, request: int) -> GeneratedTokens | None:
         """The result of a request if its last token ends it."""
         output = self.outputs[request]
+        reason: FinishReason | None = None
         if output[-1] in self.settings.stop_ids:
-            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "stop")
-        if self._ends_in_stop_string(output):
-            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "stop_string")
-        if len(output) >= self._most_tokens(request) - len(self.requests[request].prompt_ids):
-            return GeneratedTokens(tuple(output), tuple(self.logprobs[request]), "length")
-        return None
+            reason = "stop"
+        elif self._ends_in_stop_string(output):
+            reason = "stop_string"
+        elif len(output) >= self._most_tokens(request) - len(self.requests[request].prompt_ids):
+            reason = "length"
+        return None if reason is None else GeneratedTokens(tuple(output), tuple(self.logprobs[request]), reason)
 
     def _ends_in_stop_string(self, output: list[int]) -> bool:
         if not self.sampling.stop_strings:
@@ -235,17 +229,6 @@ class _Decoder:
     def _most_tokens(self, request: int) -> int:
         """Prompt and longest completion, in tokens."""
         return min(len(self.requests[request].prompt_ids) + self.sampling.max_gen_len, self.context)
-
-    def _refusal(self, request: GenerationRequest) -> RequestError | None:
-        num_tokens = len(request.prompt_ids)
-        if num_tokens == 0:
-            return RequestError("the prompt has no tokens")
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        if unknown := [token for token in request.prompt_ids if not 0 <= token < vocabulary]:
-            return RequestError(f"token {unknown[0]} is not in the model's vocabulary of {vocabulary}")
-        if num_tokens >= self.context:
-            return SequenceTooLongError(f"the prompt has {num_tokens} tokens; the model's context is {self.context}")
-        return None
 
     def _new_cache(self) -> Any:
         num_layers = len(DynamicCache(config=self.model.config).layers)

@@ -1,13 +1,13 @@
 """Jobs: what crosses into an engine, as plain data.
 
-A job holds token ids, numbers and names only, never closures or module handles, so that it can be pickled and run
-by a thread, another process or a machine. Each job says on which weights it runs. What there are many of is a named
-tuple, which is pickled without running Python.
+A job holds token ids, numbers and names only, never closures, modules or file descriptors, so that it can be pickled
+and run by a thread, another process or another machine. Each job says on which weights it runs. Records that come in
+large numbers are named tuples, which are pickled without running Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVa
 
 from descant.errors import RequestError
 
-if TYPE_CHECKING:  # torch, which whoever makes jobs does not need
-    from descant.engine.replication import EngineSpec  # noqa: F401
+if TYPE_CHECKING:  # they import torch, which code that makes jobs does not need
+    from descant.engine.engine_spec import EngineSpec  # noqa: F401
     from descant.engine.shared_weights import WeightLayout
 
 LIVE = "live"
@@ -25,9 +25,14 @@ REFERENCE = "reference"
 """The weights that the model was spawned with, once they are kept (``KeepReference``)."""
 
 FinishReason = Literal["stop", "stop_string", "length"]
+LossName = Literal["language_modelling"]
+Column = float | tuple[float, ...]  # a number for a sequence, or one for each of its tokens
 ResultT = TypeVar("ResultT")
 YieldPoint = Callable[[], None]
-"""Called between decode steps and micro-batches; raises if the job was cancelled."""
+"""Called between decode steps and micro-batches, where the worker decides: it returns when the job may continue,
+perhaps after training jobs that have run in between, and raises if the job was cancelled. The engine decides nothing of
+this, so that engines which compute one model together can share each decision.
+"""
 
 
 class Priority(IntEnum):
@@ -38,9 +43,12 @@ class Priority(IntEnum):
 
 
 class Job(Generic[ResultT]):
-    """Work for an engine; ``ResultT`` is what it returns. ``weights`` is ``LIVE`` where a job does not choose."""
+    """Work for an engine; ``ResultT`` is what it returns.
 
-    priority = Priority.EVALUATION
+    Training jobs and short ones go first; ``weights`` is ``LIVE`` where a job does not choose.
+    """
+
+    priority = Priority.TRAINING
     weights: str = LIVE
 
 
@@ -48,7 +56,7 @@ class Engine(Protocol):
     """Runs jobs one after another, on the thread that calls it."""
 
     def run(self, job: Job[ResultT], yield_point: YieldPoint) -> ResultT:
-        """The result of the job; calls ``yield_point`` wherever it can be cancelled."""
+        """The result of the job; calls ``yield_point`` between its decode steps or micro-batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +100,18 @@ class GeneratedTokens(NamedTuple):
 
 
 class WeightedSequence(NamedTuple):
-    """Token ids and one weight per token; tokens of weight above 0 are scored or trained."""
+    """Tokens, of which those of weight above 0 are scored or trained; ``columns`` are the other inputs of a loss."""
 
     token_ids: tuple[int, ...]
     weights: tuple[float, ...]
+    columns: Mapping[str, Column] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Generate(Job[list[GeneratedTokens | RequestError]]):
     """One completion per request, in order."""
 
+    priority = Priority.EVALUATION
     requests: tuple[GenerationRequest, ...]
     sampling: Sampling
     weights: str = LIVE
@@ -111,28 +121,27 @@ class Generate(Job[list[GeneratedTokens | RequestError]]):
 class Logprobs(Job[list[list[float] | RequestError]]):
     """The log-probability of every weighted token, in nats, one list per sequence."""
 
+    priority = Priority.EVALUATION
     sequences: tuple[WeightedSequence, ...]
     weights: str = LIVE
 
 
 @dataclass(frozen=True, slots=True)
 class Accumulate(Job[list[RequestError | None]]):
-    """Add the gradient of a named loss to the step's; returns, per sequence, None or why it was left out.
+    """Add the gradient of a loss to the step's; returns, per sequence, None or why it was left out.
 
-    ``seed`` is the run's; dropout of micro-batch m of step s draws from (seed, s, m).
+    All of a step has one loss. ``seed`` is the run's; dropout of micro-batch m of step s draws from (seed, s, m).
     """
 
-    priority = Priority.TRAINING
     sequences: tuple[WeightedSequence, ...]
-    loss: Literal["language_modelling"]
+    loss: LossName
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class OptimStep(Job[dict[str, float]]):
-    """Apply the accumulated gradient, averaged over the step's trained tokens, and return its metrics."""
+    """Apply the accumulated gradient, divided by the denominator of its loss, and return the step's metrics."""
 
-    priority = Priority.TRAINING
     lr: float
     weight_decay: float
     max_grad_norm: float
@@ -143,36 +152,35 @@ class OptimStep(Job[dict[str, float]]):
 class DiscardGradient(Job[None]):
     """Forget the accumulated gradient."""
 
-    priority = Priority.TRAINING
-
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot(Job[str]):
-    """Keep a copy of the live weights and return its identity. Between two updates all snapshots are one copy.
-
-    It goes before evaluation, as training does: it is short, and whoever asks wants the weights as they are now.
-    """
-
-    priority = Priority.TRAINING
+    """Keep a copy of the live weights and return its name. Between two updates all snapshots are one copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSnapshot(Job[None]):
-    """Give a snapshot back; its memory is freed when all who took it have done so."""
+    """Release a snapshot; its memory is freed once it was released as often as it was taken."""
 
-    priority = Priority.TRAINING
     snapshot: str
 
 
 @dataclass(frozen=True, slots=True)
-class DescribeEngine(Job["EngineSpec"]):
-    """What an engine elsewhere must know to compute with copies of these weights.
+class WeightHandle:
+    """Memory for one version of the weights, by name: each worker finds it in its own way (``weight_files``)."""
 
-    ``device`` and ``num_threads`` are its own; None for the device of this engine, and the cores that it leaves. If the
-    other one has to import the class of the model, it is ``importable``.
+    name: str
+    layout: WeightLayout
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeEngine(Job["EngineSpec"]):
+    """A description of the engine, for another one that computes with copies of its weights.
+
+    ``device`` and ``num_threads`` are of the other one; None for the device of this engine and the cores that it
+    leaves. ``importable``: whether the other one has to import the class of the model.
     """
 
-    priority = Priority.TRAINING
     device: str | None
     num_threads: int | None
     importable: bool
@@ -180,29 +188,22 @@ class DescribeEngine(Job["EngineSpec"]):
 
 @dataclass(frozen=True, slots=True)
 class ExportWeights(Job[None]):
-    """Copy the live weights into a file that other processes map, named by its descriptor."""
+    """Copy the live weights into memory that other workers share."""
 
-    priority = Priority.TRAINING
-    fd: int
-    layout: WeightLayout
+    handle: WeightHandle
 
 
 @dataclass(frozen=True, slots=True)
 class AttachWeights(Job[None]):
-    """Compute with the weights in a file under this name, until they are detached."""
+    """Hold the weights in shared memory under a name of their own, until they are detached."""
 
-    priority = Priority.TRAINING
     name: str
-    fd: int
-    layout: WeightLayout
+    handle: WeightHandle
 
 
 @dataclass(frozen=True, slots=True)
 class DetachWeights(Job[bool]):
-    """Forget weights that were attached; returns False if a job is in the middle of using them.
-
-    With the priority of an evaluation it comes after that.
-    """
+    """Forget weights that were attached; returns False if a job is in the middle of using them."""
 
     name: str
     priority: Priority = Priority.TRAINING
@@ -210,17 +211,14 @@ class DetachWeights(Job[bool]):
 
 @dataclass(frozen=True, slots=True)
 class UnmapWeights(Job[None]):
-    """Let go of a file of weights."""
+    """Let go of shared memory."""
 
-    priority = Priority.TRAINING
-    fd: int
+    handle: WeightHandle
 
 
 @dataclass(frozen=True, slots=True)
 class KeepReference(Job[None]):
     """Keep a copy of the weights that the model was spawned with, as ``REFERENCE``, as long as the engine lives."""
-
-    priority = Priority.TRAINING
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +228,7 @@ class Save(Job[Path]):
     ``max_shard_bytes`` is the size of a file of weights; larger models are written as several, with an index.
     """
 
+    priority = Priority.EVALUATION
     path: Path
     max_shard_bytes: int
     weights: str = LIVE
@@ -239,5 +238,4 @@ class Save(Job[Path]):
 class Load(Job[None]):
     """Replace the live weights by those of a directory or hub id, and begin with a fresh optimizer."""
 
-    priority = Priority.TRAINING
     path: str

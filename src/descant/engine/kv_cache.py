@@ -1,4 +1,4 @@
-"""A key-value cache for rows that come and go.
+"""KVCache: a key-value cache whose rows can be replaced.
 
 ``KVCache`` writes into buffers in place. Rows are aligned on the right: the newest token of every row stands in the
 last used column, and what a row does not use on the left is masked. So a row can leave at any time, and another take
@@ -63,7 +63,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class KVCache(Cache):
-    """A cache whose rows can be replaced; a ``Cache`` as far as Transformers' models are concerned."""
+    """A cache whose rows can be replaced; a ``Cache`` to Transformers' models."""
 
     layers: list[_Layer]  # type: ignore[assignment]
 

@@ -1,14 +1,17 @@
-"""Precision: in which number formats a model holds its weights and computes."""
+"""Precision: the number formats of a model's weights and of what it computes; and the mode that it computes in."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 """Weights and products in float32; float32 weights with products in bfloat16 (autocast); or all in bfloat16."""
+PRECISION_NAMES = {"float32": "float32", "mixed": "float32 with bfloat16 products", "bfloat16": "bfloat16"}
 
 
 def device_type() -> str:
@@ -34,3 +37,15 @@ def computes_in(precision: Precision, device: str) -> AbstractContextManager[Any
 def forget_casts() -> None:
     """Drop cached casts: the weights are others now, or the casts were made without gradients."""
     torch.clear_autocast_cache()
+
+
+@contextmanager
+def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for one job; each module gets its own mode back, also after a failure."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

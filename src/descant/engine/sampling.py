@@ -11,8 +11,9 @@ from torch import Tensor
 
 # B rows of a batch, V vocabulary
 
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+# Constants of 64 bits, as the int64 with the same bits
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 def uniforms(seeds_B: Tensor, positions_B: Tensor) -> Tensor:
@@ -21,9 +22,9 @@ def uniforms(seeds_B: Tensor, positions_B: Tensor) -> Tensor:
     SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), with the
     position as counter: z = mix(seed + (position + 1) * gamma), of which the top 53 bits are taken.
     """
-    z_B = seeds_B + (positions_B + 1) * _signed(_GOLDEN_GAMMA)
-    z_B = (z_B ^ _shift_right(z_B, 30)) * _signed(_MIX_1)
-    z_B = (z_B ^ _shift_right(z_B, 27)) * _signed(_MIX_2)
+    z_B = seeds_B + (positions_B + 1) * _GOLDEN_GAMMA
+    z_B = (z_B ^ _shift_right(z_B, 30)) * _MIX_1
+    z_B = (z_B ^ _shift_right(z_B, 27)) * _MIX_2
     z_B = z_B ^ _shift_right(z_B, 31)
     return _shift_right(z_B, 11).double() * 2.0**-53
 
@@ -58,8 +59,3 @@ def _invert_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 def _shift_right(values: Tensor, bits: int) -> Tensor:
     """Logical shift: torch shifts int64 arithmetically, so the copies of the sign bit are masked away."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(constant: int) -> int:
-    """A 64-bit constant as the int64 with the same bits."""
-    return constant - (1 << 64) if constant >= 1 << 63 else constant

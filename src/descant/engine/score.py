@@ -1,4 +1,4 @@
-"""Scoring: log-probabilities of chosen tokens, without the logits of all others."""
+"""Scoring: log-probabilities of chosen tokens, without the logits of all others; and the sequences that have none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from descant.engine.jobs import WeightedSequence
-from descant.errors import ModelLoadError
+from descant.errors import (
+    ModelLoadError,
+    NonFiniteSequenceError,
+    NoTrainedTokensError,
+    RequestError,
+    SequenceTooLongError,
+)
 
 # B rows, T positions, H hidden size, V vocabulary, N trained tokens of a micro-batch
 
@@ -23,15 +29,14 @@ class TokenScorer:
     """Log-probabilities of the weighted tokens of a batch under a causal language model.
 
     Only positions that predict a weighted token reach the output layer, at most ``MAX_LOGITS`` logits at a time (each
-    chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are not just
-    the output layer on the last hidden state (soft-capping, scaled logits) are recognised by a probe when they are
-    loaded, and scored through their own forward pass.
+    chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are more than
+    the output layer on the last hidden state (soft-capping) are found by a probe, and scored by their own forward pass.
     """
 
     def __init__(self, model: Any, head_gives_logits: bool | None = None) -> None:
         self.model = model
         self.head: nn.Module | None = model.get_output_embeddings()
-        if head_gives_logits is None:  # nobody has looked yet
+        if head_gives_logits is None:
             self.check_causal()
             head_gives_logits = self._head_gives_the_logits()
         if not head_gives_logits:
@@ -40,8 +45,7 @@ class TokenScorer:
     def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (float32) and weights of all weighted tokens, both [N], in order of sequence and position.
 
-        Rows are padded on the right and no mask is given: with causal attention no token ever sees the padding
-        behind it. Differentiable unless gradients are off.
+        Rows are padded on the right, without a mask: with causal attention no token sees the padding behind it.
         """
         device = self.model.device
         ids_BT = torch.zeros(len(sequences), max(len(s.token_ids) for s in sequences), dtype=torch.long)
@@ -82,7 +86,7 @@ class TokenScorer:
 
     @torch.no_grad()
     def _head_gives_the_logits(self) -> bool:
-        """Whether the logits are what the head makes of the last hidden state, and nothing is done to them after.
+        """Whether the logits are the head's output on the last hidden state, unchanged.
 
         Soft-capping hardly shows on small logits, so the head's output is replaced by large known numbers once.
         """
@@ -113,5 +117,54 @@ class TokenScorer:
             )
 
 
+def split_by_sequence(values_N: Tensor, sequences: Sequence[WeightedSequence]) -> list[Tensor]:
+    """Per-token values of a batch, cut into those of each sequence."""
+    return list(torch.split(values_N, [sum(weight > 0 for weight in sequence.weights) for sequence in sequences]))
+
+
 def _token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return -functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+
+def context_length(model: Any) -> int:
+    """The most tokens that a model can read; very large where its configuration sets no bound."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def refused_sequence(model: Any, sequence: WeightedSequence, longest: int | None = None) -> RequestError | None:
+    """Why a sequence cannot be scored, or trained with at most ``longest`` tokens; None if it can."""
+    length, context = len(sequence.token_ids), context_length(model)
+    if unknown := _unknown_token(model, sequence.token_ids):
+        return unknown
+    if not any(sequence.weights):
+        return NoTrainedTokensError("no token of the sequence carries weight")
+    if longest is not None and length > longest:
+        return SequenceTooLongError(f"the sequence has {length} tokens, more than max_batch_size={longest} (tokens)")
+    if length > context:
+        return SequenceTooLongError(f"the sequence has {length} tokens; the model's context is {context}")
+    return None
+
+
+def refused_prompt(model: Any, prompt_ids: Sequence[int]) -> RequestError | None:
+    """Why nothing can be generated for a prompt; None if it can."""
+    length, context = len(prompt_ids), context_length(model)
+    if length == 0:
+        return RequestError("the prompt has no tokens")
+    if unknown := _unknown_token(model, prompt_ids):
+        return unknown
+    if length >= context:
+        return SequenceTooLongError(f"the prompt has {length} tokens; the model's context is {context}")
+    return None
+
+
+def not_finite() -> NonFiniteSequenceError:
+    """Why a sequence has no result that was computed."""
+    return NonFiniteSequenceError("the log-probabilities of the sequence are not finite")
+
+
+def _unknown_token(model: Any, token_ids: Sequence[int]) -> RequestError | None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    unknown = next((token for token in token_ids if not 0 <= token < vocabulary), None)
+    if unknown is None:
+        return None
+    return RequestError(f"token {unknown} is not in the model's vocabulary of {vocabulary}")

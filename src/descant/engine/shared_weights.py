@@ -1,9 +1,9 @@
-"""SharedWeights: the weights of a model in memory that several processes map."""
+"""SharedWeights: the weights of a model in memory that several workers share."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -11,18 +11,17 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from descant.engine.jobs import WeightHandle
+from descant.engine.weight_files import weight_files
 from descant.errors import WeightsError
 
-_ALIGNMENT = 64  # bytes, as torch's own tensors have it: kernels give the same bits
+_ALIGNMENT = 64  # bytes, as for torch's own tensors: so kernels give the same bits
 _NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where a tensor stands in the file.
-
-    Whether it ``requires_grad`` belongs to it, since torch chooses kernels by that, also where no gradient is wanted.
-    """
+class TensorEntry:
+    """A tensor in the file. Torch chooses kernels by ``requires_grad``, also where no gradient is computed."""
 
     name: str
     dtype: torch.dtype
@@ -33,70 +32,66 @@ class TensorPlace:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """Where each parameter and buffer of a module stands; those that are tied stand there once."""
+    """The offset of each parameter and buffer of a module in a file, tied ones once."""
 
-    places: tuple[TensorPlace, ...]
+    entries: tuple[TensorEntry, ...]
     num_bytes: int
 
     @classmethod
     def of(cls, model: nn.Module) -> WeightLayout:
         """The layout of a module's tensors as they are now."""
-        return cls._of_tensors(named_tensors(model))
-
-    @classmethod
-    def _of_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightLayout:
-        places, offset = [], 0
-        for name, tensor in tensors.items():
-            places.append(TensorPlace(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
+        entries, offset = [], 0
+        for name, tensor in named_tensors(model).items():
+            entries.append(TensorEntry(name, tensor.dtype, tuple(tensor.shape), offset, tensor.requires_grad))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return cls(tuple(places), max(offset, _ALIGNMENT))
+        return cls(tuple(entries), max(offset, _ALIGNMENT))
 
     def differences(self, other: WeightLayout) -> str:
         """How another layout differs in names and shapes, in words; empty if it does not."""
-        mine, its = ({place.name: list(place.shape) for place in layout.places} for layout in (self, other))
-        kinds = {
-            "of another shape": [f"{n} {mine[n]} and {its[n]}" for n in mine if its.get(n, mine[n]) != mine[n]],
-            "only there": [name for name in its if name not in mine],
-            "missing there": [name for name in mine if name not in its],
-        }
-        return "; ".join(
-            f"{len(names)} tensors are {kind}: {', '.join(names[:_NUM_SHOWN])}{', ...' * (len(names) > _NUM_SHOWN)}"
-            for kind, names in kinds.items()
-            if names
-        )
+        mine, its = ({entry.name: entry.shape for entry in layout.entries} for layout in (self, other))
+        return "; ".join(shape_differences(mine, its))
 
 
 class SharedWeights:
-    """A file of weights, mapped into this process.
+    """A weight file, mapped into this process."""
 
-    Args:
-        fd: the open file. It is named by its number, which child processes are given to inherit.
-        layout: what stands where in it.
-    """
-
-    def __init__(self, fd: int, layout: WeightLayout) -> None:
-        self.layout = layout
+    def __init__(self, handle: WeightHandle) -> None:
+        self._layout = layout = handle.layout
+        (fd,) = weight_files([handle.name]).values()
         memory = torch.frombuffer(mmap.mmap(fd, layout.num_bytes), dtype=torch.uint8)
         self.tensors: Mapping[str, Tensor] = {
-            place.name: memory[place.offset : place.offset + place.dtype.itemsize * prod(place.shape)]
-            .view(place.dtype)
-            .view(place.shape)
-            for place in layout.places
+            entry.name: memory[entry.offset : entry.offset + entry.dtype.itemsize * prod(entry.shape)]
+            .view(entry.dtype)
+            .view(entry.shape)
+            for entry in layout.entries
         }
-        """Views of the file: whatever is written to one is read in all processes."""
+        """Views of the file: all processes that map it see the same bytes."""
 
     @torch.no_grad()
     def copy_from(self, model: nn.Module) -> None:
-        """Overwrite the file by the weights of a module.
-
-        Raises:
-            WeightsError: the module has other tensors than the layout, with what differs.
-        """
-        live = named_tensors(model)
-        if (layout := WeightLayout._of_tensors(live)) != self.layout:
-            differences = self.layout.differences(layout) or "number formats, or who requires gradients"
+        """Overwrite the file with the weights of a module, which must have the tensors of the layout."""
+        if (layout := WeightLayout.of(model)) != self._layout:
+            differences = self._layout.differences(layout) or "number formats, or which tensors require gradients"
             raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
-        torch._foreach_copy_(list(self.tensors.values()), list(live.values()))
+        torch._foreach_copy_(list(self.tensors.values()), list(named_tensors(model).values()))
+
+
+def shape_differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
+    """How the shapes of tensors differ, in words; empty if they do not."""
+    kinds = {
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+        "missing there": [name for name in expected if name not in found],
+        "unknown to the model": [name for name in found if name not in expected],
+    }
+    return [
+        f"{len(names)} {kind}: {', '.join(names[:_NUM_SHOWN])}{', ...' if len(names) > _NUM_SHOWN else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from descant.engine.jobs import LIVE, REFERENCE
-from descant.engine.shared_weights import named_tensors
+from descant.engine.jobs import LIVE, REFERENCE, WeightHandle
+from descant.engine.shared_weights import SharedWeights, named_tensors
 from descant.errors import WeightsError
 
 _Copy = list[tuple[Tensor, Tensor]]
-"""Parameters and buffers, each with the data that belongs into it."""
+"""Parameters and buffers, each with its data in this version of the weights."""
 
 
 class WeightStore:
-    """Which weights a model computes with: the live ones, the reference, or a snapshot.
+    """The weights that a model can compute with: the live ones, the reference, snapshots, and those in shared memory.
 
-    A snapshot is the copy of the live weights at one version; the version counts the changes of the live weights, so
-    two snapshots between the same two updates share one copy. The reference is the copy at version 0.
-
-    Args:
-        model: its parameters and persistent buffers are the live weights.
-        counts_changes: whether ``changed`` is called whenever they change. If not, every snapshot is a copy.
+    A version counts the changes of the live weights (parameters and persistent buffers): two snapshots between the same
+    two updates share one copy. Where other code changes them untold (``counts_changes=False``), every snapshot is a
+    copy. The reference is the copy at version 0.
     """
 
     def __init__(self, model: nn.Module, *, counts_changes: bool = True) -> None:
@@ -36,20 +33,18 @@ class WeightStore:
         self._in_use: list[str] = []  # by jobs within jobs
         self._live: _Copy = []  # while other weights are active
         self._version = 0
+        self.mapped: dict[str, SharedWeights] = {}  # by name of the handle
 
     def changed(self) -> None:
-        """The live weights are others now."""
+        """Count a change of the live weights."""
         self._version += 1
 
     @contextmanager
     def active(self, weights: str) -> Iterator[None]:
-        """The model computes with these weights; on the way out, with those that it did before.
+        """Have the model compute with these weights; on the way out, with those before.
 
-        Only the storage behind the parameters is exchanged, so the optimizer and tied layers keep theirs, and it costs
-        nothing. It nests: a training job that passes within an evaluation of a snapshot is on the live weights.
-
-        Raises:
-            WeightsError: weights that are not held, with those that are.
+        Only the storage behind the parameters is exchanged, so it costs nothing, and the optimizer and tied layers keep
+        their tensors. It nests: a training job within an evaluation of a snapshot runs on the live weights.
         """
         before = self._active
         self._activate(weights)
@@ -61,7 +56,7 @@ class WeightStore:
             self._activate(before)
 
     def take_snapshot(self) -> str:
-        """Copy the live weights, unless that version is held already; returns the identity of the copy."""
+        """Copy the live weights, unless that version is held already; returns the name of the copy."""
         if not self._counts_changes:
             self.changed()
         snapshot = f"snapshot-{self._version}"
@@ -77,25 +72,29 @@ class WeightStore:
         if not self._num_users[snapshot]:
             del self._copies[snapshot], self._num_users[snapshot]
 
-    def attach(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Hold tensors that somebody else has written, under a name of his."""
-        tensors = named_tensors(self._model)
-        self._copies[name] = [(tensors[key], data) for key, data in weights.items()]
+    def export(self, handle: WeightHandle) -> None:
+        """Copy the weights that are active into shared memory."""
+        self._map(handle).copy_from(self._model)
+
+    def attach(self, name: str, handle: WeightHandle) -> None:
+        """Hold the weights in shared memory, on the model's device, under this name."""
+        tensors, shared = named_tensors(self._model), self._map(handle).tensors
+        self._copies[name] = [(tensors[key], data.to(tensors[key].device)) for key, data in shared.items()]
         self._num_users[name] = 1
 
     def detach(self, name: str) -> bool:
-        """Forget them, unless a job is in the middle of using them; whether that was done."""
+        """Forget attached weights; returns False if a job is in the middle of using them."""
         if name in self._in_use:
             return False
         self.release_snapshot(name)
         return True
 
-    def keep_reference(self) -> None:
-        """Copy the weights as they were loaded, once.
+    def unmap(self, handle: WeightHandle) -> None:
+        """Let go of shared memory."""
+        self.mapped.pop(handle.name, None)
 
-        Raises:
-            WeightsError: they have changed already.
-        """
+    def keep_reference(self) -> None:
+        """Copy the weights as they were loaded, once."""
         if REFERENCE in self._copies:
             return
         if self._version > 0:
@@ -105,11 +104,16 @@ class WeightStore:
             )
         self._copies[REFERENCE] = self._copy()
 
+    def _map(self, handle: WeightHandle) -> SharedWeights:
+        if handle.name not in self.mapped:
+            self.mapped[handle.name] = SharedWeights(handle)
+        return self.mapped[handle.name]
+
     def _copy(self) -> _Copy:
         return [(tensor, data.clone()) for tensor, data in self._live or self._read()]
 
     def _read(self) -> _Copy:
-        """The weights as they stand: layers may have been added or moved since the last time."""
+        """The weights of now: layers may have been added or moved since the last time."""
         return [(t, t.data) for t in (*self._model.parameters(), *persistent_buffers(self._model))]
 
     def _activate(self, weights: str) -> None:
@@ -131,5 +135,5 @@ class WeightStore:
 
 
 def persistent_buffers(model: nn.Module) -> list[Tensor]:
-    """The buffers that belong to the weights: those that ``state_dict`` has."""
+    """The buffers that are saved with the weights."""
     return [t for t in model.state_dict(keep_vars=True).values() if not isinstance(t, nn.Parameter)]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-# N trained tokens of a micro-batch
+from descant.losses.loss import Columns, LossSums
 
 
-def language_modelling(logprobs_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Raw weighted sum of negative log-likelihoods, in nats: ``-sum_i w_i * log p(token_i)``.
-
-    It is not averaged: a step divides its gradient once, by the sum of all weights of the step, so that the loss
-    is the mean over the step's trained tokens however the step was cut into micro-batches. Summed in float64.
-    """
-    return -(logprobs_N.double() * weights_N.double()).sum()
+def language_modelling(logprobs_N: Tensor, columns: Columns) -> LossSums:
+    """The negative log-likelihood, ``-sum_i w_i * log p(token_i)`` in nats, as a mean over the trained tokens."""
+    weights_N = columns["weight"].double()
+    return LossSums(-(logprobs_N.double() * weights_N).sum(), weights_N.sum())

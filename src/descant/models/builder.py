@@ -22,7 +22,7 @@ _INFERENCE_BATCH_TOKENS = 16_384
 
 
 class ModelBuilder:
-    """Says which model; ``spawn_train`` and ``spawn_inference`` load it.
+    """The model to load; ``spawn_train`` and ``spawn_inference`` load it.
 
     >>> model = await ModelBuilder("path/or/hub-id").spawn_train("policy", max_batch_size=4096)  # doctest: +SKIP
 
@@ -94,10 +94,10 @@ class ModelBuilder:
             parts.append(self._load(max_batch_tokens, issubclass(kind, TrainingModel)))
             return parts[0][0]
 
-        placement = WorkerThread(name, load)
-        await placement.ready()
+        worker = WorkerThread(name, load)
+        await worker.ready()
         engine, renderer = parts.pop()
-        return kind(name, engine.describe(), placement, renderer, Sampling(max_gen_len=self.tokens_to_generate))
+        return kind(name, engine.describe(), worker, renderer, Sampling(max_gen_len=self.tokens_to_generate))
 
     def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
         tokenizer = read_tokenizer(self.path)

@@ -208,8 +208,8 @@ class Renderer:
     def _locate_by_prompt(self, thread: StringThread, text: str, turn: int) -> _CharSpan:
         """Where a turn stands when the template takes contents apart, as for reasoning, or adds tool calls to them.
 
-        An assistant turn then begins where the generation prompt of the thread before it ends, and goes on to the
-        next end of a turn.
+        An assistant turn then extends from the end of the generation prompt of the thread before it to the next end of
+        a turn.
         """
         calls = thread.get_tool_calls()[turn]
         start = self._end_of_generation_prompt(thread, turn, text)

@@ -1,4 +1,4 @@
-"""Collector: single calls that are made together become one list call."""
+"""Collector: makes one list call of single calls that are made together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Batch:
 
 
 class Collector:
-    """Collects what arrives under one key in one turn of the event loop, as from ``asyncio.gather``."""
+    """Collects the calls under one key in one turn of the event loop, as from ``asyncio.gather``."""
 
     def __init__(self) -> None:
         self._open: dict[Hashable, _Batch] = {}

@@ -6,25 +6,15 @@ import asyncio
 import copy
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from descant.arguments import as_path, check_finite_number, check_whole_number
-from descant.engine.jobs import (
-    LIVE,
-    Generate,
-    GeneratedTokens,
-    GenerationRequest,
-    Logprobs,
-    ReleaseSnapshot,
-    Sampling,
-    Save,
-    TakeSnapshot,
-    WeightedSequence,
-)
-from descant.errors import ConfigurationError, RenderError, RequestError
+from descant.engine import jobs
+from descant.errors import ConfigurationError, DescantError, RenderError, RequestError
 from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
 from descant.models.requester import Requester, current_requester
@@ -36,31 +26,37 @@ ItemT = TypeVar("ItemT")
 RenderedT = TypeVar("RenderedT")
 ResultT = TypeVar("ResultT")
 ItemFailure = RenderError | RequestError
-"""What can befall one thread of a list while the others succeed."""
+"""Why one thread of a list failed; the others are unaffected."""
+Settled = list[ResultT | Any]
+"""Results in order. With ``return_exceptions=True`` an ``ItemFailure`` stands in the place of each thread that failed:
+to type checkers ``Any``, so that code which has failures raised need not narrow, and code which asks for them can."""
 MAX_SHARD_BYTES = 5 * 10**9
 """The size of a file of weights; larger models are saved as several."""
 
 
 class _HeldSnapshot:
-    """A snapshot in an engine; given back by ``release``, or when the last handle on it is garbage."""
+    """A snapshot in an engine; freed by ``release``, or when the last handle on it is garbage."""
 
-    def __init__(self, placement: EngineWorker, weights: str) -> None:
+    def __init__(self, worker: EngineWorker, weights: str) -> None:
         self.weights = weights
-        self._placement = placement
-        self._finalizer = weakref.finalize(self, placement.run_later, ReleaseSnapshot(weights))
+        self._worker = worker
+        self._finalizer = weakref.finalize(self, worker.run_later, jobs.ReleaseSnapshot(weights))
 
     async def release(self) -> None:
         """Free it now; twice is harmless."""
-        if self._finalizer.detach() and not self._placement.closed:
-            await self._placement.run(ReleaseSnapshot(self.weights))
+        if self._finalizer.detach():
+            with suppress(DescantError):  # the model was closed, which has freed it
+                released = self._worker.submit(jobs.ReleaseSnapshot(self.weights)).future
+                await asyncio.shield(asyncio.wrap_future(released))
 
 
 class InferenceModel:
-    """A model that generates and scores, on the weights that it was made for: see ``weights``.
+    """A handle on a model, with which it generates and scores on one version of its weights.
 
-    Every method has a list form, ``..._many``: its batches are a pure function of the list. Single calls that are
-    made together (``asyncio.gather``) are collected into one list call. In a list form a thread that fails raises the
-    first failure once all others are done, or, with ``return_exceptions=True``, has its exception in its place.
+    Methods have a list form, ``..._many``, whose batches are a pure function of the list and whose results are in its
+    order. If threads fail, it raises the first failure once all others are done; with ``return_exceptions=True`` each
+    failure stands in the place of its thread. Single calls that are made together (``asyncio.gather``) are collected
+    into one list call.
 
     Made by ``ModelBuilder.spawn_inference``, or by ``snapshot``.
 
@@ -72,63 +68,43 @@ class InferenceModel:
     """
 
     def __init__(
-        self, name: str, description: str, placement: EngineWorker, renderer: Renderer, sampling: Sampling
+        self, name: str, description: str, worker: EngineWorker, renderer: Renderer, sampling: jobs.Sampling
     ) -> None:
         self.name = name
         self.description = description
         self.sampling = sampling
-        self.weights = LIVE
+        self.weights = jobs.LIVE
         self._snapshot: _HeldSnapshot | None = None
-        self._placement = placement
+        self._worker = worker
         self._renderer = renderer
         self._collector = Collector()
         self._default_requester = Requester(name, seed=0, observer=False)
 
-    # Views
+    # Views; each raises ConfigurationError for a value that cannot be
 
     def temperature(self, temperature: float) -> Self:
-        """A view on the same weights that samples at this temperature; 0 is greedy.
-
-        Raises:
-            ConfigurationError: negative or not finite.
-        """
+        """A view on the same weights that samples at this temperature, finite and at least 0; 0 is greedy."""
         check_finite_number("temperature", temperature, least=0)
         return self._view(replace(self.sampling, temperature=float(temperature)))
 
     def top_p(self, top_p: float) -> Self:
-        """A view on the same weights that samples from the most probable tokens of total probability ``top_p``.
-
-        Raises:
-            ConfigurationError: not in (0, 1].
-        """
+        """A view on the same weights that samples from the most probable tokens of total probability in (0, 1]."""
         if not 0 < top_p <= 1:
             raise ConfigurationError(f"top_p={top_p!r} must be above 0 and at most 1")
         return self._view(replace(self.sampling, top_p=float(top_p)))
 
     def max_gen_len(self, max_gen_len: int) -> Self:
-        """A view on the same weights that generates at most this many tokens.
-
-        Raises:
-            ConfigurationError: not a whole number of at least 1.
-        """
+        """A view on the same weights that generates at most this many tokens, at least 1."""
         check_whole_number("max_gen_len", max_gen_len)
         return self._view(replace(self.sampling, max_gen_len=max_gen_len))
 
     def min_gen_len(self, min_gen_len: int) -> Self:
-        """A view on the same weights that does not end a turn before this many tokens.
-
-        Raises:
-            ConfigurationError: not a whole number of at least 0.
-        """
+        """A view on the same weights that does not end a turn before this many tokens."""
         check_whole_number("min_gen_len", min_gen_len, least=0)
         return self._view(replace(self.sampling, min_gen_len=min_gen_len))
 
     def stop_strings(self, *stop_strings: str) -> Self:
-        """A view on the same weights that also ends a turn where one of these texts appears; it is not in the content.
-
-        Raises:
-            ConfigurationError: something that is not a string, or an empty one.
-        """
+        """A view on the same weights that also ends a turn before one of these texts."""
         if not all(isinstance(string, str) and string for string in stop_strings):
             raise ConfigurationError(f"stop_strings={stop_strings!r} must be strings that are not empty")
         return self._view(replace(self.sampling, stop_strings=stop_strings))
@@ -136,20 +112,24 @@ class InferenceModel:
     # Weights
 
     async def snapshot(self) -> InferenceModel:
-        """A handle on a copy of the weights as they are now: it stays the same while training goes on.
+        """A handle on a copy of the weights as they are now: training does not change it.
 
-        It costs the memory of the weights, in the same precision, until ``dealloc`` or until nothing refers to it;
+        It takes the memory of the weights, in the same precision, until ``dealloc`` or until nothing refers to it;
         snapshots between the same two updates share one copy. A snapshot of a snapshot is the same weights.
         """
-        if self.weights != LIVE:
+        if self.weights != jobs.LIVE:
             return self._handle(self.weights, self._snapshot)
-        held = await asyncio.shield(asyncio.ensure_future(_take_snapshot(self._placement)))
+
+        async def take() -> _HeldSnapshot:  # shielded: if the caller is cancelled, the snapshot is garbage and not lost
+            return _HeldSnapshot(self._worker, await self._worker.run(jobs.TakeSnapshot()))
+
+        held = await asyncio.shield(take())
         return self._handle(held.weights, held)
 
     async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
 
-        A directory that is there already is replaced, in whole: a kill leaves the old or the new one.
+        An existing directory is replaced as a whole: a kill leaves the old or the new one.
 
         Args:
             path: the directory.
@@ -158,7 +138,7 @@ class InferenceModel:
         Returns:
             its absolute path.
         """
-        return await self._placement.run(Save(Path(as_path(path)), max_shard_bytes, self.weights))
+        return await self._worker.run(jobs.Save(Path(as_path(path)), max_shard_bytes, self.weights))
 
     # Generating
 
@@ -171,14 +151,10 @@ class InferenceModel:
         """
         return (await self.generate_tokens(thread)).thread
 
-    @overload
-    async def generate_many(self, threads: Sequence[StringThread]) -> list[StringThread]: ...
-    @overload
     async def generate_many(
-        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[StringThread | ItemFailure]: ...
-    async def generate_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
-        """``generate`` for a list of threads, in order."""
+        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
+    ) -> Settled[StringThread]:
+        """``generate`` for a list of threads."""
         generated = await self._generate(threads)
         return settled([item if isinstance(item, Exception) else item.thread for item in generated], return_exceptions)
 
@@ -187,18 +163,10 @@ class InferenceModel:
         key = (current_requester(), "generate", self.sampling)
         return await self._collector.call(key, thread, self._generate)
 
-    @overload
-    async def generate_tokens_many(
-        self, threads: Sequence[StringThread | TokenizedThread]
-    ) -> list[TokenizedThread]: ...
-    @overload
-    async def generate_tokens_many(
-        self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: Literal[True]
-    ) -> list[TokenizedThread | ItemFailure]: ...
     async def generate_tokens_many(
         self, threads: Sequence[StringThread | TokenizedThread], *, return_exceptions: bool = False
-    ) -> object:
-        """``generate_tokens`` for a list of threads, in order; those of ``tokenize_prompts_many`` are taken, too."""
+    ) -> Settled[TokenizedThread]:
+        """``generate_tokens`` for a list of threads, or of prompts from ``tokenize_prompts_many``."""
         return settled(await self._generate(threads), return_exceptions)
 
     # Tokens
@@ -211,32 +179,22 @@ class InferenceModel:
         """
         return (await self.tokenize_many([thread]))[0]
 
-    @overload
-    async def tokenize_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
-    @overload
     async def tokenize_many(
-        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[TokenizedThread | RenderError]: ...
-    async def tokenize_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
-        """``tokenize_thread`` for a list of threads, in order."""
-        return settled(await render_each(threads, self._renderer.render, _as_they_are), return_exceptions)
+        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
+    ) -> Settled[TokenizedThread]:
+        """``tokenize_thread`` for a list of threads."""
+        return settled(await render_each(threads, self._renderer.render, _unchanged), return_exceptions)
 
-    @overload
-    async def tokenize_prompts_many(self, threads: Sequence[StringThread]) -> list[TokenizedThread]: ...
-    @overload
-    async def tokenize_prompts_many(
-        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[TokenizedThread | RenderError]: ...
     async def tokenize_prompts_many(
         self, threads: Sequence[StringThread], *, return_exceptions: bool = False
-    ) -> object:
-        """The threads rendered up to the opening of an assistant turn, for ``generate_tokens_many`` to take again and
-        again.
+    ) -> Settled[TokenizedThread]:
+        """The threads rendered up to the opening of an assistant turn: prompts for ``generate_tokens_many``, which need
+        be rendered once only.
 
         Raises:
             RenderError: the template refuses a thread.
         """
-        return settled(await render_each(threads, self._renderer.render_prompt, _as_they_are), return_exceptions)
+        return settled(await render_each(threads, self._renderer.render_prompt, _unchanged), return_exceptions)
 
     async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
         """The text of a tokenized thread."""
@@ -253,14 +211,10 @@ class InferenceModel:
         """
         return sum(await self.logprobs_per_token(await self.tokenize_thread(thread)))
 
-    @overload
-    async def logprobs_many(self, threads: Sequence[StringThread]) -> list[float]: ...
-    @overload
     async def logprobs_many(
-        self, threads: Sequence[StringThread], *, return_exceptions: Literal[True]
-    ) -> list[float | ItemFailure]: ...
-    async def logprobs_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> object:
-        """``logprobs`` for a list of threads, in order."""
+        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
+    ) -> Settled[float]:
+        """``logprobs`` for a list of threads."""
 
         async def score(tokenized: Sequence[TokenizedThread]) -> list[float | RequestError]:
             values = await self._logprobs_per_token(tokenized)
@@ -272,45 +226,35 @@ class InferenceModel:
         """The log-probability, in nats, of each weighted token, in order."""
         return await self._collector.call((current_requester(), "logprobs"), thread, self._logprobs_per_token)
 
-    @overload
-    async def logprobs_per_token_many(self, threads: Sequence[TokenizedThread]) -> list[list[float]]: ...
-    @overload
-    async def logprobs_per_token_many(
-        self, threads: Sequence[TokenizedThread], *, return_exceptions: Literal[True]
-    ) -> list[list[float] | RequestError]: ...
     async def logprobs_per_token_many(
         self, threads: Sequence[TokenizedThread], *, return_exceptions: bool = False
-    ) -> object:
-        """``logprobs_per_token`` for a list of threads, in order."""
+    ) -> Settled[list[float]]:
+        """``logprobs_per_token`` for a list of threads."""
         return settled(await self._logprobs_per_token(threads), return_exceptions)
 
     async def dealloc(self) -> None:
-        """Free the model and end its thread, for all views of it. What runs is cancelled; twice is harmless.
+        """Free the model and end its thread, for all views of it. Running calls are cancelled; twice is harmless.
 
-        Of a snapshot: free its copy of the weights, for all views of this handle; the model stays. (The reference
-        goes with its model.) Whatever is no longer referenced is freed on its own.
+        Of a snapshot: free its copy of the weights, for all views of this handle; the model stays. (The reference is
+        freed with its model.) Models and snapshots that nothing refers to are freed without this.
         """
         if self._snapshot is not None:
             await self._snapshot.release()
-        elif self.weights == LIVE:
-            await asyncio.to_thread(self._placement.close)
+        elif self.weights == jobs.LIVE:
+            await asyncio.to_thread(self._worker.close)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.weights} weights, {self.sampling})"
 
-    def _handle(self, weights: str, snapshot: _HeldSnapshot | None = None) -> InferenceModel:
-        """Another handle on the same engine, for other weights; it cannot train."""
-        handle = InferenceModel(self.name, self.description, self._placement, self._renderer, self.sampling)
+    def _handle(
+        self, weights: str, snapshot: _HeldSnapshot | None = None, worker: EngineWorker | None = None
+    ) -> InferenceModel:
+        """A handle on other weights, of this engine or of another worker's, with the same sampling; it cannot train."""
+        handle = InferenceModel(self.name, self.description, worker or self._worker, self._renderer, self.sampling)
         handle.weights, handle._snapshot = weights, snapshot
         return handle
 
-    def _elsewhere(self, placement: EngineWorker, weights: str) -> InferenceModel:
-        """A handle on weights that another engine holds, with these settings."""
-        handle = InferenceModel(self.name, self.description, placement, self._renderer, self.sampling)
-        handle.weights = weights
-        return handle
-
-    def _view(self, sampling: Sampling) -> Self:
+    def _view(self, sampling: jobs.Sampling) -> Self:
         view = copy.copy(self)
         view.sampling = sampling
         return view
@@ -327,49 +271,41 @@ class InferenceModel:
             return prompt if isinstance(prompt, TokenizedThread) else self._renderer.render_prompt(prompt), seed
 
         async def decode(prompts: Sequence[tuple[TokenizedThread, int]]) -> list[TokenizedThread | RequestError]:
-            requests = tuple(GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
-            results = await self._placement.run(Generate(requests, sampling, self.weights))
+            requests = tuple(jobs.GenerationRequest(prompt.token_ids, seed) for prompt, seed in prompts)
+            results = await self._worker.run(jobs.Generate(requests, sampling, self.weights))
             requester.num_tokens += sum(len(request.prompt_ids) for request in requests)
             requester.num_tokens += sum(len(r.token_ids) for r in results if not isinstance(r, RequestError))
 
-            def append(
-                prompt: TokenizedThread, result: GeneratedTokens | RequestError
-            ) -> TokenizedThread | RequestError:
-                if isinstance(result, RequestError):
-                    return result
-                return self._renderer.append_generated(
-                    prompt,
-                    result.token_ids,
-                    result.finish_reason,
-                    logprobs=result.logprobs,
-                    stop_strings=sampling.stop_strings,
-                )
+            def append() -> list[TokenizedThread | RequestError]:
+                return [
+                    result
+                    if isinstance(result, RequestError)
+                    else self._renderer.append_generated(
+                        prompt,
+                        result.token_ids,
+                        result.finish_reason,
+                        logprobs=result.logprobs,
+                        stop_strings=sampling.stop_strings,
+                    )
+                    for (prompt, _), result in zip(prompts, results, strict=True)
+                ]
 
-            return await asyncio.to_thread(
-                lambda: [append(prompt, result) for (prompt, _), result in zip(prompts, results, strict=True)]
-            )
+            return await asyncio.to_thread(append)
 
         return await render_each(seeded, render, decode)
 
     async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> list[list[float] | RequestError]:
-        sequences = await asyncio.to_thread(weighted_sequences, threads)
-        logprobs = await self._placement.run(Logprobs(sequences, self.weights))
+        def weighted() -> tuple[jobs.WeightedSequence, ...]:
+            return tuple(jobs.WeightedSequence(thread.token_ids, tuple(thread.token_weights())) for thread in threads)
+
+        sequences = await asyncio.to_thread(weighted)
+        logprobs = await self._worker.run(jobs.Logprobs(sequences, self.weights))
         (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
 
 
-async def _take_snapshot(placement: EngineWorker) -> _HeldSnapshot:
-    """Shielded by its caller: if that is cancelled meanwhile, the snapshot is garbage at once and not lost."""
-    return _HeldSnapshot(placement, await placement.run(TakeSnapshot()))
-
-
-async def _as_they_are(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
+async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
     return rendered
-
-
-def weighted_sequences(threads: Sequence[TokenizedThread]) -> tuple[WeightedSequence, ...]:
-    """What an engine needs of threads to score or train them."""
-    return tuple(WeightedSequence(thread.token_ids, tuple(thread.token_weights())) for thread in threads)
 
 
 async def render_each(
@@ -377,9 +313,9 @@ async def render_each(
     render: Callable[[ItemT], RenderedT],
     list_call: Callable[[Sequence[RenderedT]], Awaitable[Sequence[ResultT | RequestError]]],
 ) -> list[ResultT | ItemFailure]:
-    """Render items one by one, off the event loop, and pass those that could be rendered to one list call.
+    """The results of one list call on rendered items, in order; an item that cannot be rendered has its error.
 
-    The results are in the order of the items; an item that cannot be rendered has its error in its place.
+    Rendering runs in a thread, off the event loop.
     """
 
     def attempt(item: ItemT) -> RenderedT | RenderError:
@@ -393,8 +329,8 @@ async def render_each(
     return [item if isinstance(item, RenderError) else next(results) for item in rendered]
 
 
-def settled(results: Sequence[ResultT | Exception], return_exceptions: bool) -> list[ResultT | Exception]:
-    """The results; raises the first exception among them unless they are wanted in place."""
+def settled(results: Sequence[ResultT | Exception], return_exceptions: bool) -> Settled[ResultT]:
+    """The results; raises the first exception among them unless they are returned in place."""
     if not return_exceptions:
         for result in results:
             if isinstance(result, Exception):

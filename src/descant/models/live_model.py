@@ -27,9 +27,9 @@ def live_model(
 ) -> InferenceModel:
     """A model that generates and scores with the weights of ``module`` as they are at the moment of a call.
 
-    The module stays its owner's: it is not copied, moved or switched, and keeps its gradients; evaluation mode is set
-    for the time of a call and each submodule's own mode restored. It must not be trained while a call runs, which a
-    ``CallbackRunner`` sees to for calls of callbacks.
+    The module is not copied, moved or switched, and keeps its gradients; evaluation mode is set for the time of a call
+    and each submodule's own mode restored. It must not be trained while a call runs: for calls of callbacks a
+    ``CallbackRunner`` ensures that.
 
     >>> module = AutoModelForCausalLM.from_pretrained("path/or/hub-id")  # doctest: +SKIP
     >>> model = live_model(module, AutoTokenizer.from_pretrained("path/or/hub-id"))  # doctest: +SKIP
@@ -59,7 +59,7 @@ def live_model(
     num_threads = torch.get_num_threads()
 
     def load() -> HFEngine:
-        torch.set_num_threads(num_threads)  # a new thread would take all cores, whatever the caller has chosen
+        torch.set_num_threads(num_threads)  # a new thread would have torch's default
         return HFEngine(
             causal_lm,
             renderer.tokenizer,
@@ -71,11 +71,11 @@ def live_model(
             owns_model=False,
         )
 
-    placement = WorkerThread(name, load)
-    placement.wait_until_loaded()
-    placement.is_trained_elsewhere = True
+    worker = WorkerThread(name, load)
+    worker.wait_until_loaded()
+    worker.is_trained_by_others = True
     engine_description = f"{type(causal_lm).__name__}, {causal_lm.num_parameters() / 1e6:,.1f}M parameters, live"
-    return InferenceModel(name, engine_description, placement, renderer, Sampling(max_gen_len=tokens_to_generate))
+    return InferenceModel(name, engine_description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
 
 
 def _unwrapped(module: Any) -> Any:

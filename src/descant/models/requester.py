@@ -1,4 +1,4 @@
-"""Requesters: on whose behalf a model is called, so that no requester's numbers depend on who else is busy."""
+"""Requesters: on whose behalf a model is called, so that no requester's numbers depend on the others."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from descant.threads.thread import StringThread
 
 
 class PendingJob(Protocol):
-    """A job that an engine was asked for."""
+    """A job that was submitted to an engine."""
 
     @property
     def future(self) -> Future[Any]:
-        """Done when the engine has nothing to do with it any more."""
+        """Done when the engine has ended the job, in any way."""
 
     def cancel(self) -> None:
-        """Ask the engine to give it up at its next step."""
+        """Ask the engine to stop it at its next yield point."""
 
 
 class Requester:
     """The trainer and its user's code, or one call of one callback.
 
-    Single calls of one requester are collected into batches, and sampling is seeded per requester: the nth completion
-    of a thread gets the seed (requester's seed, thread, n). Each call of a callback is a new requester with the same
-    seed, so an example is sampled with the same random numbers at every evaluation of a run.
+    Single calls of one requester are collected into batches. The nth completion of a thread is sampled with the seed
+    (requester's seed, thread, n); each call of a callback is a new requester with the same seed, so an example is
+    sampled with the same random numbers at every evaluation of a run.
 
     Args:
         name: who it is, in messages.
         seed: what its sampling seeds are made from.
         observer: it may look at models and not train them.
-        detached: it goes on while training does, and may not look at weights that are being trained.
-        num_completions: of each thread, by its id, that were sampled on the same behalf before.
+        detached: it runs in parallel to training, and may not look at weights that are being trained.
+        num_completions: sampled before on the same behalf, by id of the thread.
 
     Attributes:
-        num_tokens: tokens that models were given and have generated on its behalf.
+        num_tokens: tokens that models were given and have generated for it.
     """
 
     def __init__(
@@ -63,27 +63,27 @@ class Requester:
         self._ended: str | None = None
 
     def check_not_ended(self) -> None:
-        """Raises CallbackError if nobody waits for the requester any more."""
+        """Raises CallbackError if the requester has ended."""
         if self._ended is not None:
             raise CallbackError(
                 f"{self.name} {self._ended}; what it left running may not use models, whose weights are others by now"
             )
 
     def add(self, job: PendingJob) -> None:
-        """A job that runs on behalf of the requester."""
+        """Note a job of the requester."""
         self._pending.add(job)
         job.future.add_done_callback(lambda _: self._pending.discard(job))
 
     def refuse(self, reason: str) -> None:
-        """Refuse whatever the requester asks of models from here on, and ask engines to give up its jobs."""
+        """End the requester: its further calls of models are refused, and its jobs cancelled."""
         self._ended = reason
         for job in list(self._pending):
             job.cancel()
 
     async def settle(self) -> None:
-        """Wait until engines have given up the requester's jobs."""
-        if jobs := list(self._pending):
-            await asyncio.wait([asyncio.ensure_future(_done(job.future)) for job in jobs])
+        """Wait until engines have ended the requester's jobs."""
+        futures = [asyncio.wrap_future(job.future) for job in list(self._pending)]
+        await asyncio.gather(*futures, return_exceptions=True)
 
     def next_sampling_seed(self, thread: StringThread) -> int:
         """The seed of this requester's next completion of ``thread``."""
@@ -100,26 +100,19 @@ class Requester:
             )
 
 
-async def _done(future: Future[Any]) -> None:
-    """Wait for a future without its result, and without cancelling it."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-    await done.wait()
-
-
-_current_owner: ContextVar[Requester | None] = ContextVar("descant_owner", default=None)
+_current_requester: ContextVar[Requester | None] = ContextVar("descant_requester", default=None)
 
 
 def current_requester() -> Requester | None:
-    """The requester of the present task, or None in code that runs outside of every callback."""
-    return _current_owner.get()
+    """The requester of the current task; None in code outside of callbacks and trainers."""
+    return _current_requester.get()
 
 
 @contextmanager
 def requester_scope(requester: Requester) -> Iterator[Requester]:
-    """Everything that this task and the tasks it starts ask of models is asked on behalf of ``requester``."""
-    token = _current_owner.set(requester)
+    """The calls of models by this task, and by tasks that it starts, are on behalf of ``requester``."""
+    token = _current_requester.set(requester)
     try:
         yield requester
     finally:
-        _current_owner.reset(token)
+        _current_requester.reset(token)

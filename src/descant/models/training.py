@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
-from typing import Literal, overload
 
 from descant.arguments import as_path
-from descant.engine.jobs import REFERENCE, Accumulate, DiscardGradient, KeepReference, Load, OptimStep
+from descant.engine import jobs
 from descant.errors import ConfigurationError, ObserverError, RequestError
-from descant.models.inference import InferenceModel, ItemFailure, render_each, settled, weighted_sequences
+from descant.models.inference import InferenceModel, Settled, render_each, settled
 from descant.models.requester import Requester, current_requester
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
 
 class TrainingModel(InferenceModel):
-    """A model that is trained: ``train_...`` calls accumulate a gradient, ``optim_step`` applies it.
+    """A handle on a model that can be trained: ``train_...`` calls accumulate a gradient, ``optim_step`` applies it.
 
-    Generation and scoring see the live weights. Callbacks may call those, and never the training methods.
+    It generates and scores on the live weights. Callbacks may have it do so, and never train.
 
     Made by ``ModelBuilder.spawn_train``.
     """
@@ -32,29 +32,52 @@ class TrainingModel(InferenceModel):
             RequestError: it does not fit the batch budget or the model, or no token carries weight.
             ObserverError: called from a callback.
         """
-
-        async def train(threads: Sequence[StringThread]) -> list[ItemFailure | None]:
-            return await self._train_language_modelling(threads, seed)
-
         key = (current_requester(), "train_language_modelling", seed)
+        train = partial(self.train_language_modelling_many, seed=seed, return_exceptions=True)
         await self._collector.call(key, thread, train)
 
-    @overload
-    async def train_language_modelling_many(self, threads: Sequence[StringThread], *, seed: int = 0) -> list[None]: ...
-    @overload
-    async def train_language_modelling_many(
-        self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: Literal[True]
-    ) -> list[ItemFailure | None]: ...
     async def train_language_modelling_many(
         self, threads: Sequence[StringThread], *, seed: int = 0, return_exceptions: bool = False
-    ) -> object:
-        """``train_language_modelling`` for a list of threads, in micro-batches of ``max_batch_size`` tokens.
+    ) -> Settled[None]:
+        """``train_language_modelling`` for a list of threads: ``accumulate_many`` with that loss."""
+        return await self.accumulate_many(threads, "language_modelling", seed=seed, return_exceptions=return_exceptions)
 
-        How the list is cut does not change the step: the gradient is the mean over all trained tokens until the next
-        ``optim_step``. Threads that fail are left out of it. ``seed`` is that of the run: dropout draws from (seed,
-        step, micro-batch) and from nothing else.
+    async def accumulate_many(
+        self,
+        threads: Sequence[StringThread | TokenizedThread],
+        loss: jobs.LossName,
+        *,
+        columns: Sequence[Mapping[str, jobs.Column]] | None = None,
+        seed: int = 0,
+        return_exceptions: bool = False,
+    ) -> Settled[None]:
+        """Accumulate the gradient of a loss on the weighted tokens of threads, in micro-batches of ``max_batch_size``.
+
+        How the list is cut does not change the step: ``optim_step`` divides the sum of all calls before it by the
+        denominator of the loss ("language_modelling": the trained tokens, weighted). Threads that fail are left out.
+
+        Args:
+            threads: as text, or with the exact tokens.
+            loss: its name; all of a step has one.
+            columns: of each thread, further inputs of the loss; by name a number, or one for every token.
+            seed: of the run: dropout draws from (seed, step, micro-batch) and from nothing else.
+            return_exceptions: see ``InferenceModel``.
+
+        Raises:
+            RenderError, RequestError, ObserverError: as for ``train_language_modelling``.
         """
-        return settled(await self._train_language_modelling(threads, seed), return_exceptions)
+        self._check_may_train(f"train_{loss}")
+
+        def render(item: tuple[StringThread | TokenizedThread, Mapping[str, jobs.Column]]) -> jobs.WeightedSequence:
+            thread, of_thread = item
+            rendered = thread if isinstance(thread, TokenizedThread) else self._renderer.render(thread)
+            return jobs.WeightedSequence(rendered.token_ids, tuple(rendered.token_weights()), of_thread)
+
+        async def accumulate(sequences: Sequence[jobs.WeightedSequence]) -> list[RequestError | None]:
+            return await self._worker.run(jobs.Accumulate(tuple(sequences), loss, seed))
+
+        items = list(zip(threads, columns or [{}] * len(threads), strict=True))
+        return settled(await render_each(items, render, accumulate), return_exceptions)
 
     async def optim_step(
         self, lr: float, wd: float = 0.0, max_grad_norm: float = 1.0, skip_nan_gradients: bool = False
@@ -68,8 +91,8 @@ class TrainingModel(InferenceModel):
             skip_nan_gradients: leave out an update whose gradient is not finite instead of raising.
 
         Returns:
-            ``loss`` (nats per trained token, weighted), ``grad_norm`` (before clipping), ``num_tokens`` (trained),
-            ``num_samples`` and ``skipped_update`` (1 if the gradient was not finite).
+            ``loss`` (of "language_modelling": nats per trained token, weighted), ``grad_norm`` (before clipping),
+            ``num_tokens`` (trained), ``num_samples`` and ``skipped_update`` (1 if the gradient was not finite).
 
         Raises:
             ConfigurationError: a negative learning rate or weight decay, or a maximal norm that is not positive.
@@ -82,17 +105,17 @@ class TrainingModel(InferenceModel):
                 f"optim_step needs lr >= 0, wd >= 0 and max_grad_norm > 0, got lr={lr}, wd={wd}, "
                 f"max_grad_norm={max_grad_norm}"
             )
-        return await self._placement.run(OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
+        return await self._worker.run(jobs.OptimStep(lr, wd, max_grad_norm, skip_nan_gradients))
 
     async def discard_gradient(self) -> None:
-        """Forget what was accumulated since the last ``optim_step``, as an interrupted trainer may have left it."""
+        """Forget the gradient since the last ``optim_step``, as an interrupted trainer may have left it."""
         self._check_may_train("discard_gradient")
-        await self._placement.run(DiscardGradient())
+        await self._worker.run(jobs.DiscardGradient())
 
     async def load(self, path: str | PathLike[str]) -> None:
         """Replace the live weights by those of a directory or hub id, and begin with a fresh optimizer.
 
-        Snapshots and the reference stay what they are.
+        Snapshots and the reference stay as they are.
 
         Raises:
             ModelLoadError: there is no whole model at ``path``.
@@ -100,7 +123,7 @@ class TrainingModel(InferenceModel):
             ObserverError: called from a callback.
         """
         self._check_may_train("load")
-        await self._placement.run(Load(as_path(path)))
+        await self._worker.run(jobs.Load(as_path(path)))
 
     async def reference(self) -> InferenceModel:
         """A handle on the weights that the model was spawned with; they are kept as long as the model.
@@ -110,33 +133,25 @@ class TrainingModel(InferenceModel):
         Raises:
             WeightsError: the weights have changed already.
         """
-        await self._placement.run(KeepReference())
-        return self._handle(REFERENCE)
-
-    async def _train_language_modelling(self, threads: Sequence[StringThread], seed: int) -> list[ItemFailure | None]:
-        self._check_may_train("train_language_modelling")
-
-        async def accumulate(rendered: Sequence[TokenizedThread]) -> list[RequestError | None]:
-            return await self._placement.run(Accumulate(weighted_sequences(rendered), "language_modelling", seed))
-
-        return await render_each(threads, self._renderer.render, accumulate)
+        await self._worker.run(jobs.KeepReference())
+        return self._handle(jobs.REFERENCE)
 
     @contextmanager
     def trained_by(self, trainer: Requester) -> Iterator[None]:
-        """Until this ends, only ``trainer`` may train the model: not a callback, nor a thread or task of its making.
+        """Until this ends, only ``trainer`` may train the model: not a callback, nor threads and tasks that it starts.
 
         Raises:
-            ObserverError: another trainer is at it.
+            ObserverError: another trainer trains it.
         """
         self._check_may_train("training")
-        self._placement.trainer = trainer
+        self._worker.trainer = trainer
         try:
             yield
         finally:
-            self._placement.trainer = None
+            self._worker.trainer = None
 
     def _check_may_train(self, method: str) -> None:
-        requester, trainer = current_requester(), self._placement.trainer
+        requester, trainer = current_requester(), self._worker.trainer
         if requester is not None:
             requester.check_may_train(method)
         if trainer is not None and requester is not trainer:

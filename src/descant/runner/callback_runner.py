@@ -16,7 +16,7 @@ from typing import Any, Self
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
-from descant.models.weight_buffers import EvaluationPlacement
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.process_state import preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked

@@ -13,7 +13,8 @@ from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.jobs import LIVE
 from descant.metrics import Metric
-from descant.models.weight_buffers import EvaluationPlacement, WeightBuffers
+from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
 from descant.runner.costs import Costs, describe_seconds

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 from descant.arguments import check_one_of, check_whole_number, refuse_unknown
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
-from descant.models.weight_buffers import EvaluationPlacement
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.runner.contamination_check import Policy
 from descant.runner.recorder import Loggers, flat_loggers
 

@@ -143,4 +143,4 @@ def bare_loop(model_path: Path, dataset: Sequence[StringThread]) -> Iterator[Bar
         try:
             yield loop
         finally:
-            loop.model._placement.close()
+            loop.model._worker.close()

@@ -11,7 +11,7 @@ from typing import get_args
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.metrics import find_spec
-from descant.models.weight_buffers import EvaluationPlacement
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.runner.callback_runner import CallbackRunner
 from descant.testing.bare_loop import bare_loop, generator_states
 from descant.testing.differences import metrics_difference, training_difference, weights_difference

@@ -1,4 +1,4 @@
-"""check_placement: whether background evaluations of a placement say what the live model would, and leave nothing."""
+"""check_placement: whether background evaluations say what the live model would, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 
 from descant.models.builder import ModelBuilder
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
-from descant.models.weight_buffers import EvaluationPlacement, Lease, WeightBuffers
+from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.models.workers.child_process import ChildProcess
 from descant.testing.report import Report, first_problem
 from descant.testing.runs import quietly
@@ -28,7 +29,7 @@ from descant.threads.thread import StringThread
 
 ResultT = TypeVar("ResultT")
 _MAX_GEN_LEN = 8
-_LONG_GEN_LEN = 400  # tokens: long enough that nobody waits for it
+_LONG_GEN_LEN = 400  # tokens: much longer than it takes to cancel
 _LR = 1e-2
 _MAX_BATCH_SIZE = 4096
 
@@ -52,14 +53,14 @@ async def check_placement(
 
     >>> await check_placement(EvaluationPlacement(where="process", num_threads=2))  # doctest: +SKIP
 
-    It scores and generates with a model, copies the weights, trains on, and lets the copies be evaluated meanwhile;
-    gives an evaluation up; kills the process of one; and looks for what is left at the end.
+    It scores and generates with a model, copies the weights, trains on, and has the copies evaluated meanwhile;
+    cancels an evaluation; kills the process of one; and looks for what is left at the end.
 
     Args:
         placement: where the copies are evaluated. Without ``num_threads`` it gets as many as training has, because
             another number gives other bits; on another ``device`` answers are compared to four digits.
         model_path: the model; by default a tiny one.
-        timeout_s: seconds that starting the place, or one evaluation, may take.
+        timeout_s: seconds that starting the worker, or one evaluation, may take.
         raise_on_failure: raise what does not hold instead of returning it.
 
     Raises:
@@ -73,12 +74,12 @@ async def check_placement(
     before = _belongings()
     with quietly():
         model = await ModelBuilder(path, precision="float32").spawn_train("policy", _MAX_BATCH_SIZE)
-    replica = WeightBuffers(model, placement)
+    buffers = WeightBuffers(model, placement)
     try:
-        await asyncio.wait_for(replica.start(), timeout_s)
-        await _PlacementCheck(model, replica, placement, timeout_s, report).run()
+        await asyncio.wait_for(buffers.start(), timeout_s)
+        await _PlacementCheck(model, buffers, placement, timeout_s, report).run()
     finally:
-        await replica.close()
+        await buffers.close()
         await model.dealloc()
     left = sorted(_belongings() - before)
     report.add("nothing is left", f"{', '.join(left)} after the end" if left else None, "no process, thread or file")
@@ -89,12 +90,12 @@ class _PlacementCheck:
     def __init__(
         self,
         model: TrainingModel,
-        replica: WeightBuffers,
+        buffers: WeightBuffers,
         placement: EvaluationPlacement,
         timeout_s: float,
         report: Report,
     ) -> None:
-        self._model, self._replica, self._placement = model, replica, placement
+        self._model, self._buffers, self._placement = model, buffers, placement
         self._timeout_s, self._report = timeout_s, report
         self._threads = tiny_dataset()[:4]
         self._version = 0
@@ -108,62 +109,52 @@ class _PlacementCheck:
             await self._check_killed()
 
     async def _check_same(self) -> bool:
-        expected = await self._answer()
-        problem = self._difference(await self._elsewhere(), expected)
+        problem = await self._copy_differs()
         hint = "; another num_threads, and another device, computes other bits"
         details = f"{len(self._threads)} log-probabilities, greedy and sampled completions"
         return self._report.add("it says what the live model does", problem and problem + hint, details)
 
     async def _check_versions(self) -> None:
-        """Copies of several steps, evaluated while training goes on, twice each."""
+        """Copies of several steps, evaluated twice each while training continues."""
         expected, leases = [], []
         for _ in range(self._placement.num_buffers):
             await self._train()
             expected.append(await self._answer())
             leases.append(await self._take())
         handles = [lease.model for lease in leases]
-        training = asyncio.ensure_future(self._train_on(3))
+        training = asyncio.ensure_future(self._train(num_steps=3))
         answers = [self._answer(handle) for handle in [*handles, *handles[::-1]]]
         found = await self._in_time(lambda: asyncio.gather(*answers))
         await training
         for lease in leases:
             lease.release()
-        both = [*expected, *expected[::-1]]
-        problem = (
-            found
-            if isinstance(found, str)
-            else first_problem([self._difference(one, other) for one, other in zip(found, both, strict=True)])
-        )
-        are_distinct = len({tuple(answer.logprobs) for answer in expected}) == len(expected)
-        problem = problem or (None if are_distinct else "training has not changed the model, so nothing was compared")
-        details = f"{len(expected)} of them, evaluated at once while training goes on"
+        if isinstance(found, str):
+            problem: str | None = found
+        elif len({tuple(answer.logprobs) for answer in expected}) < len(expected):
+            problem = "training has not changed the model, so nothing was compared"
+        else:
+            pairs = zip(found, [*expected, *expected[::-1]], strict=True)
+            problem = first_problem([self._difference(one, other) for one, other in pairs])
+        details = f"{len(expected)} of them, evaluated at once, in parallel to training"
         self._report.add("versions do not mix", problem, details)
 
     async def _check_cancelled(self) -> None:
-        lease = await self._take()
-        requester = Requester("the conformance kit", 0, observer=True, detached=True)
-        with requester_scope(requester):
-            task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
-        await self._begun(requester, task)
+        lease, requester, task = await self._begin_long()
         jobs = [job.future for job in requester._pending]
         task.cancel()
         requester.refuse("was cancelled")
         stopped = await self._in_time(requester.settle)
         await asyncio.wait({task})
         lease.release()
-        problem = f"a generation that was given up goes on: {stopped}" if isinstance(stopped, str) else None
+        problem = f"a generation that was given up is not stopped: {stopped}" if isinstance(stopped, str) else None
         if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
             problem = f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end"
-        problem = problem or self._difference(await self._elsewhere(), await self._answer())
+        problem = problem or await self._copy_differs()
         self._report.add("what is cancelled stops", problem, "in the middle of a generation; the next one is right")
 
     async def _check_killed(self) -> None:
-        lease = await self._take()
-        requester = Requester("the conformance kit", 0, observer=True, detached=True)
-        with requester_scope(requester):
-            task = asyncio.ensure_future(self._generate_long(lease.model(self._model)))
-        await self._begun(requester, task)
-        evaluator = self._replica._evaluator
+        lease, _, task = await self._begin_long()
+        evaluator = self._buffers._evaluator
         assert isinstance(evaluator, ChildProcess)
         os.kill(evaluator.pid, signal.SIGKILL)
         done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
@@ -172,22 +163,32 @@ class _PlacementCheck:
         lease.release()
         problem = None if reason else "an evaluation whose process was killed does not fail"
         await self._train()
-        problem = problem or self._difference(await self._elsewhere(), await self._answer())
+        problem = problem or await self._copy_differs()
         self._report.add("a killed process is made up for", problem, f"{reason}; the next evaluation is right")
 
-    async def _begun(self, requester: Requester, task: asyncio.Task[None]) -> None:
-        """Until the place has been asked."""
+    async def _begin_long(self) -> tuple[Lease, Requester, asyncio.Task[None]]:
+        """A copy, and a long generation on it that the worker has been asked for, with its requester."""
+
+        async def generate() -> None:
+            model = lease.model(self._model).min_gen_len(_LONG_GEN_LEN).max_gen_len(_LONG_GEN_LEN)
+            await model.generate_many([StringThread().user("2+2=")])
+
+        lease = await self._take()
+        requester = Requester("the conformance kit", 0, observer=True, detached=True)
+        with requester_scope(requester):
+            task = asyncio.ensure_future(generate())
         while not requester._pending and not task.done():
             await asyncio.sleep(0)
+        return lease, requester, task
 
     async def _take(self) -> Lease:
         """A copy of the weights as they are now."""
         self._version += 1
-        await self._replica.wait_for_room(self._version)
-        return await self._replica.take(self._version)
+        await self._buffers.wait_for_room(self._version)
+        return await self._buffers.take(self._version)
 
-    async def _elsewhere(self) -> _Answer | str:
-        """What a copy of the weights says, as they are now."""
+    async def _copy_differs(self) -> str | None:
+        """How the answer of a copy, as the weights are now, differs from that of the live model."""
 
         async def answer() -> _Answer:
             lease = await self._take()
@@ -196,7 +197,8 @@ class _PlacementCheck:
             finally:
                 lease.release()
 
-        return await self._in_time(answer)
+        found = await self._in_time(answer)
+        return found if isinstance(found, str) else self._difference(found, await self._answer())
 
     async def _answer(self, handle: Callable[[InferenceModel], InferenceModel] = lambda view: view) -> _Answer:
         """What the model says; ``handle`` gives a view's settings to other weights."""
@@ -208,17 +210,10 @@ class _PlacementCheck:
             logprobs = await handle(self._model).logprobs_many(self._threads)
         return _Answer(logprobs, [thread.last_content() for thread in [*greedy, *sampled]])
 
-    async def _generate_long(self, model: InferenceModel) -> None:
-        prompt = StringThread().user("2+2=")
-        await model.min_gen_len(_LONG_GEN_LEN).max_gen_len(_LONG_GEN_LEN).generate_many([prompt])
-
-    async def _train(self) -> None:
-        await self._model.train_language_modelling_many(self._threads)
-        await self._model.optim_step(_LR)
-
-    async def _train_on(self, num_steps: int) -> None:
+    async def _train(self, num_steps: int = 1) -> None:
         for _ in range(num_steps):
-            await self._train()
+            await self._model.train_language_modelling_many(self._threads)
+            await self._model.optim_step(_LR)
 
     async def _in_time(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT | str:
         """The result, or why there is none."""
@@ -229,17 +224,14 @@ class _PlacementCheck:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def _difference(self, found: _Answer | str, expected: _Answer) -> str | None:
-        if isinstance(found, str):
-            return found
+    def _difference(self, found: _Answer, expected: _Answer) -> str | None:
         tolerance = 0.0 if self._placement.device is None else 1e-4
         for thread, value, other in zip(self._threads, found.logprobs, expected.logprobs, strict=True):
             if not abs(value - other) <= tolerance * abs(other):
                 return f"the log-probability of {thread.last_content()!r} is {value!r}, and {other!r} on the live model"
-        if tolerance == 0 and found.completions != expected.completions:
-            pairs = zip(found.completions, expected.completions, strict=True)
-            text, other_text = next(pair for pair in pairs if pair[0] != pair[1])
-            return f"{text!r} is generated, and {other_text!r} by the live model"
+        for text, other_text in zip(found.completions, expected.completions, strict=True):
+            if tolerance == 0 and text != other_text:
+                return f"{text!r} is generated, and {other_text!r} by the live model"
         return None
 
 

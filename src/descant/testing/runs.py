@@ -21,8 +21,8 @@ from descant.engine.hf import HFEngine
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
 from descant.models.builder import ModelBuilder
+from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
-from descant.models.weight_buffers import EvaluationPlacement
 from descant.models.workers.worker_thread import WorkerThread
 from descant.process_state import preserved_process_state
 from descant.runner.calls import CallbackFailure
@@ -179,7 +179,7 @@ class Runs:
                 )
                 trainer.pace, trainer.steps = pace, []
                 result = await trainer.run()
-                placement = cast("WorkerThread", model._placement)
+                placement = cast("WorkerThread", model._worker)
                 weights = copies_of(cast("HFEngine", placement._loop._engine).model)
             finally:
                 await model.dealloc()

@@ -1,1 +1,1 @@
-"""Placements: where an engine runs."""
+"""Workers: where engines run."""

@@ -17,28 +17,30 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from descant.engine.weight_files import inherit_weight_files
 from descant.errors import DescantError
 from descant.models.requester import PendingJob
 
-_LOOK_S = 1.0
-_NICENESS = 10  # training goes first where both want a core
+_POLL_S = 1.0
+_NICENESS = 10  # training has the cores that both want
 
 
 def main() -> None:
-    """Serve until the pipe ends, which it does in any case when the parent does."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this ends
+    """Serve until the pipe ends, which it does when the parent ends, in any way."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this process ends
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
     connection = Connection(int(sys.argv[1]))
-    send = _Sender(connection)
+    send = partial(_send, connection, threading.Lock())
     try:
-        sys.path[:] = pickle.loads(connection.recv_bytes())
+        sys.path[:], files = pickle.loads(connection.recv_bytes())
+        inherit_weight_files(files)
         spec = pickle.loads(connection.recv_bytes())
         spec.apply_to_process()
-        from descant.engine.hf import HFEngine  # noqa: PLC0415 - now that the signals are set and the path is known
+        from descant.engine.hf import HFEngine  # noqa: PLC0415 - once signals and path are set
         from descant.models.workers.worker_thread import WorkerThread  # noqa: PLC0415
 
-        worker = WorkerThread("evaluation", partial(HFEngine.replica, spec))
+        worker = WorkerThread("evaluation", partial(HFEngine.from_spec, spec))
         worker.wait_until_loaded()
     except (EOFError, OSError):
         os._exit(0)
@@ -49,25 +51,25 @@ def main() -> None:
     _serve(connection, send, worker.submit)
 
 
-def _serve(connection: Connection[Any, Any], send: _Sender, submit: Callable[[Any], PendingJob]) -> None:
+def _serve(connection: Connection[Any, Any], send: Callable[..., None], submit: Callable[[Any], PendingJob]) -> None:
     pending: dict[int, PendingJob] = {}
     parent = os.getppid()
     while True:
         try:
-            while not connection.poll(_LOOK_S):
-                if os.getppid() != parent:  # gone, and a fork of it has the other end of the pipe
+            while not connection.poll(_POLL_S):
+                if os.getppid() != parent:  # it has ended, and a fork of it has the other end of the pipe
                     os._exit(0)
             kind, number, job = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)  # at once: nobody is left to wait for
+            os._exit(0)  # at once: no job has a caller any more
         if kind == "run":
             pending[number] = ticket = submit(job)
             ticket.future.add_done_callback(partial(_answer, send, pending, number))
-        elif kind == "cancel" and (started := pending.get(number)):  # it may end at this moment
+        elif kind == "cancel" and (started := pending.get(number)):  # else it has just ended
             started.cancel()
 
 
-def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:
+def _answer(send: Callable[..., None], pending: dict[int, PendingJob], number: int, future: Future[Any]) -> None:
     pending.pop(number, None)
     try:
         send("done", number, future.result())
@@ -77,34 +79,24 @@ def _answer(send: _Sender, pending: dict[int, PendingJob], number: int, future: 
         send("raised", number, error)
 
 
-class _Sender:
-    """Writes messages to the pipe, from any thread, whole."""
-
-    def __init__(self, connection: Connection[Any, Any]) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def __call__(self, kind: str, number: int | None, value: Any) -> None:
-        try:
-            message = pickle.dumps((kind, number, _portable(value)))
-        except Exception as error:
-            message = pickle.dumps(("raised", number, DescantError(f"a result cannot be sent: {error!r}")))
-        try:
-            with self._lock:
-                self._connection.send_bytes(message)
-        except OSError:
-            os._exit(0)
-
-
-def _portable(value: Any) -> Any:
-    """The value, or for an exception that cannot travel, its words."""
-    if isinstance(value, BaseException):
-        try:
-            value.add_note("".join(traceback.format_exception(value)).rstrip())
-            pickle.loads(pickle.dumps(value))
-        except Exception:
-            return DescantError("".join(traceback.format_exception(value)).rstrip())
-    return value
+def _send(connection: Connection[Any, Any], lock: threading.Lock, kind: str, number: int | None, value: Any) -> None:
+    """Write a whole message, from any thread. An exception has its traceback, and is text if it cannot be pickled."""
+    is_error = isinstance(value, BaseException)
+    text = "".join(traceback.format_exception(value)).rstrip() if is_error else ""
+    try:
+        if is_error:
+            value.add_note(text)
+        message = pickle.dumps((kind, number, value))
+        if is_error:
+            pickle.loads(message)
+    except Exception as error:
+        failure = DescantError(text or f"a result cannot be sent: {error!r}")
+        message = pickle.dumps((kind if is_error else "raised", number, failure))
+    try:
+        with lock:
+            connection.send_bytes(message)
+    except OSError:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -14,53 +14,58 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import descant
 from descant.engine.jobs import AttachWeights, DetachWeights, Job
+from descant.engine.weight_files import weight_files
 from descant.errors import ConfigurationError, DescantError, WorkerDied
 from descant.models.requester import PendingJob
 from descant.models.workers.engine_worker import EngineWorker
 
 ACKNOWLEDGE_S = 10.0
-"""How long a cancelled job may go on before its process is killed."""
+"""How long a cancelled job may take to stop before its process is killed."""
 _CLOSE_S = 5.0
-_LOOK_S = 0.5  # how often it is looked whether a cancelled job has ended
+_POLL_S = 0.5  # between two looks at whether cancelled jobs have stopped
 
 
 @dataclass(eq=False)
 class _Ticket:
-    """A job that the child has, or will have."""
+    """A job that was sent to the child."""
 
     number: int
-    cancel_in_child: Callable[[int], None]
+    messages: queue.SimpleQueue[Any]
     future: Future[Any] = field(default_factory=Future)
+    deadline: float = inf  # for stopping it
 
     def cancel(self) -> None:
-        """Have the child stop it at its next decode step or micro-batch."""
-        self.cancel_in_child(self.number)
+        """Have the child stop it at its next yield point."""
+        if self.deadline == inf:
+            self.deadline = time.monotonic() + ACKNOWLEDGE_S
+            self.messages.put(("cancel", self.number, None))
 
 
 class ChildProcess(EngineWorker):
-    """Runs the jobs of one engine in a process that was started with ``python -m``; weights come through shared files.
+    """Runs the jobs of one engine in a process that is started with ``python -m``; weights come through shared files.
 
-    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, which has the weights
-    that are attached. It ends with ``close``, when the last handle is garbage, or when this process does, in any way.
+    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, with the weights that
+    are attached. It ends with ``close``, when the last handle is garbage, or when this process ends, in any way.
 
-    Args:
-        name: of the model, for messages.
-        spec: the engine, as a ``EngineSpec``.
-        fds: the files that it inherits.
+    Raises:
+        ConfigurationError: a platform without such processes, or an ``EngineSpec`` that cannot be pickled.
     """
 
-    def __init__(self, name: str, spec: Any, fds: Sequence[int]) -> None:
+    def __init__(self, name: str, spec: Any, files: Iterable[str]) -> None:
         super().__init__(name)
+        if sys.platform == "win32":
+            raise ConfigurationError("a process of its own needs Linux or macOS; use EvaluationPlacement('thread')")
         try:
             self._spec = pickle.dumps(spec)
         except Exception as error:
@@ -68,7 +73,7 @@ class ChildProcess(EngineWorker):
                 f"{name!r}: its configuration or tokenizer cannot be sent to a process of its own ({error}); use "
                 "callback_placement=EvaluationPlacement('thread')"
             ) from error
-        self._fds = tuple(fds)
+        self._files = weight_files(files)
         self._attached: dict[str, AttachWeights] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -76,52 +81,41 @@ class ChildProcess(EngineWorker):
         self._child = self._start()
 
     @property
-    def closed(self) -> bool:
-        """Whether the process is gone for good, or about to be."""
-        return self._closed
-
-    @property
     def pid(self) -> int:
-        """Of the process that runs at present, or of the last one."""
+        """Of the running process, or of the last one."""
         return self._child.process.pid
 
     async def ready(self) -> None:
-        """Wait until the process is up; raises why it is not."""
+        """Wait until the engine is loaded; raises why it is not."""
         with self._lock:
             self._revive()
         await asyncio.shield(asyncio.wrap_future(self._child.ready))
 
     def submit(self, job: Job[Any]) -> PendingJob:
-        """Send a job to the process, to another one if it has died."""
+        """Send a job to the process, or to a new one if it has died."""
         with self._lock:
             if self._closed:
                 raise DescantError(f"the process that evaluates {self.name!r} was closed")
             if isinstance(job, DetachWeights):
-                self._attached.pop(job.name, None)
-                if self._child.has_ended:  # and what was attached there is gone
-                    return _done(True)
-            self._revive()
+                self._attached.pop(job.name, None)  # which needs no new process: one that has died has freed them
+            else:
+                self._revive()
             if isinstance(job, AttachWeights):
                 self._attached[job.name] = job
             return self._child.submit(job)
 
-    def run_later(self, job: Job[Any]) -> None:
-        """Send it; the process runs short jobs before others."""
-        with suppress(DescantError):
-            self.submit(job)
-
     def close(self) -> None:
-        """End the process; what it has not done fails."""
+        """End the process; unfinished jobs fail."""
         self._closed = True
         self._child.close(_CLOSE_S)
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         self._closed = True
         self._child.close(0.0)
 
     def _revive(self) -> None:
-        """Start another process if this one has ended, with the weights that it had."""
+        """Start a new process if this one has died, with the same weights attached."""
         if self._child.has_ended and not self._closed:
             self._child.close(0.0)
             self._child = self._start()
@@ -129,7 +123,7 @@ class ChildProcess(EngineWorker):
                 self._child.submit(attached)
 
     def _start(self) -> _Child:
-        child = _Child(self.name, self._spec, self._fds)
+        child = _Child(self.name, self._spec, self._files)
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = weakref.finalize(self, child.close, 0.0)
@@ -137,32 +131,32 @@ class ChildProcess(EngineWorker):
 
 
 class _Child:
-    """One process, a thread that writes to it and one that reads; they do not keep the placement alive."""
+    """One process, a thread that writes to it and one that reads; they do not keep the ``ChildProcess`` alive."""
 
-    def __init__(self, name: str, spec: bytes, fds: Sequence[int]) -> None:
+    def __init__(self, name: str, spec: bytes, files: Mapping[str, int]) -> None:
         self.has_ended = False
         self.ready: Future[None] = Future()
         self._name = name
         self._numbers = itertools.count()
         self._pending: dict[int, _Ticket] = {}
-        self._deadlines: dict[int, float] = {}
         self._lock = threading.Lock()
         self._closing = False
         self._failure: BaseException | None = None
         self._end: Exception = DescantError("it has not ended")
+        python_path = [str(Path(descant.__file__).parent.parent), os.environ.get("PYTHONPATH")]
         ours, its = socket.socketpair()
         self._connection = Connection(ours.detach())
         with its:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "descant.models.workers.child", str(its.fileno())],
-                pass_fds=(its.fileno(), *fds),
+                pass_fds=(its.fileno(), *files.values()),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # what it has to say, it says through the pipe
-                env={**os.environ, "PYTHONPATH": _python_path()},
-                process_group=0,  # Ctrl-C is for this process
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, python_path))},
+                process_group=0,  # Ctrl-C is for the parent
             )
         self._messages: queue.SimpleQueue[tuple[str, int, Any] | bytes | None] = queue.SimpleQueue()
-        self._messages.put(pickle.dumps([path or os.getcwd() for path in sys.path]))
+        self._messages.put(pickle.dumps(([path or os.getcwd() for path in sys.path], files)))
         self._messages.put(spec)
         self._threads = [
             threading.Thread(target=work, name=f"descant-{name}-{what}", daemon=True)
@@ -172,7 +166,7 @@ class _Child:
             thread.start()
 
     def submit(self, job: Job[Any]) -> _Ticket:
-        ticket = _Ticket(next(self._numbers), self._cancel)
+        ticket = _Ticket(next(self._numbers), self._messages)
         ticket.future.set_running_or_notify_cancel()
         with self._lock:
             if not self.has_ended:
@@ -183,7 +177,7 @@ class _Child:
         return ticket
 
     def close(self, timeout_s: float) -> None:
-        """Ask the process to end, and see to it that it does."""
+        """Ask the process to end, and kill it after ``timeout_s``."""
         self._closing = True
         self._messages.put(None)
         if timeout_s == 0:
@@ -197,19 +191,13 @@ class _Child:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _cancel(self, number: int) -> None:
-        with self._lock:
-            if number in self._pending and number not in self._deadlines:
-                self._deadlines[number] = time.monotonic() + ACKNOWLEDGE_S
-                self._messages.put(("cancel", number, None))
-
     def _write(self) -> None:
         try:
             while (message := self._messages.get()) is not None:
                 self._connection.send_bytes(message if isinstance(message, bytes) else pickle.dumps(message))
         except OSError:
-            return  # the process has died, and the reader knows
-        except Exception as error:  # a job that cannot be pickled: nobody shall wait for it
+            return  # the process has died, which the reader notices
+        except Exception as error:  # a job that cannot be pickled: its caller must not wait forever
             self._failure = error
             self.process.kill()
             return
@@ -219,9 +207,9 @@ class _Child:
     def _read(self) -> None:
         try:
             while True:
-                if self._connection.poll(_LOOK_S):
+                if self._connection.poll(_POLL_S):
                     self._take(*pickle.loads(self._connection.recv_bytes()))
-                elif any(time.monotonic() > deadline for deadline in list(self._deadlines.values())):
+                elif any(time.monotonic() > ticket.deadline for ticket in list(self._pending.values())):
                     self._failure = WorkerDied(
                         f"the process {self.process.pid} that evaluates {self._name!r} did not stop its job within "
                         f"{ACKNOWLEDGE_S:g} s of being asked to, and was killed; the next evaluation starts another"
@@ -230,7 +218,7 @@ class _Child:
                     break
         except (EOFError, OSError):
             pass
-        except Exception as error:  # an answer that cannot be read: whoever waits for one must hear of it
+        except Exception as error:  # an answer that cannot be read: its caller must not wait forever
             self._failure = error
             self.process.kill()
         self.process.wait()
@@ -254,7 +242,6 @@ class _Child:
             return
         with self._lock:
             ticket = self._pending.pop(number)
-            self._deadlines.pop(number, None)
         if kind == "done":
             ticket.future.set_result(value)
         else:
@@ -273,15 +260,3 @@ class _Child:
         return WorkerDied(
             f"the process {self.process.pid} that evaluates {self._name!r} {how}; the next evaluation starts another"
         )
-
-
-def _python_path() -> str:
-    """Where the process finds descant; all else that this process finds, it is told."""
-    here = str(Path(descant.__file__).parent.parent)
-    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def _done(value: Any) -> PendingJob:
-    ticket = _Ticket(-1, lambda _: None)
-    ticket.future.set_result(value)
-    return ticket

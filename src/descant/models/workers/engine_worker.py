@@ -1,13 +1,14 @@
-"""EngineWorker: where an engine runs, with one queue in front of it."""
+"""EngineWorker: runs an engine somewhere, with one queue in front of it."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from descant.engine.jobs import LIVE, Job
-from descant.errors import CallbackError
+from descant.errors import CallbackError, DescantError
 from descant.models.requester import PendingJob, Requester, current_requester
 
 ResultT = TypeVar("ResultT")
@@ -18,52 +19,58 @@ class EngineWorker(ABC):
 
     Attributes:
         name: what the engine's model is called in messages.
-        trainer: who alone may train the engine at present; every view of the model sees this.
-        is_trained_elsewhere: whether code of others trains the module, without asking.
+        trainer: the one requester that may train the engine now; all views of the model share this.
+        is_trained_by_others: whether other code trains the module, without asking.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.trainer: Requester | None = None
-        self.is_trained_elsewhere = False
-
-    @property
-    @abstractmethod
-    def closed(self) -> bool:
-        """Whether the engine is gone, or about to be."""
+        self.is_trained_by_others = False
 
     @abstractmethod
     async def ready(self) -> None:
-        """Wait until the engine is there; raises what it could not be made for."""
+        """Wait until the engine is loaded; raises why it could not be."""
 
     @abstractmethod
     def submit(self, job: Job[Any]) -> PendingJob:
         """Queue a job.
 
         Raises:
-            DescantError: the placement was closed.
+            DescantError: the worker was closed.
         """
 
-    @abstractmethod
     def run_later(self, job: Job[Any]) -> None:
-        """Run a short job before the next one, and let nobody wait for it. May be called from a finalizer."""
+        """Run a short job soon, without a result. May be called from a finalizer."""
+        with suppress(DescantError):  # it was closed
+            self.submit(job)
 
     @abstractmethod
     def close(self) -> None:
-        """Cancel what runs, refuse what waits, and end. Blocks until that is done; closing twice is harmless."""
+        """Cancel the running job, refuse those that wait, and end. Blocks until that is done; twice is harmless."""
+
+    def kill(self) -> None:
+        """End at once. A thread cannot be; it ends with ``close``."""
+        return
 
     async def run(self, job: Job[ResultT]) -> ResultT:
         """Queue a job and wait for its result; cancelling the wait cancels the job.
 
         Raises:
             DescantError: the model was closed.
-            CallbackError: the caller is a callback that has returned, or whose time is up, or that looks at weights
-                which are being trained meanwhile.
+            CallbackError: the caller is a callback that has returned, or whose time is up, or that runs in parallel to
+                training and asks for the live weights.
         """
         requester = current_requester()
         if requester is not None:
             requester.check_not_ended()
-            self._check_stands_still(requester, job)
+            is_trained = self.is_trained_by_others or self.trainer is not None
+            if requester.detached and is_trained and job.weights == LIVE:
+                raise CallbackError(
+                    f"{requester.name} asks for the live weights of {self.name!r} while they are being trained, so "
+                    "they would be those of several steps; look at the model in `measure`, with the model that it is "
+                    "given"
+                )
         pending = self.submit(job)
         if requester is not None:
             requester.add(pending)
@@ -73,11 +80,3 @@ class EngineWorker(ABC):
             pending.cancel()
             raise
         return result
-
-    def _check_stands_still(self, requester: Requester, job: Job[Any]) -> None:
-        is_trained = self.is_trained_elsewhere or self.trainer is not None
-        if requester.detached and is_trained and job.weights == LIVE:
-            raise CallbackError(
-                f"{requester.name} asks for the live weights of {self.name!r} while they are being trained, so they "
-                "would be those of several steps; look at the model in `measure`, with the model that it is given"
-            )

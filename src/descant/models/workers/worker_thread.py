@@ -23,7 +23,7 @@ _CLOSE_PRIORITY = -1
 
 
 class _Cancelled(Exception):
-    """Unwinds a job whose caller has gone."""
+    """Unwinds a job that was cancelled."""
 
 
 @dataclass(eq=False)
@@ -40,65 +40,56 @@ class _Ticket:
         return (self.priority, self.number) < (other.priority, other.number)
 
     def cancel(self) -> None:
-        """Take it out of the queue, or stop it at its next decode step or micro-batch."""
+        """Take it out of the queue, or stop it at its next yield point."""
         self.cancelled.set()
         self.future.cancel()
 
 
 class WorkerThread(EngineWorker):
-    """Runs the jobs of one engine on one thread, training jobs first; the event loop never waits for it.
+    """Runs the jobs of one engine on one thread, training jobs first.
 
-    A cancelled job stops at its next decode step or micro-batch, before the next job starts. The thread ends and the
-    engine is freed by ``close``, when the last handle is garbage, or when the interpreter exits.
+    A cancelled job stops at its next yield point, before the next job starts. The thread ends, and the engine is freed,
+    with ``close``, when the last handle is garbage, or when the interpreter exits.
     """
 
     def __init__(self, name: str, load: Callable[[], Engine]) -> None:
-        """Start the thread; ``load`` makes the engine, on the thread that will run it.
+        """Start the thread; ``load`` makes the engine, on this thread.
 
         (The OpenMP threads of torch's CPU kernels belong to the thread that first uses them. A second set in the
-        process, as a thread for loading would leave behind, makes OpenMP throttle both.)
+        process, which a thread for loading would leave, makes OpenMP throttle both.)
         """
         super().__init__(name)
         self._loop = _WorkLoop(name, load)
         self._close = weakref.finalize(self, self._loop.close)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the engine is gone, or about to be."""
-        return self._loop._closed
-
     async def ready(self) -> None:
-        """Wait until the engine is there; raises what ``load`` raised."""
+        """Wait until the engine is loaded; raises what ``load`` raised."""
         await asyncio.shield(asyncio.wrap_future(self._loop.loaded))
 
     def wait_until_loaded(self) -> None:
-        """Block until the engine is there; raises what ``load`` raised."""
+        """Block until the engine is loaded; raises what ``load`` raised."""
         self._loop.loaded.result()
 
     def submit(self, job: Job[Any]) -> PendingJob:
-        """Queue a job.
-
-        Raises:
-            DescantError: the model was closed.
-        """
+        """Queue a job."""
         return self._loop.put(job)
 
     def run_later(self, job: Job[Any]) -> None:
-        """Run a short job before the next one, and let nobody wait for it. May be called from a finalizer."""
+        """Run a short job before the next one."""
         self._loop.chores.append(job)
 
     def close(self) -> None:
-        """Cancel what runs, refuse what waits, and end the thread. Closing twice is harmless."""
+        """Cancel the running job, refuse those that wait, and end the thread."""
         self._close()
 
 
 class _WorkLoop:
-    """The part that the thread holds on to; it does not keep the placement alive."""
+    """The part that the thread refers to; it does not keep the ``WorkerThread`` alive."""
 
     def __init__(self, name: str, load: Callable[[], Engine]) -> None:
         self.loaded: Future[None] = Future()
         self.chores: deque[Job[Any]] = deque()
-        """A deque, since a finalizer may run in the middle of ``put`` and must not wait for its lock."""
+        """A deque, because a finalizer may run in the middle of ``put`` and must not wait for its lock."""
         self._name = name
         self._engine: Engine | None = None
         self._numbers = itertools.count()
@@ -165,12 +156,12 @@ class _WorkLoop:
             ticket.future.set_result(result)
 
     def _yield_point(self, running: _Ticket) -> None:
-        """Between two decode steps or micro-batches of a job: stop if it was cancelled, let training jobs pass."""
+        """Stop the running job if it was cancelled, and run the training jobs that wait."""
         if running.cancelled.is_set():
             raise _Cancelled
         while running.priority > Priority.TRAINING and self._training_waits():
             ticket = self._queue.get()
-            if ticket.job is None:  # the queue was closed in between: the thread must find this ticket again
+            if ticket.job is None:  # the queue was closed in between: ``_work`` must find this ticket again
                 self._queue.put(ticket)
                 raise _Cancelled
             if ticket.future.set_running_or_notify_cancel():

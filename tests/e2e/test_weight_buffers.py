@@ -60,17 +60,17 @@ def gemma_dir(tmp_path_factory):
 
 
 class started:
-    """A replica between start and close."""
+    """Weight buffers between start and close."""
 
     def __init__(self, model, where="process", **options):
-        self.replica = WeightBuffers(model, EvaluationPlacement(where, num_threads=torch.get_num_threads(), **options))
+        self.buffers = WeightBuffers(model, EvaluationPlacement(where, num_threads=torch.get_num_threads(), **options))
 
     async def __aenter__(self):
-        await self.replica.start()
-        return self.replica
+        await self.buffers.start()
+        return self.buffers
 
     async def __aexit__(self, *_):
-        await self.replica.close()
+        await self.buffers.close()
 
 
 async def answers(model):
@@ -86,7 +86,7 @@ async def seeded(model):
     """The same with seeds that do not depend on who has asked before."""
     requests = tuple(GenerationRequest((65, 66, 67, 68 + number), seed=number) for number in range(5))
     generated = [
-        await model._placement.run(Generate(requests, Sampling(temperature, max_gen_len=6), model.weights))
+        await model._worker.run(Generate(requests, Sampling(temperature, max_gen_len=6), model.weights))
         for temperature in (0.0, 1.0)
     ]
     return [*generated, await model.logprobs_many(THREADS)]
@@ -100,18 +100,18 @@ async def step(model):
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "llama", "gemma"])
 async def test_the_same_bits_and_versions_do_not_mix(request, family, where):
-    async with training_model(request.getfixturevalue(f"{family}_dir")) as model, started(model, where) as replica:
+    async with training_model(request.getfixturevalue(f"{family}_dir")) as model, started(model, where) as buffers:
         before = await seeded(model)
-        first = await replica.take(0)
+        first = await buffers.take(0)
         await step(model)
         after = await seeded(model)
-        second = await replica.take(1)
+        second = await buffers.take(1)
         await step(model)
         assert await seeded(second.model(model)) == after
         assert await seeded(first.model(model)) == before
         assert before != after
         assert (await answers(first.model(model)))[2] == before[2]
-        again = await replica.take(1)
+        again = await buffers.take(1)
         second.release()
         assert await seeded(again.model(model)) == after
         again.release()
@@ -121,8 +121,8 @@ async def test_the_same_bits_and_versions_do_not_mix(request, family, where):
 @pytest.mark.parametrize("where", PLACES)
 async def test_a_module_that_others_train(gpt2_dir, where):
     loop = BareLoop(gpt2_dir)
-    async with started(loop.model, where) as replica:
-        lease = await replica.take(0)
+    async with started(loop.model, where) as buffers:
+        lease = await buffers.take(0)
         before = await seeded(loop.model)
         loop.train_step()
         assert await seeded(lease.model(loop.model)) == before
@@ -133,78 +133,83 @@ async def test_a_module_that_others_train(gpt2_dir, where):
 
 
 async def test_room(qwen3_dir):
-    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=2) as replica:
-        first, second = await replica.take(1), await replica.take(2)
-        assert replica.has_room(1)
-        assert replica.has_room(2)
-        assert not replica.has_room(3)
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=2) as buffers:
+        first, second = await buffers.take(1), await buffers.take(2)
+        assert buffers.has_room(1)
+        assert buffers.has_room(2)
+        assert not buffers.has_room(3)
         with pytest.raises(DescantError, match="no buffer is free for version 3 of 'policy'"):
-            await replica.take(3)
-        waiting = [asyncio.create_task(replica.wait_for_room(number)) for number in (3, 4)]
+            await buffers.take(3)
+
+        async def wait_and_take(version):
+            await buffers.wait_for_room(version)
+            return await buffers.take(version)
+
+        waiting = [asyncio.create_task(wait_and_take(number)) for number in (3, 4)]
         await asyncio.sleep(0)
-        shared = await replica.take(1)
+        shared = await buffers.take(1)
         first.release()
         first.release()
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
         shared.release()
-        await waiting[0]
-        third = await replica.take(3)
+        third = await waiting[0]
         assert not waiting[1].done()
         second.release()
-        await waiting[1]
+        fourth = await waiting[1]
         third.release()
+        fourth.release()
 
 
-async def test_a_waiter_that_gives_up_when_its_turn_comes_lets_the_next_one_in(qwen3_dir):
-    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
-        lease = await replica.take(0)
-        first, second = (asyncio.create_task(replica.wait_for_room(number)) for number in (1, 2))
+async def test_a_waiter_that_gives_up_when_there_is_room_lets_the_next_one_in(qwen3_dir):
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as buffers:
+        lease = await buffers.take(0)
+        first, second = (asyncio.create_task(buffers.wait_for_room(number)) for number in (1, 2))
         await asyncio.sleep(0)
-        replica._free(lease._buffer)  # as when it is released
+        buffers._free(lease._buffer)  # as when it is released
         first.cancel()
         await asyncio.wait_for(second, 60)
         assert first.cancelled()
 
 
 async def test_a_version_that_is_given_back_is_refused(qwen3_dir):
-    async with training_model(qwen3_dir) as model, started(model, "thread") as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model, "thread") as buffers:
+        lease = await buffers.take(0)
         handle = lease.model(model)
         await handle.logprobs_many(THREADS)
         lease.release()
-        await replica.wait_for_room(5)
+        await buffers.wait_for_room(5)
         with pytest.raises(WeightsError, match=r"the weights 'copy-1-of-step-0' are not held"):
             await handle.logprobs_many(THREADS)
 
 
 async def test_a_version_that_is_given_back_is_not_taken_again(qwen3_dir):
     """Another user of the same step comes in the moment in which it is being forgotten."""
-    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as buffers:
         expected = await seeded(model)
-        (await replica.take(0)).release()
-        assert not replica.has_room(0)
-        await replica.wait_for_room(0)
-        again = await replica.take(0)
+        (await buffers.take(0)).release()
+        assert not buffers.has_room(0)
+        await buffers.wait_for_room(0)
+        again = await buffers.take(0)
         assert await seeded(again.model(model)) == expected
-        assert not replica.has_room(1)
+        assert not buffers.has_room(1)
         again.release()
 
 
 async def test_its_memory_is_free_as_soon_as_it_is_closed(qwen3_dir):
     async with training_model(qwen3_dir) as model:
         async with started(model, "thread"):
-            engine = model._placement._loop._engine
-            assert engine.files
-        await asyncio.to_thread(wait_until_empty, engine.files)  # without another job
+            engine = model._worker._loop._engine
+            assert engine.weights.mapped
+        await asyncio.to_thread(wait_until_empty, engine.weights.mapped)  # without another job
 
 
 async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
     """A generation that goes on when its lease is released ends before its memory is written again."""
-    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model, "thread", num_buffers=1) as buffers:
+        lease = await buffers.take(0)
         alone = await lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens(THREADS[0])
-        loop = replica._evaluator._loop
+        loop = buffers._evaluator._loop
         before = loop._current  # which may be ending still
         running = asyncio.create_task(
             lease.model(model).max_gen_len(100).temperature(0.0).generate_tokens_many(THREADS[:1])
@@ -213,16 +218,16 @@ async def test_weights_that_are_being_used_are_not_freed(qwen3_dir):
             await asyncio.sleep(0)
         lease.release()
         await step(model)
-        await replica.wait_for_room(1)
+        await buffers.wait_for_room(1)
         current = loop._current  # the job that has freed it, perhaps
         assert running.done() or current is None or not isinstance(current.job, Generate)
-        (await replica.take(1)).release()
+        (await buffers.take(1)).release()
         assert (await running)[0].logprobs == alone.logprobs
 
 
 async def test_saved_from_there_it_is_the_same(qwen3_dir, tmp_path):
-    async with training_model(qwen3_dir) as model, started(model) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model) as buffers:
+        lease = await buffers.take(0)
         await model.save(tmp_path / "live")
         await step(model)
         await lease.model(model).save(tmp_path / "copy")
@@ -239,28 +244,28 @@ async def test_saved_from_there_it_is_the_same(qwen3_dir, tmp_path):
 
 
 async def test_a_killed_process(qwen3_dir):
-    async with training_model(qwen3_dir) as model, started(model) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model) as buffers:
+        lease = await buffers.take(0)
         handle = lease.model(model)
         expected = await seeded(handle)
-        pid = replica._evaluator.pid
+        pid = buffers._evaluator.pid
         running = asyncio.create_task(handle.max_gen_len(200).generate_many(addition_threads(64)))
-        await asyncio.to_thread(wait_until_busy, replica._evaluator)
+        await asyncio.to_thread(wait_until_busy, buffers._evaluator)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDied, match=rf"the process {pid} .*'policy.*was killed by SIGKILL \(out of memory"):
             await running
         assert await seeded(handle) == expected  # in another process, which has these weights, too
-        assert replica._evaluator.pid != pid
+        assert buffers._evaluator.pid != pid
         lease.release()
-        await replica.wait_for_room(1)
+        await buffers.wait_for_room(1)
 
 
 async def test_a_job_that_is_cancelled_stops_and_one_that_hangs_is_killed(qwen3_dir, monkeypatch):
-    async with training_model(qwen3_dir) as model, started(model) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model) as buffers:
+        lease = await buffers.take(0)
         handle = lease.model(model)
         expected = await seeded(handle)
-        place = replica._evaluator
+        place = buffers._evaluator
         pid = place.pid
         for is_stuck in (False, True):
             running = asyncio.create_task(handle.max_gen_len(240).min_gen_len(240).generate_many(addition_threads(200)))
@@ -285,8 +290,8 @@ async def test_an_answer_that_cannot_be_read_is_a_failure(qwen3_dir, monkeypatch
     def broken(message):
         raise ValueError("unreadable")
 
-    async with training_model(qwen3_dir) as model, started(model) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model) as buffers:
+        lease = await buffers.take(0)
         await lease.turn()
         expected = await seeded(lease.model(model))
         monkeypatch.setattr(child_process, "pickle", SimpleNamespace(dumps=pickle.dumps, loads=broken))
@@ -299,20 +304,20 @@ async def test_an_answer_that_cannot_be_read_is_a_failure(qwen3_dir, monkeypatch
 
 async def test_a_place_that_does_not_start_says_why(qwen3_dir):
     async with training_model(qwen3_dir) as model:
-        replica = WeightBuffers(model, EvaluationPlacement("thread", num_buffers=1))
-        await replica.start()
-        replica._evaluator = WorkerThread("elsewhere", lambda: 1 / 0)
+        buffers = WeightBuffers(model, EvaluationPlacement("thread", num_buffers=1))
+        await buffers.start()
+        buffers._evaluator = WorkerThread("elsewhere", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            await replica._evaluator.ready()
+            await buffers._evaluator.ready()
         with pytest.raises(DescantError, match=r"'elsewhere': division by zero"):
-            await replica.take(0)
-        assert replica.has_room(0)
-        await replica.close()
+            await buffers.take(0)
+        assert buffers.has_room(0)
+        await buffers.close()
 
 
 async def test_what_jobs_raise_comes_back(qwen3_dir):
-    async with training_model(qwen3_dir) as model, started(model) as replica:
-        lease = await replica.take(0)
+    async with training_model(qwen3_dir) as model, started(model) as buffers:
+        lease = await buffers.take(0)
         handle = lease.model(model)
         too_long = THREADS[0].user("x" * 1000)
         (error,) = await handle.generate_many([too_long], return_exceptions=True)
@@ -325,16 +330,16 @@ async def test_what_jobs_raise_comes_back(qwen3_dir):
 async def test_nothing_stays_behind(qwen3_dir):
     async with training_model(qwen3_dir) as model:
         await model.generate_many(THREADS[:1])
-        async with started(model, "thread") as replica:  # threads of pools that stay are there now
-            (await replica.take(0)).release()
+        async with started(model, "thread") as buffers:  # threads of pools that stay are there now
+            (await buffers.take(0)).release()
         files, threads = open_files(), num_threads()
         for leave in ("close", "kill"):
-            async with started(model) as replica:
-                lease = await replica.take(0)
+            async with started(model) as buffers:
+                lease = await buffers.take(0)
                 await lease.model(model).logprobs_many(THREADS)
-                process = replica._evaluator._child.process
+                process = buffers._evaluator._child.process
                 if leave == "kill":
-                    replica.kill()
+                    buffers.kill()
             assert process.returncode is not None
         await model.generate_many(THREADS[:1])  # after the finalizers' jobs
         assert open_files() <= files
@@ -349,10 +354,10 @@ from descant.models.weight_buffers import WeightBuffers
 
 async def main():
     model = await ModelBuilder(sys.argv[1]).spawn_train("policy", max_batch_size=4096)
-    replica = WeightBuffers(model, EvaluationPlacement(num_threads=1))
-    await replica.start()
-    await (await replica.take(0)).turn()
-    print(replica._evaluator.pid, flush=True)
+    buffers = WeightBuffers(model, EvaluationPlacement(num_threads=1))
+    await buffers.start()
+    await (await buffers.take(0)).turn()
+    print(buffers._evaluator.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -370,10 +375,10 @@ async def test_layers_that_a_configuration_does_not_describe(qwen3_dir):
     loop = BareLoop(qwen3_dir)
     loop.module.model.layers[0].extra = torch.nn.Linear(2, 2)
     for where in PLACES:
-        replica = WeightBuffers(loop.model, EvaluationPlacement(where))
+        buffers = WeightBuffers(loop.model, EvaluationPlacement(where))
         with pytest.raises(ConfigurationError, match=r"missing there.*layers.0.extra.*mode='overlap'|2 tensors are"):
-            await replica.start()
-        await replica.close()
+            await buffers.start()
+        await buffers.close()
 
 
 async def test_layers_that_only_look_the_same(qwen3_dir):
@@ -383,9 +388,9 @@ async def test_layers_that_only_look_the_same(qwen3_dir):
 
     loop = BareLoop(qwen3_dir)
     loop.module.model.layers[1].mlp.up_proj.__class__ = Squared
-    replica = WeightBuffers(loop.model, EvaluationPlacement("thread"))
+    buffers = WeightBuffers(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"'model.layers.1.mlp.up_proj' is a Squared, and its conf.* a Linear"):
-        await replica.start()
+        await buffers.start()
 
 
 async def test_a_forward_that_was_replaced(qwen3_dir):
@@ -400,16 +405,16 @@ async def test_a_forward_that_was_replaced(qwen3_dir):
             return forward(*args, **kwargs)
 
     loop.module.forward = in_bfloat16
-    replica = WeightBuffers(loop.model, EvaluationPlacement("thread"))
+    buffers = WeightBuffers(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"something has changed what it computes"):
-        await replica.start()
+        await buffers.start()
 
 
 async def test_settings_of_the_process_are_left_alone(qwen3_dir):
     loop = BareLoop(qwen3_dir)
     for where in PLACES:
-        async with started(loop.model, where) as replica:
-            lease = await replica.take(0)
+        async with started(loop.model, where) as buffers:
+            lease = await buffers.take(0)
             expected = await seeded(lease.model(loop.model))
             torch._C._set_mkldnn_enabled(False)  # as training of others may
             try:
@@ -426,23 +431,23 @@ async def test_settings_of_the_process_are_left_alone(qwen3_dir):
 
 async def test_layers_that_change_under_way(qwen3_dir):
     loop = BareLoop(qwen3_dir)
-    async with started(loop.model, "thread") as replica:
+    async with started(loop.model, "thread") as buffers:
         loop.module.lm_head = torch.nn.Linear(32, loop.module.config.vocab_size, bias=True)
         with pytest.raises(WeightsError, match=r"the layers of the model have changed since the run began"):
-            await replica.take(0)
-        assert replica.has_room(0)
+            await buffers.take(0)
+        assert buffers.has_room(0)
 
 
 async def test_classes_that_another_process_cannot_import(qwen3_dir):
     loop = BareLoop(qwen3_dir)
     loop.module.__class__ = type("Mine", (type(loop.module),), {"__module__": "__main__"})
-    replica = WeightBuffers(loop.model, EvaluationPlacement())
+    buffers = WeightBuffers(loop.model, EvaluationPlacement())
     with pytest.raises(
         ConfigurationError, match=r"__main__.Mine cannot be evaluated in a process of its own.*'thread'"
     ):
-        await replica.start()
-    async with started(loop.model, "thread") as replica:
-        lease = await replica.take(0)
+        await buffers.start()
+    async with started(loop.model, "thread") as buffers:
+        lease = await buffers.take(0)
         assert await seeded(lease.model(loop.model)) == await seeded(loop.model)
         lease.release()
 
@@ -504,10 +509,10 @@ async def test_new_threads_have_the_threads_of_torch_that_they_had(qwen3_dir):
 
     before = in_a_new_thread()
     async with training_model(qwen3_dir) as model:
-        replica = WeightBuffers(model, EvaluationPlacement("thread", num_threads=3))
-        await replica.start()
-        lease = await replica.take(0)
+        buffers = WeightBuffers(model, EvaluationPlacement("thread", num_threads=3))
+        await buffers.start()
+        lease = await buffers.take(0)
         await lease.model(model).logprobs_many(THREADS)
         assert in_a_new_thread() == before
         lease.release()
-        await replica.close()
+        await buffers.close()

@@ -1,34 +1,34 @@
-"""EngineSpec: what another process must know to compute with copies of a model's weights."""
+"""EngineSpec: the description of an engine, from which another one is made that computes the same."""
 
 from __future__ import annotations
 
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
 from descant.errors import ConfigurationError, DescantError
-from descant.process_state import NUM_THREADS, compute_settings
+from descant.process_state import NUM_THREADS, compute_settings, num_cores
+
+if TYPE_CHECKING:
+    from descant.engine.hf import HFEngine
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """An engine without weights, as plain data.
+    """An engine without weights, as plain data; an engine made of it computes with the same batches and bits.
 
     Attributes:
-        model_class, config, generation_config: the module's, from which the same layers are made.
-        tokenizer: the model's.
-        layout: of its weights.
-        stop_ids, max_batch_tokens, max_cached_tokens, precision: the engine's, so that batches and bits are the same.
-        head_gives_logits: what the engine has found out by looking at its weights.
-        settings: values of ``compute_settings``, in order.
-        device: where it will compute.
+        model_class, config, generation_config, layout: of the module and its weights.
+        head_gives_logits: the result of the engine's probe, which needs weights.
+        settings: values of ``compute_settings``, in order; the number of threads is the other engine's, as its device.
     """
 
     model_class: type[Any]
@@ -44,12 +44,35 @@ class EngineSpec:
     settings: Sequence[Any]
     device: str
 
-    def empty_model(self) -> Any:
-        """The module with tensors that hold nothing yet.
+    @classmethod
+    def of(cls, engine: HFEngine, job: DescribeEngine) -> EngineSpec:
+        """The description of an engine; ConfigurationError if another engine would not compute the same."""
+        if job.importable:
+            _check_importable(type(engine.model))
+        settings = [value for _, _, value in engine.settings]
+        settings[NUM_THREADS] = job.num_threads or max(1, num_cores() - settings[NUM_THREADS])
+        spec = cls(
+            model_class=type(engine.model),
+            config=engine.model.config,
+            generation_config=engine.model.generation_config,
+            tokenizer=engine.tokenizer,
+            layout=WeightLayout.of(engine.model),
+            stop_ids=engine.stop_ids,
+            max_batch_tokens=engine.budgets.max_batch_tokens,
+            max_cached_tokens=engine.budgets.max_cached_tokens,
+            precision=engine.precision,
+            head_gives_logits=engine.scorer.head is not None,
+            settings=settings,
+            device=job.device or str(engine.model.device),
+        )
+        made = replace(spec, device=str(engine.model.device)).empty_model()
+        _check_same_modules(made, engine.model)
+        with engine.evaluating():
+            _check_same_logits(made, engine.model)
+        return spec
 
-        Raises:
-            ConfigurationError: the layers that the configuration describes are not those of the model.
-        """
+    def empty_model(self) -> Any:
+        """The module with empty tensors; ConfigurationError if its configuration describes other layers."""
         with torch.device("meta"):
             model = self.model_class(copy.deepcopy(self.config))
         if differences := self.layout.differences(WeightLayout.of(model)):
@@ -58,32 +81,34 @@ class EngineSpec:
                 f"describes are not those that it has ({differences}), as after adding LoRA; use mode='overlap' or "
                 "mode='inline'"
             )
-        empty = {p.name: torch.empty(0, dtype=p.dtype, device=self.device) for p in self.layout.places}
-        for place in self.layout.places:
-            empty[place.name].requires_grad_(place.requires_grad)
-        _replace_tensors(model, empty)
+        tensors = named_tensors(model)
+        for entry in self.layout.entries:
+            tensor, empty = tensors[entry.name], torch.empty(0, dtype=entry.dtype, device=self.device)
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, entry.requires_grad)
+            torch.utils.swap_tensors(tensor, empty)  # type: ignore[no-untyped-call]  # which keeps ties
         model.generation_config = self.generation_config
         return model.eval()
 
     def apply_to_process(self) -> None:
-        """Compute as the model's own engine does, in all of this process: precision, kernels."""
+        """Have all of this process compute with the precision and kernels of the described engine."""
         for (read, write), value in zip(compute_settings(), self.settings, strict=True):
             if read() != value:
                 write(value)
 
     def apply_to_thread(self) -> None:
-        """Use the replica's number of threads on this one."""
+        """Use the other engine's number of torch threads on this thread."""
         before, own = torch.get_num_threads(), self.settings[NUM_THREADS]
         if before != own:
             torch.set_num_threads(own)
-            # What a thread sets is also what new threads of the process begin with: let that be what it was.
+            # New threads of the process begin with the number that was set last: restore it, from another thread.
             other = threading.Thread(target=torch.set_num_threads, args=(before,))
             other.start()
             other.join()
 
     def check_process(self) -> None:
-        """Raises DescantError if code of others has switched this process to compute otherwise: the numbers would be
-        others, and to switch it back would change what the others do."""
+        """Raises DescantError if other code has changed a setting of this process: the numbers would differ, and to
+        restore it would change the numbers of that code."""
         for number, ((read, _), value) in enumerate(zip(compute_settings(), self.settings, strict=True)):
             if number != NUM_THREADS and read() != value:
                 raise DescantError(
@@ -92,7 +117,7 @@ class EngineSpec:
                 )
 
 
-def check_same_modules(made: nn.Module, model: nn.Module) -> None:
+def _check_same_modules(made: nn.Module, model: nn.Module) -> None:
     """Raises ConfigurationError if a module that was made from the configuration has other parts than the model."""
     kinds = dict(made.named_modules())
     for name, module in model.named_modules():
@@ -105,9 +130,9 @@ def check_same_modules(made: nn.Module, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_same_logits(made: nn.Module, model: nn.Module) -> None:
-    """Raises ConfigurationError if a module that was made from the configuration computes otherwise than the model,
-    with the model's own weights: whatever was done to it (mixed precision of accelerate, a replaced forward, hooks).
+def _check_same_logits(made: nn.Module, model: nn.Module) -> None:
+    """Raises ConfigurationError if a module that was made from the configuration computes other logits than the model,
+    with the model's own weights: because of mixed precision of accelerate, a replaced forward, a hook.
     """
     live = named_tensors(model)
     for name, tensor in named_tensors(made).items():
@@ -118,12 +143,12 @@ def check_same_logits(made: nn.Module, model: nn.Module) -> None:
     if not is_same(expected, found):
         raise ConfigurationError(
             f"{type(model).__name__} cannot be evaluated in the background: something has changed what it computes "
-            "(mixed precision of accelerate, a replaced forward, a hook), which is not known elsewhere; use "
+            "(mixed precision of accelerate, a replaced forward, a hook), and its configuration does not say so; use "
             "mode='overlap' or mode='inline'"
         )
 
 
-def check_importable(model_class: type[Any]) -> None:
+def _check_importable(model_class: type[Any]) -> None:
     """Raises ConfigurationError if another process could not find the class."""
     module, name = model_class.__module__, model_class.__qualname__
     if module == "__main__" or "<locals>" in name or module.startswith("transformers_modules"):
@@ -131,17 +156,3 @@ def check_importable(model_class: type[Any]) -> None:
             f"{module}.{name} cannot be evaluated in a process of its own, which has to import it: define it in a "
             "module, or use callback_placement=EvaluationPlacement('thread')"
         )
-
-
-def _replace_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors in the place of those with these names, wherever these are tied to."""
-    old = named_tensors(model)
-    parameters = {id(old[name]): nn.Parameter(new, new.requires_grad) for name, new in tensors.items()}
-    buffers = {id(old[name]): new for name, new in tensors.items()}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = parameters[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffers[id(buffer)]

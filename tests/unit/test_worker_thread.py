@@ -1,4 +1,4 @@
-"""The worker thread, the collector and owners, with an engine that does what the test says."""
+"""The worker thread, the collector and requesters, with an engine that does what the test says."""
 
 import asyncio
 import gc
@@ -184,12 +184,12 @@ async def test_a_list_call_is_cancelled_with_the_last_of_its_callers():
     await cancelled.wait()
 
 
-async def test_owners_reach_the_tasks_they_start_and_no_others():
+async def test_requesters_reach_the_tasks_they_start_and_no_others():
     async def name():
         return current_requester() and current_requester().name
 
-    async def evaluate(owner_name):
-        with requester_scope(Requester(owner_name, 0, observer=True)):
+    async def evaluate(requester_name):
+        with requester_scope(Requester(requester_name, 0, observer=True)):
             return await asyncio.gather(
                 name(), asyncio.create_task(name()), asyncio.to_thread(lambda: current_requester().name)
             )
@@ -198,14 +198,14 @@ async def test_owners_reach_the_tasks_they_start_and_no_others():
     assert await name() is None
 
 
-def test_sampling_seeds_are_those_of_owner_thread_and_occurrence():
+def test_sampling_seeds_are_those_of_requester_thread_and_occurrence():
     first, second = StringThread().user("1"), StringThread().user("2")
-    owner, again, other = (
+    requester, again, other = (
         Requester("a", 1, observer=True),
         Requester("b", 1, observer=True),
         Requester("a", 2, observer=True),
     )
-    seeds = [owner.next_sampling_seed(thread) for thread in (first, first, second)]
+    seeds = [requester.next_sampling_seed(thread) for thread in (first, first, second)]
     assert len(set(seeds)) == 3
     assert [again.next_sampling_seed(thread) for thread in (second, first, first)] == [seeds[2], seeds[0], seeds[1]]
     assert other.next_sampling_seed(first) not in seeds
