@@ -283,7 +283,7 @@ def make(kind, model):
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_one_is_caught_and_told_why(kind, monkeypatch):
-    monkeypatch.setattr("descant.runner.call_guard.GRACE_S", 0.01)
+    monkeypatch.setattr("descant.testing.observed_calls.GRACE_S", 0.01)
     report = await check_callback(lambda model: make(kind, model), raise_on_failure=False)
     failed = {check.name: check.details for check in report.failures}
     with pytest.raises(AssertionError, match=rf"^{kind.__name__}: \d+ of \d+ checks passed\n(.*\n)*  FAIL  "):

@@ -8,6 +8,7 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -19,17 +20,18 @@ from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.hf import HFEngine
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
 from descant.models.builder import ModelBuilder
 from descant.models.inference import InferenceModel
 from descant.models.weight_buffers import EvaluationPlacement
 from descant.models.workers.worker_thread import WorkerThread
 from descant.process_state import preserved_process_state
+from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
-from descant.runner.recorder import RunRecorder
 from descant.schedule import NEVER, every_steps
-from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
+from descant.testing.differences import PlainMetrics, plain_metrics
+from descant.testing.observed_calls import Fault, ObservedCalls, Pace, has_halves, is_observed
 from descant.testing.report import MeasuredCost
+from descant.text import quoted
 from descant.threads.thread import StringThread
 from descant.trainers.sft import SFT
 
@@ -40,75 +42,68 @@ _MAX_GEN_LEN = 16
 _LR = 1e-3
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """What a run came to.
+    """The results of a run.
 
     Attributes:
         num_steps: steps that were made.
-        training: the metrics of training, by step, without durations.
+        training: the metrics of training, by step.
         weights: after the last step, by name.
-        calls: what the kit has seen of the callback's calls.
+        calls: the callback's.
         failures: of its calls.
-        cost: what they have cost.
-        run_dir: where the run was.
+        cost: of its calls without a fault.
     """
 
     num_steps: int
-    training: list[Mapping[str, Any]]
+    training: Mapping[int, PlainMetrics]
     weights: Mapping[str, Tensor]
     calls: ObservedCalls
     failures: Sequence[CallbackFailure]
-    run_dir: Path
-    cost: MeasuredCost | None = None
+    cost: MeasuredCost | None
 
 
-class Companion(ModelCallback[float]):
-    """Measures the metric that the callback goes by: a log-probability, which training changes."""
+class _Companion(ModelCallback[float]):
+    """Measures the metric that the callback watches: a log-probability, which training changes."""
 
     def __init__(self, model: InferenceModel, key: str, thread: StringThread) -> None:
         super().__init__(model, every_steps(1), name="companion of the conformance kit")
         self._key, self._thread = key, thread
 
     def declared_keys(self) -> frozenset[str]:
-        """The metric."""
         return frozenset({self._key})
 
     async def measure(self, model: InferenceModel) -> float:
-        """How improbable a thread is."""
         return -await model.logprobs(self._thread)
 
     async def report(self, measurement: float) -> dict[str, Any]:
-        """Just that."""
         return {self._key: measurement}
 
 
-class _End(RecipeCallback):
-    """Is called when training is over, before whatever is still under way is waited for; or asks for the end."""
+class _Pacer(RecipeCallback):
+    """Tells how far training is before the other callbacks of a step run, and may request the end."""
 
-    def __init__(self, pace: Pace, stop_at: int | None) -> None:
-        super().__init__(every_steps(1) if stop_at else NEVER, name="end of the conformance kit", at_start=False)
+    def __init__(self, pace: Pace, stop_at: int | None = None) -> None:
+        super().__init__(every_steps(1), name="pacer of the conformance kit", at_start=False, at_end=False)
         self._pace, self._stop_at = pace, stop_at
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
-        if self._stop_at is None:
-            await self._pace.over()
-        elif self.running().step == self._stop_at:
+        await self._pace.reach(self.running().step)
+        if self.running().step == self._stop_at:
             self.running().request_stop("so far and no further")
         return {}
 
 
-class _PacedSFT(SFT):
-    """Tells how far it is."""
+class _LastPacer(RecipeCallback):
+    """Tells that training has ended, before other calls are waited for."""
 
-    pace: Pace
-    steps: list[Mapping[str, Any]]
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(NEVER, name="last pacer of the conformance kit", at_start=False)
+        self._pace = pace
 
-    async def train_step(self, step: int, recorder: RunRecorder) -> dict[str, Metric]:
-        metrics = await super().train_step(step, recorder)
-        self.steps.append({key: value for key, value in metrics.items() if not key.endswith("_s")})
-        await self.pace.trained(step)
-        return metrics
+    async def callback(self, current_percentage: float) -> dict[str, Any]:
+        await self._pace.reach(inf)
+        return {}
 
 
 class Runs:
@@ -132,11 +127,8 @@ class Runs:
         placement: EvaluationPlacement,
         folder: Path,
     ) -> None:
-        self._make, self._placement = make, placement
-        self.model_path, self.dataset = model_path, dataset
-        self.num_steps = num_steps
-        self.run_dirs: list[Path] = []
-        self._folder = folder
+        self.model_path, self.dataset, self.num_steps = model_path, dataset, num_steps
+        self._make, self._placement, self._folder = make, placement, folder
         self._alone: dict[int, Run] = {}
 
     async def alone(self, num_steps: int) -> Run:
@@ -148,29 +140,31 @@ class Runs:
     async def train(
         self,
         mode: CallbackMode | None,
-        calls: ObservedCalls | None = None,
+        faults: Mapping[int, Fault] | None = None,
         *,
         is_held: bool = False,
         stop_at: int | None = None,
     ) -> Run:
-        """A run of ``SFT``; the mode None is without the callback."""
+        """A run of ``SFT``; the mode None is without the callback.
+
+        Args:
+            mode: of the callback.
+            faults: that its calls have, by step.
+            is_held: whether its asynchronous work is held back.
+            stop_at: the last step; by default all are made.
+        """
         pace = Pace()
-        calls = calls or ObservedCalls(
-            pace=pace if is_held and mode != "inline" and self._placement.num_buffers > 1 else None
-        )
-        run_dir = self.run_dir()
-        logged: list[Mapping[str, Any]] = []
+        calls = ObservedCalls(faults, pace if is_held and self._placement.num_buffers > 1 else None)
+        run_dir, logged, num_samples = self._run_dir(), list[dict[str, Any]](), min(2, len(self.dataset))
         with quietly():
             builder = ModelBuilder(self.model_path, tokens_to_generate=_MAX_GEN_LEN, precision="float32")
             model = await builder.spawn_train("policy", _MAX_BATCH_SIZE)
             try:
-                callback = None if mode is None else self.prepared(model, calls)
-                callbacks = [] if callback is None else self.with_companion(callback, model, mode or "inline")
-                num_samples = min(2, len(self.dataset))
-                trainer = _PacedSFT(
+                callbacks = [] if mode is None else self.prepared(model, calls)
+                result = await SFT(
                     dataset=self.dataset,
                     model=model,
-                    callbacks=[_End(pace, stop_at if stop_at != self.num_steps else None), *callbacks],
+                    callbacks=[_Pacer(pace, stop_at), _LastPacer(pace), *callbacks],
                     lr=_LR,
                     samples_per_batch=num_samples,
                     epochs=self.num_steps * num_samples / len(self.dataset),
@@ -179,76 +173,83 @@ class Runs:
                     contamination="ignore",
                     callback_mode=mode or "inline",
                     callback_placement=self._placement,
-                )
-                trainer.pace, trainer.steps = pace, []
-                result = await trainer.run()
-                placement = cast("WorkerThread", model._placement)
-                weights = copies_of(cast("HFEngine", placement._loop._engine).model)
+                ).run()
+                worker = cast("WorkerThread", model._placement)
+                module = cast("HFEngine", worker._loop._engine).model
+                weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             finally:
                 await model.dealloc()
-        name = None if callback is None else callback.name
+        training = {
+            metrics["progress/step"]: plain_metrics(
+                {key: value for key, value in metrics.items() if key.startswith("training/") and key[-2:] != "_s"},
+                run_dir,
+            )
+            for metrics in logged
+            if "training/loss" in metrics
+        }
+        name = callbacks[-1].name if callbacks else None
         failures = [failure for failure in result.callback_failures if failure.callback == name]
-        cost = None if name is None else _cost(name, mode or "inline", logged, calls)
-        return Run(result.num_steps, trainer.steps, weights, calls, failures, run_dir, cost)
+        cost = None if name is None or mode is None else _cost(name, mode, logged, calls.faults)
+        return Run(result.num_steps, training, weights, calls, failures, cost)
 
-    def prepared(self, model: Any, calls: ObservedCalls, make: MakeCallback | None = None) -> RecipeCallback:
-        """A fresh callback, which runs at every step.
+    def runner(self, callbacks: Sequence[RecipeCallback], first_step: int = 0) -> CallbackRunner:
+        """A runner for a loop of as many steps."""
+        return CallbackRunner(callbacks, num_steps=self.num_steps, run_dir=self._run_dir(), first_step=first_step)
+
+    def prepared(
+        self, model: InferenceModel, calls: ObservedCalls, make: MakeCallback | None = None
+    ) -> list[RecipeCallback]:
+        """A fresh callback, observed and due at every step; before it what measures the metric that it watches.
 
         Raises:
             ConfigurationError: what was made is no callback, or not a fresh one.
         """
-        callback = (make or self._make)(disturbed(model, calls))
+        callback = (make or self._make)(model)
         if isinstance(callback, FunctionCallback):  # a function has no state, and its module has it once
             callback = copy.copy(callback)
         if not isinstance(callback, RecipeCallback):
             raise ConfigurationError(
-                f"make(model) returned {callback!r:.60} ({type(callback).__name__}); a callback is needed"
+                f"make(model) returned {quoted(callback)} ({type(callback).__name__}); a callback is needed"
             )
         if is_observed(callback):
             raise ConfigurationError(f"make(model) returned the same {type(callback).__name__} again; make a fresh one")
+        calls.observe(callback)
+        callback.on_error = "warn"
         if callback.frequency is not NEVER:
             callback.frequency = every_steps(1)
-        callback.on_error = "warn"
-        if has_halves(callback):
-            callback.mode = None  # type: ignore[attr-defined]  # that of the run
-        return observed(callback, calls)
-
-    def with_companion(self, callback: RecipeCallback, model: Any, mode: str) -> list[RecipeCallback]:
-        """The callback, and what measures the metric that it goes by."""
+        if isinstance(callback, ModelCallback) and has_halves(callback):
+            callback.mode = None  # that of the run
         key = callback.watched_key or callback.same_step_key
         if key is None:
             return [callback]
-        companion = Companion(model, key, self.dataset[0])
+        companion = _Companion(model, key, self.dataset[0])
         if callback.same_step_key:
             companion.mode = "inline"
         return [companion, callback]
 
-    def run_dir(self) -> Path:
-        """A new one."""
-        self.run_dirs.append(Path(tempfile.mkdtemp(dir=self._folder)))
-        return self.run_dirs[-1]
+    def _run_dir(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._folder))
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Runs that nobody wants to read of, and which leave the process as it was."""
+    """Without output, and afterwards the process is as it was."""
     with preserved_process_state(), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
-def copies_of(module: Any) -> dict[str, Tensor]:
-    """The weights of a module."""
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def _cost(name: str, mode: str, logged: Sequence[Mapping[str, Any]], calls: ObservedCalls) -> MeasuredCost | None:
-    """Of the calls that nothing has befallen; the first is left out, which is slower."""
-    stalls, seconds, tokens = [], [], []
-    for metrics in logged:
-        step = metrics["progress/step"]
-        stall_s = metrics.get(f"callbacks/{name}/stall_s")
-        if stall_s is not None and step > 0 and step not in calls.mischief:
-            stalls.append(stall_s + metrics.get(f"callbacks/{name}/wait_s", 0.0))
-            seconds.append(stall_s + metrics.get(f"callbacks/{name}/busy_s", 0.0))
-            tokens.append(metrics.get(f"callbacks/{name}/num_tokens", 0))
-    return MeasuredCost(mode, len(stalls), fmean(seconds), fmean(stalls), fmean(tokens)) if stalls else None
+def _cost(
+    name: str, mode: str, logged: Sequence[Mapping[str, Any]], faults: Mapping[int, Fault]
+) -> MeasuredCost | None:
+    """Of the calls without a fault, but for the first, which is slower."""
+    own = [
+        {key.rpartition("/")[2]: value for key, value in metrics.items() if key.startswith(f"callbacks/{name}/")}
+        for metrics in logged
+        if metrics["progress/step"] > 0 and metrics["progress/step"] not in faults
+    ]
+    costs = [cost for cost in own if "stall_s" in cost]
+    if not costs:
+        return None
+    seconds = fmean(cost["stall_s"] + cost.get("busy_s", 0.0) for cost in costs)
+    stall_s = fmean(cost["stall_s"] + cost.get("wait_s", 0.0) for cost in costs)
+    return MeasuredCost(mode, len(costs), seconds, stall_s, fmean(cost.get("num_tokens", 0) for cost in costs))
