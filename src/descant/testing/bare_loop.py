@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant.models.live_model import live_model
@@ -22,15 +21,11 @@ from descant.testing.runs import quietly
 from descant.threads.thread import StringThread
 
 _LR = 1e-3
-_MAX_NUM_TOKENS = 24
+_MAX_NUM_TOKENS = 48
 
 
 class BareLoop:
-    """A module, two sequences, an optimizer; dropout from torch's generator, learning rates from Python's and numpy's.
-
-    Args:
-        model_path: the model.
-        dataset: its first two threads are trained on.
+    """A module, one sequence, an optimizer; dropout from torch's generator, learning rates from Python's and numpy's.
 
     Attributes:
         model: a handle on the module.
@@ -44,9 +39,8 @@ class BareLoop:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
         self.module = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).train()
         self.model = live_model(self.module, tokenizer, tokens_to_generate=16)
-        texts = ["\n".join(turn.content for turn in thread.messages()) for thread in dataset[:2]]
-        token_ids = [tokenizer(text).input_ids[:_MAX_NUM_TOKENS] for text in texts]
-        self._ids = torch.tensor([ids[: min(map(len, token_ids))] for ids in token_ids])
+        text = "\n".join(turn.content for thread in dataset[:2] for turn in thread.messages())
+        self._ids = torch.tensor([tokenizer(text).input_ids[:_MAX_NUM_TOKENS]])
         self._optimizer = torch.optim.AdamW(self.module.parameters(), lr=_LR)
         self.changed: list[str] = []
         self._known = self._state()
@@ -74,9 +68,8 @@ class BareLoop:
     def _train_step(self) -> dict[str, Any]:
         for group in self._optimizer.param_groups:
             group["lr"] = _LR * (random.random() + float(np.random.rand()))
-        logits_BSV = self.module(input_ids=self._ids).logits
-        loss = functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), self._ids[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.module(input_ids=self._ids, labels=self._ids).loss
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
         return {"training/loss": loss.item()}

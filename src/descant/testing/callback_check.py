@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import get_args
@@ -99,32 +100,29 @@ def _modes_of(callback: RecipeCallback, wanted: Sequence[CallbackMode] | None) -
     return wanted or possible
 
 
+@dataclass
 class _CallbackCheck:
-    """The single checks.
+    """The single checks. ``inline`` is the run that others are compared with."""
 
-    Args:
-        runs: makes the runs.
-        inline: the run that others are compared with.
-        make_twin: see ``check_callback``.
-        report: gets the results.
-    """
-
-    def __init__(self, runs: Runs, inline: Run, make_twin: MakeCallback | None, report: Report) -> None:
-        self._runs, self._inline, self._make_twin, self._report = runs, inline, make_twin, report
+    _runs: Runs
+    _inline: Run
+    _make_twin: MakeCallback | None
+    _report: Report
 
     async def run(self, modes: Sequence[CallbackMode]) -> None:
         if not self._check_returns():
             return
         self._check_keys()
         by_mode: dict[CallbackMode, Run] = {"inline": self._inline}
-        by_mode |= {mode: await self._runs.train(mode, is_held=True) for mode in modes if mode != "inline"}
+        by_mode |= {mode: await self._runs.train(mode) for mode in modes if mode != "inline"}
         is_neutral = {mode: await self._check_neutral(mode, run) for mode, run in by_mode.items()}
         are_same = self._check_modes(by_mode)
         calls = await self._check_loop()
         await self._check_restored(calls)
         await self._check_twin(calls)
-        for mode in by_mode if are_same else ["inline"]:
-            await self._check_faults(mode, is_neutral=is_neutral[mode])
+        for mode in by_mode:
+            if mode == "inline" or are_same:  # else it has been said that it does not work in this mode
+                await self._check_faults(mode, is_neutral=is_neutral[mode])
 
     def _check_returns(self) -> bool:
         failures, returned = self._inline.failures, self._inline.calls.returned
@@ -235,7 +233,8 @@ class _CallbackCheck:
                     check.details = f"refused: {error}"
                     return
             async with bare_loop(runs.model_path, runs.dataset) as loop:
-                async with runs.runner(self._twin(loop.model, twin_alone)) as runner:
+                callbacks = self._twin(loop.model, twin_alone)
+                async with runs.runner(callbacks) as runner:
                     await loop.train(runner, _TWIN_STEPS)
             for calls, expected in ((first, alone), (twin, twin_alone)):
                 if problem := metrics_difference(calls.returned, expected.returned, range(_TWIN_STEPS + 1)):

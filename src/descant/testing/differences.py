@@ -54,7 +54,7 @@ def weights_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Ten
     names = [name for name, value in expected.items() if not torch.equal(weights[name], value)]
     if not names:
         return None
-    gap = max(float((weights[name] - expected[name]).abs().max()) for name in names)
+    gap = max((weights[name] - expected[name]).detach().abs().max().item() for name in names)
     return (
         f"{len(names)} of {len(expected)} parameters are not the same bits as without the callback, such as {names[0]} "
         f"(by up to {gap:.1g})"

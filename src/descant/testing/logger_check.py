@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.function_callback import callback
 from descant.errors import ConfigurationError
 from descant.runlog.run_reader import RunReader
 from descant.runner.callback_runner import CallbackRunner
@@ -30,6 +30,13 @@ from descant.trackers.logger import STEP_KEY, Logger, TrackerLogger
 
 _STEPS = (2, 2, 1, 4)  # one comes twice, one late
 _NUM_STEPS = 3
+_ROWS: list[list[Any]] = [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]]
+_METRICS = {
+    "float": 0.5, "integer": 3, "bool": True, "nan": math.nan, "infinity": math.inf, "string": "größer\n<b>",
+    "table": Table(["example_id", "response", "grade", "passed"], _ROWS), "table_without_rows": Table(["x"]),
+}  # fmt: skip
+_SCALARS = {"numpy_float32": np.float32(0.5), "numpy_int64": np.int64(3), "torch_scalar": torch.tensor(0.5)}
+"""What users log by hand, too; a run makes plain numbers of them."""
 _CONFIG = {"lr": 1e-3, "name": "a run", "is_short": True, "nothing": None, "nested": {"steps": [1, 2]}}
 _FAILURES = ("logger_failed", "tracker_failed", "tracker_incomplete")
 
@@ -92,7 +99,7 @@ class _LoggerCheck:
                     )
 
     async def _check_metrics(self) -> None:
-        given = _plain_metrics() | (_scalars() if isinstance(self._logger, Logger) else {})
+        given = _METRICS | (_SCALARS if isinstance(self._logger, Logger) else {})
         with self.report.check("it takes every kind of metric", ", ".join(given)) as check:
             for key, value in given.items():
                 await self._log({key: value}, 0)
@@ -153,7 +160,7 @@ class _LoggerCheck:
             with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
                 with quietly():
                     async with CallbackRunner(
-                        [_Everything(every_steps(1), "everything")], num_steps=_NUM_STEPS, run_dir=folder, logger=logger
+                        [_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger
                     ) as runner:
                         for step in range(1, _NUM_STEPS + 1):
                             await runner.after_step(step, {"training/loss": 1.0 / step})
@@ -166,25 +173,9 @@ class _LoggerCheck:
                 raise Problem(failed[0])
 
 
-class _Everything(RecipeCallback):
-    """Returns metrics of all kinds."""
-
-    async def callback(self, current_percentage: float) -> dict[str, Any]:
-        return {**_plain_metrics(), **_scalars()}
-
-
-def _plain_metrics() -> dict[str, Any]:
-    """What a run gives to loggers."""
-    rows = [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]]
-    return {
-        "float": 0.5, "integer": 3, "bool": True, "nan": math.nan, "infinity": math.inf, "string": "größer\n<b>",
-        "table": Table(["example_id", "response", "grade", "passed"], rows), "table_without_rows": Table(["x"]),
-    }  # fmt: skip
-
-
-def _scalars() -> dict[str, Any]:
-    """What users log by hand, too."""
-    return {"numpy_float32": np.float32(0.5), "numpy_int64": np.int64(3), "torch_scalar": torch.tensor(0.5)}
+@callback(every_steps(1))
+async def _everything() -> dict[str, Any]:
+    return {**_METRICS, **_SCALARS}
 
 
 async def _call(call: Callable[[], Awaitable[None] | None], where: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from descant.callbacks.base import RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
@@ -68,7 +68,7 @@ class ObservedCalls:
     def observe(self, callback: RecipeCallback) -> None:
         """Wrap the methods of a callback that a runner calls."""
         self.callback = callback
-        if not isinstance(callback, ModelCallback) or not has_halves(callback):
+        if not has_halves(callback):
             call = callback.callback
 
             async def observed_call(current_percentage: float) -> Any:
@@ -122,16 +122,14 @@ class ObservedCalls:
         def strike() -> None:
             if fault == "raise":
                 raise error
-            loop.call_soon_threadsafe(task.cancel)  # runs before the answer of the job can arrive
-            loop.call_soon_threadsafe(loop.call_later, GRACE_S, overdue.cancel)
+            loop.call_soon_threadsafe(task.cancel)  # before the answer can arrive
+            loop.call_soon_threadsafe(lambda: loop.call_later(GRACE_S, overdue.cancel))
 
         assert caller is not None, "calls are made by a runner"
         requester = _StruckRequester(caller, strike)
         with requester_scope(requester):
             task = asyncio.ensure_future(work())
-        task.add_done_callback(
-            lambda task: task.cancelled() or task.exception()
-        )  # it may end when nothing waits for it
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # of one that ends late
         try:
             await asyncio.wait({task, overdue}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -160,7 +158,7 @@ class _StruckRequester(Requester):
         self._strike()
 
 
-def has_halves(callback: RecipeCallback) -> bool:
+def has_halves(callback: RecipeCallback) -> TypeGuard[ModelCallback[Any]]:
     """Whether it runs in all modes: it does nothing but measure and report."""
     return isinstance(callback, ModelCallback) and type(callback).callback is ModelCallback.callback
 

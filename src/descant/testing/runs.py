@@ -7,7 +7,8 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from math import inf
 from pathlib import Path
 from statistics import fmean
@@ -44,16 +45,7 @@ _LR = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The results of a run.
-
-    Attributes:
-        num_steps: steps that were made.
-        training: the metrics of training, by step.
-        weights: after the last step, by name.
-        calls: the callback's.
-        failures: of its calls.
-        cost: of its calls without a fault.
-    """
+    """The results of a run: those of training, by step, the weights after the last one, and those of the callback."""
 
     num_steps: int
     training: Mapping[int, PlainMetrics]
@@ -81,80 +73,46 @@ class _Companion(ModelCallback[float]):
 
 
 class _Pacer(RecipeCallback):
-    """Tells how far training is before the other callbacks of a step run, and may request the end."""
+    """Tells how far training is, before the other callbacks of a step run or, as the last one, its final calls."""
 
-    def __init__(self, pace: Pace, stop_at: int | None = None) -> None:
-        super().__init__(every_steps(1), name="pacer of the conformance kit", at_start=False, at_end=False)
-        self._pace, self._stop_at = pace, stop_at
-
-    async def callback(self, current_percentage: float) -> dict[str, Any]:
-        await self._pace.reach(self.running().step)
-        if self.running().step == self._stop_at:
-            self.running().request_stop("so far and no further")
-        return {}
-
-
-class _LastPacer(RecipeCallback):
-    """Tells that training has ended, before other calls are waited for."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(NEVER, name="last pacer of the conformance kit", at_start=False)
+    def __init__(self, pace: Pace, *, is_last: bool = False) -> None:
+        name = f"{'last ' if is_last else ''}pacer of the conformance kit"
+        super().__init__(NEVER if is_last else every_steps(1), name=name, at_start=False, at_end=is_last)
         self._pace = pace
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
-        await self._pace.reach(inf)
+        await self._pace.reach(inf if self.at_end else self.running().step)
         return {}
 
 
+@dataclass
 class Runs:
-    """Makes runs of one model on one dataset, with and without a callback.
+    """Makes runs of one model on one dataset, with and without a callback; their directories are in ``folder``."""
 
-    Args:
-        make: makes the callback.
-        model_path: the model.
-        dataset: what is trained on.
-        num_steps: of a run.
-        placement: where background evaluations run.
-        folder: the runs' directories are in it.
-    """
-
-    def __init__(
-        self,
-        make: MakeCallback,
-        model_path: Path,
-        dataset: Sequence[StringThread],
-        num_steps: int,
-        placement: EvaluationPlacement,
-        folder: Path,
-    ) -> None:
-        self.model_path, self.dataset, self.num_steps = model_path, dataset, num_steps
-        self._make, self._placement, self._folder = make, placement, folder
-        self._alone: dict[int, Run] = {}
+    make: MakeCallback
+    model_path: Path
+    dataset: Sequence[StringThread]
+    num_steps: int
+    placement: EvaluationPlacement
+    folder: Path
+    _alone: dict[int, Run] = field(default_factory=dict)
 
     async def alone(self, num_steps: int) -> Run:
-        """The training without the callback, up to a step."""
+        """The training without the callback, of so many steps."""
         if num_steps not in self._alone:
-            self._alone[num_steps] = await self.train(None, stop_at=num_steps)
+            self._alone[num_steps] = await self.train(None, num_steps=num_steps)
         return self._alone[num_steps]
 
     async def train(
-        self,
-        mode: CallbackMode | None,
-        faults: Mapping[int, Fault] | None = None,
-        *,
-        is_held: bool = False,
-        stop_at: int | None = None,
+        self, mode: CallbackMode | None, faults: Mapping[int, Fault] | None = None, num_steps: int | None = None
     ) -> Run:
-        """A run of ``SFT``; the mode None is without the callback.
+        """A run of ``SFT`` with the callback in this mode (None: without it) and faults in its calls of these steps.
 
-        Args:
-            mode: of the callback.
-            faults: that its calls have, by step.
-            is_held: whether its asynchronous work is held back.
-            stop_at: the last step; by default all are made.
+        Asynchronous work is held back where nothing else is wrong.
         """
         pace = Pace()
-        calls = ObservedCalls(faults, pace if is_held and self._placement.num_buffers > 1 else None)
+        is_held = mode in ("overlap", "background") and not faults and self.placement.num_buffers > 1
+        calls = ObservedCalls(faults, pace if is_held else None)
         run_dir, logged, num_samples = self._run_dir(), list[dict[str, Any]](), min(2, len(self.dataset))
         with quietly():
             builder = ModelBuilder(self.model_path, tokens_to_generate=_MAX_GEN_LEN, precision="float32")
@@ -164,15 +122,15 @@ class Runs:
                 result = await SFT(
                     dataset=self.dataset,
                     model=model,
-                    callbacks=[_Pacer(pace, stop_at), _LastPacer(pace), *callbacks],
-                    lr=_LR,
+                    callbacks=[_Pacer(pace), _Pacer(pace, is_last=True), *callbacks],
+                    lr_scheduler=lambda _: _LR,
                     samples_per_batch=num_samples,
-                    epochs=self.num_steps * num_samples / len(self.dataset),
+                    epochs=Fraction((num_steps or self.num_steps) * num_samples, len(self.dataset)),
                     run_dir=run_dir,
                     logger=logged.append,
                     contamination="ignore",
                     callback_mode=mode or "inline",
-                    callback_placement=self._placement,
+                    callback_placement=self.placement,
                 ).run()
                 worker = cast("WorkerThread", model._placement)
                 module = cast("HFEngine", worker._loop._engine).model
@@ -204,7 +162,7 @@ class Runs:
         Raises:
             ConfigurationError: what was made is no callback, or not a fresh one.
         """
-        callback = (make or self._make)(model)
+        callback = (make or self.make)(model)
         if isinstance(callback, FunctionCallback):  # a function has no state, and its module has it once
             callback = copy.copy(callback)
         if not isinstance(callback, RecipeCallback):
@@ -217,7 +175,7 @@ class Runs:
         callback.on_error = "warn"
         if callback.frequency is not NEVER:
             callback.frequency = every_steps(1)
-        if isinstance(callback, ModelCallback) and has_halves(callback):
+        if has_halves(callback):
             callback.mode = None  # that of the run
         key = callback.watched_key or callback.same_step_key
         if key is None:
@@ -228,7 +186,7 @@ class Runs:
         return [companion, callback]
 
     def _run_dir(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self._folder))
+        return Path(tempfile.mkdtemp(dir=self.folder))
 
 
 @contextlib.contextmanager
