@@ -113,10 +113,8 @@ class _GraderCheck:
                 kind = type(grade).__name__
                 raise Problem(f"{place}: grade() returned {quoted(grade)} ({kind}); a Grade is needed")
             if not isinstance(grade.value, int | float) or not isfinite(grade.value):
-                raise Problem(
-                    f"{place}: the grade is {grade.value!r}, which is no finite number; raise what has gone wrong "
-                    "instead"
-                )
+                problem = f"the grade is {grade.value!r}, which is no finite number; raise what has gone wrong instead"
+                raise Problem(f"{place}: {problem}")
             grades.append(grade)
         if not any(isinstance(grade, Grade) for grade in grades):
             raise Problem(f"it applies to none of the {len(grades)} threads: give it some that it grades")
@@ -201,11 +199,10 @@ class _GraderCheck:
         """Raise with this message if a thread has another grade than at first."""
         if not self._is_deterministic:
             return
-        for position, (grade, expected) in enumerate(zip(grades, self._grades, strict=True)):
-            if (found := _shown(grade)) != _shown(expected):
-                raise Problem(
-                    message.format(f"threads[{position}] is graded {found}, and otherwise {_shown(expected)}")
-                )
+        pairs = zip(map(_shown, grades), map(_shown, self._grades), strict=True)
+        for position, (grade, expected) in enumerate(pairs):
+            if grade != expected:
+                raise Problem(message.format(f"threads[{position}] is graded {grade}, and otherwise {expected}"))
 
     def _check_count(self, hint: str) -> None:
         """Raise if the logs of this scope count another number of grades; a grader need not log."""

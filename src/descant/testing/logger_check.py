@@ -112,16 +112,11 @@ class _LoggerCheck:
     async def _log(self, metrics: Mapping[str, Any], step: int, when: str = "") -> None:
         given = {STEP_KEY: step, **metrics}
         kept = repr(given)
-        what = (
-            ", ".join(f"{key} = {quoted(value, 40)}" for key, value in metrics.items())
-            if len(metrics) == 1
-            else "metrics"
-        )
+        [(key, value), *more] = metrics.items()
+        what = "metrics" if more else f"{key} = {quoted(value, 40)}"
         await _call(lambda: self._logger(given), f"{when}{what} of step {step}: ")
         if repr(given) != kept:
-            raise Problem(
-                "it changes the dict that it is given, which goes to other loggers, too: copy it first, dict(metrics)"
-            )
+            raise Problem("it changes the dict that it is given, which goes to other loggers, too: copy it first")
 
     async def _check_after_failure(self) -> None:
         with self.report.check("it goes on after a failure", "a value that is no metric, then one that is"):
@@ -129,9 +124,7 @@ class _LoggerCheck:
                 await _call(lambda: self._logger({STEP_KEY: 5, "no_metric": object()}))
             except Problem as refusal:
                 if "no_metric" not in str(refusal):
-                    raise Problem(
-                        f"a value that is no metric is refused without its key, 'no_metric': {refusal}"
-                    ) from None
+                    raise Problem(f"a value that is no metric is refused without its key: {refusal}") from None
             else:
                 if isinstance(self._logger, TrackerLogger):
                     raise Problem("a value that is no metric is taken in silence: leave __call__ to TrackerLogger")
@@ -159,9 +152,8 @@ class _LoggerCheck:
         with self.report.check("a run logs with it", f"{_NUM_STEPS} steps, metrics and tables"):
             with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
                 with quietly():
-                    async with CallbackRunner(
-                        [_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger
-                    ) as runner:
+                    runner = CallbackRunner([_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger)
+                    async with runner:
                         for step in range(1, _NUM_STEPS + 1):
                             await runner.after_step(step, {"training/loss": 1.0 / step})
                 with RunReader(Path(folder)) as reader:
