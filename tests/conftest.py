@@ -1,4 +1,4 @@
-"""Settings for the whole suite, made before torch is imported, and the tiny models that it runs on."""
+"""Settings of the whole suite, made before torch is imported, and the tiny models that it runs on."""
 
 import atexit
 import os
@@ -20,7 +20,7 @@ from trackers import mlflow_server  # noqa: F401 - a fixture of the whole sessio
 from transformers import GPT2Config, Qwen3Config
 from xdist.scheduler import LoadFileScheduling
 
-os.environ["WANDB_MODE"] = "disabled"  # no tracker is used but by tests of trackers, which set their own
+os.environ["WANDB_MODE"] = "disabled"  # only tests of trackers use one, and they set their own
 for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
     os.environ.pop(name, None)
 _FOLDER = tempfile.mkdtemp(prefix="descant-trackers-")  # one per process: Trackio reads it when it is imported
@@ -35,7 +35,7 @@ WITH_MLFLOW_SERVER = ("e2e/test_four_trackers.py", "contract/test_loggers.py", "
 
 
 class OneMLflowServer(LoadFileScheduling):
-    """A file of tests runs in one process; those that need a server of MLflow, which takes long to start, share one."""
+    """Runs each file of tests in one process, and all that need an MLflow server, which starts slowly, in the same."""
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
@@ -47,7 +47,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The demo, which takes longest, is begun first, so that nobody waits for it at the end."""
+    """The demo takes longest and starts first, so that the rest of the suite runs in parallel to it."""
     items.sort(key=lambda item: item.path.name != "test_four_trackers.py")
 
 
@@ -78,5 +78,5 @@ def gpt2_dir(tmp_path_factory):
 
 @pytest.fixture(params=["qwen3", "gpt2"])
 def model_dir(request):
-    """Each family in turn."""
+    """Each family of models in turn."""
     return request.getfixturevalue(f"{request.param}_dir")

@@ -1,4 +1,4 @@
-"""What many tests need: data, and reading back what a run has written."""
+"""Data, loops, callbacks and queries on the run log that many tests share."""
 
 import contextlib
 import json
@@ -37,13 +37,13 @@ async def training_model(path, max_batch_size=4096, **options):
 
 
 def weights_of(model):
-    """A copy of the live weights, read behind the facade's back."""
+    """A copy of the live weights, read from the engine."""
     engine = model._worker._loop._engine
     return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
 
 
 class BareLoop:
-    """A plain PyTorch training loop of somebody else's: a module, a batch, an optimizer, the global generator."""
+    """A plain PyTorch training loop without descant: a module, a batch, an optimizer, the global generator."""
 
     def __init__(self, path):
         torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""What bad input gets, for every callback: {frequency, schedule, name, key, return value, exception, timeout, blocking
-call} x callbacks. A new callback joins by being listed in test_callbacks.CALLBACKS."""
+"""The message for each kind of bad input and every callback: {frequency, schedule, name, key, return value, exception,
+timeout, blocking call} x callbacks. A new callback joins by being listed in test_callbacks.CALLBACKS."""
 
 import asyncio
 import threading
@@ -110,7 +110,7 @@ async def test_options(model, kind, case):
 
 
 def broken(callback, method):
-    """The callback with another ``callback`` method, as a subclass of a user's would have it."""
+    """The callback with another ``callback`` method, as in a subclass."""
 
     class Broken(type(callback)):
         async def callback(self, current_percentage):
@@ -122,7 +122,7 @@ def broken(callback, method):
 
 
 async def outcome(callback, run_dir, **options):
-    """The messages of what failed, a healthy neighbour having run as if nothing was."""
+    """The messages of the failures, which must not affect a healthy neighbour."""
     neighbour = CountingCallback(0.5, "neighbour")
     async with CallbackRunner([neighbour, callback], num_steps=2, run_dir=run_dir, **options) as runner:
         for step in (1, 2):

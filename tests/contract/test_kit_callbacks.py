@@ -1,4 +1,4 @@
-"""check_callback: what descant ships and shows passes; and each check can fail, with a message that says why."""
+"""check_callback: the callbacks of descant and its docs pass; each check can fail, with a message that says why."""
 
 import ast
 import asyncio
@@ -29,7 +29,7 @@ PROMPTS = [thread.without_completion() for thread in VALIDATION]
 
 
 def shown_in_docs(name):
-    """A class or callback that a page shows, as it stands there."""
+    """A class or callback of a page of the docs."""
     for page in [ROOT / "README.md", ROOT / "docs" / "writing-a-callback.md", ROOT / "docs" / "testing.md"]:
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE):
             for node in ast.parse(block).body:
@@ -77,7 +77,7 @@ async def test_a_report_says_what_was_checked_and_what_a_call_costs():
 
 
 class Bad(RecipeCallback):
-    """Whatever is bad about it, in one line."""
+    """A right one; each of its subclasses has one fault."""
 
     def __init__(self, model, prefix="bad", **options):
         super().__init__(0.5, prefix, **options)
@@ -209,7 +209,7 @@ class SharesWithItsTwin(Bad):
 
 
 class HandsOverByItself(ModelCallback):
-    """``report`` looks at what the latest ``measure`` has left on the callback."""
+    """``report`` reads what the latest ``measure`` has stored on the callback."""
 
     async def measure(self, model):
         self.value = await model.logprobs(VALIDATION[0])
@@ -283,7 +283,7 @@ def make(kind, model):
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_one_is_caught_and_told_why(kind, monkeypatch):
-    monkeypatch.setattr("descant.runner.call_guard.GRACE_S", 0.01)
+    monkeypatch.setattr("descant.testing.observed_calls.GRACE_S", 0.01)
     report = await check_callback(lambda model: make(kind, model), raise_on_failure=False)
     failed = {check.name: check.details for check in report.failures}
     with pytest.raises(AssertionError, match=rf"^{kind.__name__}: \d+ of \d+ checks passed\n(.*\n)*  FAIL  "):

@@ -14,7 +14,7 @@ THREADS = [StringThread().user("q").assistant(answer) for answer in ("a", "bbb",
 
 
 class Length(BaseGrader):
-    """Right, so that each of those below is wrong in one thing."""
+    """A right one; each of its subclasses has one fault."""
 
     def __init__(self):
         super().__init__("length")
@@ -58,7 +58,7 @@ class Counts(Length):
 
 
 class TakesTurns(Length):
-    """What is graded at the same time gets one grade."""
+    """Threads that are graded at the same time get the grade of the last one."""
 
     async def grade(self, sample):
         self.latest = self.length(sample)
@@ -107,7 +107,7 @@ class OwnLogs(Length):
 
 
 class KeepsItsPlace(Length):
-    """A lock that is not given back by a grading that is cancelled."""
+    """A lock that a cancelled grading does not release."""
 
     is_taken = False
 

@@ -28,7 +28,7 @@ async def test_passes(name):
 
 
 class Kept(Logger):
-    """Right, so that each of those below is wrong in one thing."""
+    """A right one; each of its subclasses has one fault."""
 
     def __init__(self):
         self.step = -1

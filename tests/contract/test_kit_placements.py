@@ -26,14 +26,14 @@ async def test_passes(where):
 
 
 class OneCopyForAll(WeightBuffers):
-    """Whatever is held already will do."""
+    """Uses any copy that is held already, of another version too."""
 
     def _held(self, version):
         return next((buffer for buffer in self._buffers if buffer.version is not None), None)
 
 
 class Deaf(WeightBuffers):
-    """Goes on with what nobody wants any more."""
+    """Finishes cancelled work."""
 
     async def start(self):
         await super().start()
@@ -58,7 +58,7 @@ class KeepsItsFiles(WeightBuffers):
 
 
 class ForgetsSettings(WeightBuffers):
-    """Its handles sample as they please."""
+    """Its handles sample at another temperature."""
 
     async def take(self, version):
         lease = await super().take(version)
@@ -68,7 +68,7 @@ class ForgetsSettings(WeightBuffers):
 
 
 class NotRevived(WeightBuffers):
-    """Leaves a process dead."""
+    """Does not replace a killed process."""
 
     async def start(self):
         await super().start()

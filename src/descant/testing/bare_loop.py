@@ -1,37 +1,35 @@
-"""BareLoop: a training loop of somebody else's, which draws from the global random generators."""
+"""BareLoop: a training loop without descant, which draws from the global random generators."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from descant.callbacks.base import RecipeCallback
 from descant.models.live_model import live_model
 from descant.process_state import compute_settings
 from descant.runner.callback_runner import CallbackRunner
-from descant.testing.runs import copies_of, quietly
+from descant.testing.generators import generator_states
+from descant.testing.runs import quietly
 from descant.threads.thread import StringThread
 
 _LR = 1e-3
-_MAX_NUM_TOKENS = 24
+_MAX_NUM_TOKENS = 48
 
 
 class BareLoop:
-    """A module, two sequences, an optimizer; dropout from torch's generator, learning rates from Python's and numpy's.
+    """A module, one sequence, an optimizer; dropout from torch's generator, learning rates from Python's and numpy's.
 
-    Args:
-        model_path: the model.
-        dataset: its first two threads are trained on.
+    Attributes:
+        model: a handle on the module.
+        changed: what was changed from outside between two steps, in words.
     """
 
     def __init__(self, model_path: Path, dataset: Sequence[StringThread]) -> None:
@@ -41,80 +39,40 @@ class BareLoop:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
         self.module = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).train()
         self.model = live_model(self.module, tokenizer, tokens_to_generate=16)
-        texts = ["\n".join(turn.content for turn in thread.messages()) for thread in dataset[:2]]
-        token_ids = [tokenizer(text).input_ids[:_MAX_NUM_TOKENS] for text in texts]
-        self._ids = torch.tensor([ids[: min(map(len, token_ids))] for ids in token_ids])
+        text = "\n".join(turn.content for thread in dataset[:2] for turn in thread.messages())
+        self._ids = torch.tensor([tokenizer(text).input_ids[:_MAX_NUM_TOKENS]])
         self._optimizer = torch.optim.AdamW(self.module.parameters(), lr=_LR)
-        self.losses: list[float] = []
         self.changed: list[str] = []
-        """What was not what it had been before, after which step."""
+        self._known = self._state()
 
-    def train_step(self) -> dict[str, Any]:
-        """One update, on batches that draw."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = _LR * (random.random() + float(np.random.rand()))
-        logits_BSV = self.module(input_ids=self._ids).logits
-        loss = functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), self._ids[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.losses.append(loss.item())
-        return {"training/loss": loss.item()}
-
-    async def run(
-        self,
-        callbacks: Sequence[RecipeCallback],
-        num_steps: int,
-        run_dir: Path,
-        *,
-        first_step: int = 0,
-        last_step: int | None = None,
-        state: Mapping[str, Any] | None = None,
-        wants_state: bool = False,
-    ) -> dict[str, Any]:
-        """Train to the last step, or until the end is requested; returns the state of the last callback, as JSON.
-
-        Args:
-            callbacks: run along.
-            num_steps: planned steps.
-            run_dir: the directory of the run.
-            first_step: where it goes on.
-            last_step: where it is left; by default it is not.
-            state: of the last callback, from the run before.
-            wants_state: whether its state is returned; otherwise that is empty.
-        """
-        runner = CallbackRunner(callbacks, num_steps=num_steps, run_dir=run_dir, first_step=first_step)
-        remembered: dict[str, Any] = {}
-        with self._unchanged(first_step):
-            await runner.__aenter__()
-        try:
-            if state is not None:
-                callbacks[-1].load_state_dict(state)
-            for step in range(first_step + 1, (last_step or num_steps) + 1):
-                if runner.should_stop:
-                    break
-                metrics = self.train_step()
-                with self._unchanged(step):
-                    await runner.after_step(step, metrics)
-            if wants_state:
-                remembered = json.loads(json.dumps(callbacks[-1].state_dict()))
-        finally:
-            with self._unchanged(runner.step):
-                await runner.__aexit__(None, None, None)
-        return remembered
+    async def train(self, runner: CallbackRunner, last_step: int) -> None:
+        """Train up to a step, or until the end is requested."""
+        for step in range(runner.step + 1, last_step + 1):
+            if runner.should_stop:
+                break
+            self.note_changes(f"{{}} after the call at step {step - 1} is not what it was")
+            metrics = self._train_step()
+            self._known = self._state()
+            await runner.after_step(step, metrics)
 
     def weights(self) -> dict[str, Tensor]:
-        """As they are."""
-        return copies_of(self.module)
+        """The present weights, by name."""
+        return dict(self.module.named_parameters())
 
-    @contextmanager
-    def _unchanged(self, step: int) -> Iterator[None]:
-        """Note what is not what it was before."""
-        before = self._state()
-        yield
-        self.changed += [
-            f"{name} after the call at step {step}" for name, value in self._state().items() if value != before[name]
-        ]
+    def note_changes(self, message: str) -> None:
+        """Note with this message, into which its name is put, what is not what it was after the latest step."""
+        state = self._state()
+        self.changed += [message.format(name) for name, value in state.items() if value != self._known[name]]
+        self._known = state
+
+    def _train_step(self) -> dict[str, Any]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = _LR * (random.random() + float(np.random.rand()))
+        loss = self.module(input_ids=self._ids, labels=self._ids).loss
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return {"training/loss": loss.item()}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -125,22 +83,12 @@ class BareLoop:
         }
 
 
-def generator_states() -> dict[str, Any]:
-    """The global random generators, as what can be compared."""
-    kind, key, *rest = np.random.get_state()
-    return {
-        "Python's random generator": random.getstate(),
-        "numpy's random generator": (kind, np.asarray(key).tobytes(), *rest),
-        "torch's random generator": torch.get_rng_state().tolist(),
-    }
-
-
-@contextmanager
-def bare_loop(model_path: Path, dataset: Sequence[StringThread]) -> Iterator[BareLoop]:
-    """A loop, and afterwards the process is as it was."""
+@asynccontextmanager
+async def bare_loop(model_path: Path, dataset: Sequence[StringThread]) -> AsyncIterator[BareLoop]:
+    """A loop; afterwards the process is as it was."""
     with quietly():
         loop = BareLoop(model_path, dataset)
         try:
             yield loop
         finally:
-            loop.model._worker.close()
+            await loop.model.dealloc()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import inspect
-import io
 import math
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,19 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from descant.callbacks.base import RecipeCallback
+from descant.callbacks.function_callback import callback
 from descant.errors import ConfigurationError
 from descant.runlog.run_reader import RunReader
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.recorder import flat_loggers
 from descant.schedule import every_steps
 from descant.table import Table
-from descant.testing.bare_loop import generator_states
-from descant.testing.report import Report, first_problem
+from descant.testing.generators import drawn_since, generator_states
+from descant.testing.report import Problem, Report
+from descant.testing.runs import quietly
+from descant.text import quoted
 from descant.trackers.logger import STEP_KEY, Logger, TrackerLogger
 
-_STEPS = (0, 2, 2, 1, 4)  # some come twice, some late
+_STEPS = (2, 2, 1, 4)  # one comes twice, one late
 _NUM_STEPS = 3
+_ROWS: list[list[Any]] = [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]]
+_METRICS = {
+    "float": 0.5, "integer": 3, "bool": True, "nan": math.nan, "infinity": math.inf, "string": "größer\n<b>",
+    "table": Table(["example_id", "response", "grade", "passed"], _ROWS), "table_without_rows": Table(["x"]),
+}  # fmt: skip
+_SCALARS = {"numpy_float32": np.float32(0.5), "numpy_int64": np.int64(3), "torch_scalar": torch.tensor(0.5)}
+"""What users log by hand, too; a run makes plain numbers of them."""
 _CONFIG = {"lr": 1e-3, "name": "a run", "is_short": True, "nothing": None, "nested": {"steps": [1, 2]}}
 _FAILURES = ("logger_failed", "tracker_failed", "tracker_incomplete")
 
@@ -39,12 +47,12 @@ async def check_logger(make_logger: Callable[[], Any], *, raise_on_failure: bool
     >>> async def test_my_logger():  # doctest: +SKIP
     ...     await check_logger(lambda: MyLogger("a project"))
 
-    It gives a logger numbers of every kind, strings and tables, for late and repeated steps; settings; a value that is
-    no metric; closes it twice; and lets a short run write to another one.
+    A logger is given numbers of every kind, strings and tables, for late and repeated steps; settings; and a value that
+    is no metric. It is closed twice. A short run writes to another one.
 
     Args:
         make_logger: makes a fresh logger, several times: a ``TrackerLogger``, another ``Logger``, or any callable that
-            takes a dict. It writes for real, so give it a temporary place.
+            takes a dict. It writes for real: give it a temporary directory.
         raise_on_failure: raise what does not hold instead of returning it.
 
     Raises:
@@ -54,146 +62,127 @@ async def check_logger(make_logger: Callable[[], Any], *, raise_on_failure: bool
     logger = make_logger()
     if len(flat_loggers("logger", logger)) == 0 or isinstance(logger, list | tuple):
         raise ConfigurationError(f"make_logger() returned {logger!r}; one logger is needed")
-    report = Report(getattr(logger, "__name__", type(logger).__name__))
-    return (await _LoggerCheck(make_logger, logger, report).run()).conclude(raise_on_failure)
+    check = _LoggerCheck(logger, Report(getattr(logger, "__name__", type(logger).__name__)))
+    await check.run()
+    await check.run_with(make_logger())
+    return check.report.conclude(raise_on_failure)
 
 
 class _LoggerCheck:
-    def __init__(self, make_logger: Callable[[], Any], logger: Any, report: Report) -> None:
-        self._make_logger, self._logger, self._report = make_logger, logger, report
+    """The single checks."""
 
-    async def run(self) -> Report:
+    def __init__(self, logger: Any, report: Report) -> None:
+        self._logger, self.report = logger, report
+
+    async def run(self) -> None:
         before = generator_states()
-        link = _link_problem(self._logger, "before the run")
+        links = {"before the run": _link(self._logger)}
         await self._check_metrics()
         if isinstance(self._logger, Logger):
-            await self._check_config()
-            await self._check_goes_on()
-            link = link or _link_problem(self._logger, "during the run")
+            with self.report.check("it takes settings, also twice", ", ".join(_CONFIG)):
+                for _ in range(2):
+                    await _call(lambda: self._logger.log_config(copy.deepcopy(_CONFIG)))
+            await self._check_after_failure()
+            links["during the run"] = _link(self._logger)
             await self._check_close()
-            link = link or _link_problem(self._logger, "after the run")
-            self._report.add("its link is a text or None", link, "before, during and after the run")
-        if isinstance(self._logger, TrackerLogger):  # on a thread of its own, where nothing puts generators back
-            drawn = [name for name, value in generator_states().items() if value != before[name]]
-            problem = drawn and (
-                f"writing changes {drawn[0]}: a tracker is written to while training goes on, which may draw from it; "
-                "draw from a generator of your own, random.Random()"
-            )
-            self._report.add("it draws nothing from global generators", problem or None, "Python's, numpy's, torch's")
-        await self._check_run()
-        return self._report
+            links["after the run"] = _link(self._logger)
+            with self.report.check("its link is a text or None", ", ".join(links)):
+                for when, link in links.items():
+                    if not isinstance(link, str | None):
+                        raise Problem(f"training_monitoring_link is {link!r} {when}")
+        if isinstance(self._logger, TrackerLogger):  # it writes in a worker thread, where nothing restores generators
+            with self.report.check("it draws nothing from global generators", "Python's, numpy's, torch's"):
+                if drawn := drawn_since(before):
+                    raise Problem(
+                        f"writing changes {drawn[0]}: a tracker is written to in parallel to training, which may draw "
+                        "from it; draw from a generator of your own, random.Random()"
+                    )
 
     async def _check_metrics(self) -> None:
-        given = _plain_metrics() | (_scalars() if isinstance(self._logger, Logger) else {})
-        problem = await self._problem_of(given, _STEPS[0])
-        if problem is not None:  # one by one, so that the message has the one that is refused
-            problem = (
-                first_problem([await self._problem_of({key: value}, 0) for key, value in given.items()]) or problem
-            )
-        if self._report.add("it takes every kind of metric", problem, ", ".join(given)):
-            late = [await self._problem_of({"loss": 1.0, "note": "late"}, step) for step in _STEPS[1:]]
-            order = f"in the order {', '.join(map(str, _STEPS))}"
-            self._report.add("it takes late and repeated steps", first_problem(late), order)
+        given = _METRICS | (_SCALARS if isinstance(self._logger, Logger) else {})
+        with self.report.check("it takes every kind of metric", ", ".join(given)) as check:
+            for key, value in given.items():
+                await self._log({key: value}, 0)
+            await self._log(given, 0)
+        if check.passed:
+            with self.report.check("it takes late and repeated steps", f"in the order {', '.join(map(str, _STEPS))}"):
+                for step in _STEPS:
+                    await self._log({"loss": 1.0, "note": "late"}, step)
 
-    async def _problem_of(self, metrics: Mapping[str, Any], step: int) -> str | None:
+    async def _log(self, metrics: Mapping[str, Any], step: int, when: str = "") -> None:
         given = {STEP_KEY: step, **metrics}
-        kept = copy.deepcopy(given)
-        names = (
-            ", ".join(f"{key} = {value!r:.40}" for key, value in metrics.items()) if len(metrics) == 1 else "metrics"
-        )
-        if error := await _error_of(lambda: self._logger(given)):
-            return f"{names} of step {step}: {error}"
-        if {key: repr(value) for key, value in given.items()} != {key: repr(value) for key, value in kept.items()}:
-            return (
-                "it changes the dict that it is given, which goes to other loggers, too: copy it first, dict(metrics)"
-            )
-        return None
+        kept = repr(given)
+        [(key, value), *more] = metrics.items()
+        what = "metrics" if more else f"{key} = {quoted(value, 40)}"
+        await _call(lambda: self._logger(given), f"{when}{what} of step {step}: ")
+        if repr(given) != kept:
+            raise Problem("it changes the dict that it is given, which goes to other loggers, too: copy it first")
 
-    async def _check_config(self) -> None:
-        errors = [await _error_of(lambda: self._logger.log_config(copy.deepcopy(_CONFIG))) for _ in range(2)]
-        self._report.add("it takes settings, also twice", first_problem(errors), ", ".join(_CONFIG))
-
-    async def _check_goes_on(self) -> None:
-        refused = await _error_of(lambda: self._logger({STEP_KEY: 5, "no_metric": object()}))
-        problem = await self._problem_of({"loss": 0.5}, 6)
-        problem = problem and f"after a value that is no metric: {problem}"
-        if isinstance(self._logger, TrackerLogger) and refused is None:
-            problem = "a value that is no metric is taken in silence: leave __call__ to TrackerLogger"
-        if refused is not None and "no_metric" not in refused:
-            problem = problem or f"a value that is no metric is refused without its key, 'no_metric': {refused}"
-        self._report.add("it goes on after a failure", problem, "a value that is no metric, then one that is")
+    async def _check_after_failure(self) -> None:
+        with self.report.check("it goes on after a failure", "a value that is no metric, then one that is"):
+            try:
+                await _call(lambda: self._logger({STEP_KEY: 5, "no_metric": object()}))
+            except Problem as refusal:
+                if "no_metric" not in str(refusal):
+                    raise Problem(f"a value that is no metric is refused without its key: {refusal}") from None
+            else:
+                if isinstance(self._logger, TrackerLogger):
+                    raise Problem("a value that is no metric is taken in silence: leave __call__ to TrackerLogger")
+            await self._log({"loss": 0.5}, 6, "after a value that is no metric: ")
         if isinstance(self._logger, TrackerLogger) and (info := self._logger.run) is not None:
-            tracker = self._logger
-            again = await _error_of(lambda: tracker.start(info)) or await self._problem_of({"loss": 0.5}, 7)
-            self._report.add("it is started again", again, "after a failure a run does that, and goes on")
+            with self.report.check("it is started again", "as a run does after a failure"):
+                await _call(lambda: self._logger.start(info))
+                await self._log({"loss": 0.5}, 7)
 
     async def _check_close(self) -> None:
-        errors = [await _error_of(self._logger.close) for _ in range(2)]
-        problem = first_problem(errors)
-        self._report.add("closing twice is harmless", problem)
-        if isinstance(self._logger, TrackerLogger) and problem is None:
-            after = await _error_of(lambda: self._logger({STEP_KEY: 7, "loss": 0.5}))
-            silent = None if after else "what is logged after close() is lost in silence: leave close to TrackerLogger"
-            self._report.add("after closing it refuses", silent, str(after))
+        with self.report.check("closing twice is harmless") as check:
+            for _ in range(2):
+                await _call(self._logger.close)
+        if isinstance(self._logger, TrackerLogger) and check.passed:
+            with self.report.check("after closing it refuses") as check:
+                try:
+                    await _call(lambda: self._logger({STEP_KEY: 7, "loss": 0.5}))
+                except Problem as refusal:
+                    check.details = str(refusal)
+                else:
+                    raise Problem("what is logged after close() is lost in silence: leave close to TrackerLogger")
 
-    async def _check_run(self) -> None:
-        """A short run, which gives a tracker its records on a thread of its own."""
-        with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
-            logger = self._make_logger()
-            runner = CallbackRunner([_Everything()], num_steps=_NUM_STEPS, run_dir=Path(folder), logger=logger)
-            with contextlib.redirect_stderr(io.StringIO()):
-                async with runner:
-                    for step in range(1, _NUM_STEPS + 1):
-                        await runner.after_step(step, {"training/loss": 1.0 / step})
-            with RunReader(Path(folder)) as reader:
-                failed = [event.message for event in reader.events if event.kind in _FAILURES]
-        if isinstance(logger, Logger):
-            await _error_of(logger.close)
-        self._report.add("a run logs with it", first_problem(failed), f"{_NUM_STEPS} steps, metrics and tables")
-
-
-class _Everything(RecipeCallback):
-    """Returns metrics of all kinds."""
-
-    def __init__(self) -> None:
-        super().__init__(every_steps(1), "everything")
-
-    async def callback(self, current_percentage: float) -> dict[str, Any]:
-        return {**_plain_metrics(), **_scalars()}
+    async def run_with(self, logger: Any) -> None:
+        """A short run, which gives a tracker its records in a worker thread."""
+        with self.report.check("a run logs with it", f"{_NUM_STEPS} steps, metrics and tables"):
+            with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
+                with quietly():
+                    runner = CallbackRunner([_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger)
+                    async with runner:
+                        for step in range(1, _NUM_STEPS + 1):
+                            await runner.after_step(step, {"training/loss": 1.0 / step})
+                with RunReader(Path(folder)) as reader:
+                    failed = [event.message for event in reader.events if event.kind in _FAILURES]
+            if isinstance(logger, Logger):
+                with contextlib.suppress(Exception):
+                    await _call(logger.close)
+            if failed:
+                raise Problem(failed[0])
 
 
-def _plain_metrics() -> dict[str, Any]:
-    """What a run gives to loggers."""
-    table = Table(
-        ["example_id", "response", "grade", "passed"], [["a", "<b>4</b>\n| `x`", 1.0, True], ["b", "", None, 0]]
-    )
-    return {
-        "float": 0.5, "integer": 3, "bool": True, "nan": math.nan, "infinity": math.inf, "string": "größer\n<b>",
-        "table": table, "table_without_rows": Table(["x"]),
-    }  # fmt: skip
+@callback(every_steps(1))
+async def _everything() -> dict[str, Any]:
+    return {**_METRICS, **_SCALARS}
 
 
-def _scalars() -> dict[str, Any]:
-    """What users log by hand, too."""
-    return {"numpy_float32": np.float32(0.5), "numpy_int64": np.int64(3), "torch_scalar": torch.tensor(0.5)}
-
-
-async def _error_of(call: Callable[[], Awaitable[None] | None]) -> str | None:
-    """What a call raises, in words."""
+async def _call(call: Callable[[], Awaitable[None] | None], where: str = "") -> None:
+    """Make a call, and raise what it raises as a problem."""
     try:
         if inspect.isawaitable(waiting := call()):
             await waiting
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         inner = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-        return f"{type(inner).__name__}: {inner}"
-    except asyncio.CancelledError as error:
-        return repr(error)
-    return None
+        raise Problem(f"{where}{type(inner).__name__}: {inner}") from error
 
 
-def _link_problem(logger: Any, when: str) -> str | None:
+def _link(logger: Any) -> Any:
+    """The link of a logger, or why it has none."""
     try:
-        link = logger.training_monitoring_link if isinstance(logger, Logger) else None
+        return logger.training_monitoring_link if isinstance(logger, Logger) else None
     except Exception as error:
-        return f"training_monitoring_link raises {type(error).__name__} {when}: {error}"
-    return None if isinstance(link, str | None) else f"training_monitoring_link is {link!r} {when}"
+        return error

@@ -1,238 +1,168 @@
-"""ObservedCalls: what the kit sees of the calls of a callback, and the mischief that it makes in some of them."""
+"""ObservedCalls: the calls of one callback in one run, as the kit sees them, with the faults that it plants."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from os import PathLike
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from descant.callbacks.base import RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import DescantError
-from descant.models.inference import MAX_SHARD_BYTES, InferenceModel, ItemFailure
-from descant.models.requester import current_requester
-from descant.threads.thread import StringThread
-from descant.threads.tokenized import TokenizedThread
+from descant.models.inference import InferenceModel
+from descant.models.requester import PendingJob, Requester, current_requester, requester_scope
+from descant.testing.differences import PlainMetrics, plain_metrics
 
 ResultT = TypeVar("ResultT")
-CallbackT = TypeVar("CallbackT", bound=RecipeCallback)
-ModelT = TypeVar("ModelT", bound=InferenceModel)
 Fault = Literal["raise", "hang", "skip"]
-"""The model does its work and then raises; it never answers; or the call is not made at all."""
-HANG_TIMEOUT_S = 0.05  # of a call that would never end
+"""The model fails; the call is cancelled before the model has answered; or the call is not made at all."""
+GRACE_S = 1.0
+"""How long a call that is cancelled may take to end."""
 
 
-class DisturbedModelError(DescantError):
-    """What a model raises that the kit disturbs."""
+class PlantedError(DescantError):
+    """The failure of a model that the kit plants."""
 
 
 class Pace:
-    """How far training is, to wait for: so that what could go on beside training does, in the worst order."""
+    """The progress of training, which calls that are held back wait for."""
 
     def __init__(self) -> None:
-        self._step, self._is_over = 0, False
+        self._step = -1.0
         self._changed = asyncio.Condition()
 
-    async def trained(self, step: int) -> None:
-        """A step was made."""
+    async def reach(self, step: float) -> None:
+        """Training has reached a step, or its end: infinity."""
         async with self._changed:
             self._step = step
             self._changed.notify_all()
 
-    async def over(self) -> None:
-        """No more steps will be made."""
-        async with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
     async def wait_for(self, step: int) -> None:
-        """Until that step was made, or no more will be."""
+        """Wait until training has reached a step."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._is_over or self._step >= step)
+            await self._changed.wait_for(lambda: self._step >= step)
 
 
 class ObservedCalls:
     """The calls of one callback in one run.
 
     Args:
-        mischief: what befalls the calls of some steps.
-        pace: if given, what goes on beside training is held up: the background's measurement until another step was
-            trained, and a report until one more, so that whatever is not of its own step shows.
+        faults: planted in the calls at these steps.
+        pace: if given, asynchronous work is held back: a background measurement until training has reached the next
+            step, and a report until the step after that. A metric that is not of its own step then shows in every run.
+
+    Attributes:
+        returned: the metrics of the calls, by step.
+        ended: of the calls with a fault, by step: whether they end when they should.
+        callback: whose calls they are.
     """
 
-    def __init__(self, mischief: Mapping[int, Fault] | None = None, pace: Pace | None = None) -> None:
-        self.mischief = mischief or {}
-        self.returned: dict[int, Any] = {}
-        """What was returned, by step."""
-        self.struck: set[int] = set()
-        """The steps at whose calls mischief was made."""
-        self.begun: set[int] = set()
-        self.ended: set[int] = set()
-        self.callback: RecipeCallback | None = None
+    callback: RecipeCallback
+
+    def __init__(self, faults: Mapping[int, Fault] | None = None, pace: Pace | None = None) -> None:
+        self.faults = faults or {}
+        self.returned: dict[int, PlainMetrics] = {}
+        self.ended: dict[int, bool] = {}
         self._pace = pace
 
+    def observe(self, callback: RecipeCallback) -> None:
+        """Wrap the methods of a callback that a runner calls."""
+        self.callback = callback
+        if not has_halves(callback):
+            call = callback.callback
+
+            async def observed_call(current_percentage: float) -> Any:
+                return {} if self._skips else self._record(await self._make(lambda: call(current_percentage)))
+
+            vars(callback)["callback"] = observed_call
+            return
+        measure, report = callback.measure, callback.report
+
+        async def observed_measure(model: InferenceModel) -> Any:
+            if model.weights != callback.model.weights:  # in the background
+                await self._hold(1)
+            return None if self._skips else await self._make(lambda: measure(model))
+
+        async def observed_report(measurement: Any) -> Any:
+            await self._hold(2)
+            return {} if self._skips else self._record(await report(measurement))
+
+        vars(callback).update(measure=observed_measure, report=observed_report)
+
     @property
-    def step(self) -> int:
-        """Of the present call."""
-        return -1 if self.callback is None or self.callback.run is None else self.callback.run.step
+    def _step(self) -> int:
+        """The step of the current call."""
+        return self.callback.running().step
 
-    def timeout_s(self, own: float | None) -> float | None:
-        """What the present call may take."""
-        return HANG_TIMEOUT_S if self.mischief.get(self.step) == "hang" else own
+    @property
+    def _skips(self) -> bool:
+        return self.faults.get(self._step) == "skip"
 
-    async def observe(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """The work of a call that asks the model, or as much of it as mischief allows."""
-        step = self.step
-        self.begun.add(step)
-        try:
-            result = await work()
-            if step in self.mischief and step not in self.struck:  # it has not asked the model
-                await self.disturb(_nothing())
-            return result
-        finally:
-            self.ended.add(step)
+    def _record(self, metrics: Any) -> Any:
+        self.returned[self._step] = plain_metrics(metrics, self.callback.running().run_dir)
+        return metrics
 
-    async def disturb(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """What the model answers, if it does."""
-        step = self.step
-        mischief = self.mischief.get(step)
-        if mischief is not None:
-            self.struck.add(step)
-        if mischief == "hang":
-            work.close()
-            await _no_answer()
-        result = await work
-        if mischief == "raise":
-            raise DisturbedModelError(f"the conformance kit lets the model fail at step {step}")
-        return result
-
-    async def hold(self, num_steps: int) -> None:
-        """Until so many more steps are trained."""
+    async def _hold(self, num_steps: int) -> None:
         if self._pace is not None:
-            await self._pace.wait_for(self.step + num_steps)
+            await self._pace.wait_for(self._step + num_steps)
+
+    async def _make(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """The part of a call that asks models, with the fault of its step.
+
+        The fault strikes when a model is asked for the first time, or else at the end.
+        """
+        step = self._step
+        if (fault := self.faults.get(step)) is None:
+            return await work()
+        self.ended[step] = False
+        loop, caller = asyncio.get_running_loop(), current_requester()
+        error = PlantedError(f"the conformance kit lets the model fail at step {step}")
+        overdue = loop.create_future()
+
+        def strike() -> None:
+            if fault == "raise":
+                raise error
+            loop.call_soon_threadsafe(task.cancel)  # before the answer can arrive
+            loop.call_soon_threadsafe(lambda: loop.call_later(GRACE_S, overdue.cancel))
+
+        assert caller is not None, "calls are made by a runner"
+        requester = _StruckRequester(caller, strike)
+        with requester_scope(requester):
+            task = asyncio.ensure_future(work())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # of one that ends late
+        try:
+            await asyncio.wait({task, overdue}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.ended[step] = task.done()
+            task.cancel()
+            requester.refuse("was cancelled")
+            await requester.settle()
+        if task.done() and not task.cancelled():
+            result = task.result()
+            if requester.is_struck:  # and has returned all the same
+                return result
+        raise error
 
 
-async def _nothing() -> None:
-    pass
+class _StruckRequester(Requester):
+    """A call that is struck whenever it has asked a model for a job."""
+
+    def __init__(self, caller: Requester, strike: Callable[[], None]) -> None:
+        super().__init__(caller.name, caller.seed, observer=True, detached=caller.detached)
+        self.is_struck = False
+        self._strike = strike
+
+    def add(self, job: PendingJob) -> None:
+        super().add(job)
+        self.is_struck = True
+        self._strike()
 
 
-class _Unanswered:
-    """A job that no engine takes up."""
-
-    def __init__(self) -> None:
-        self.future: Future[Any] = Future()
-
-    def cancel(self) -> None:
-        self.future.cancel()
-
-
-async def _no_answer() -> None:
-    """Wait, as for an engine that is stuck, until the call is given up."""
-    job = _Unanswered()
-    if (requester := current_requester()) is not None:
-        requester.add(job)
-    await asyncio.wrap_future(job.future)
-
-
-# Models
-
-
-class _DisturbedModel(InferenceModel):
-    """A view of a model that answers as the kit says."""
-
-    _calls: ObservedCalls
-
-    async def snapshot(self) -> InferenceModel:
-        return disturbed(await super().snapshot(), self._calls)
-
-    async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
-        return await self._calls.disturb(super().save(path, max_shard_bytes=max_shard_bytes))
-
-    async def tokenize_many(self, threads: Sequence[StringThread], *, return_exceptions: bool = False) -> Any:
-        tokenize = cast("Any", super().tokenize_many)
-        return await self._calls.disturb(tokenize(threads, return_exceptions=return_exceptions))
-
-    async def _generate(self, threads: Sequence[StringThread | TokenizedThread]) -> list[TokenizedThread | ItemFailure]:
-        return await self._calls.disturb(super()._generate(threads))
-
-    async def _logprobs_per_token(self, threads: Sequence[TokenizedThread]) -> Any:
-        return await self._calls.disturb(super()._logprobs_per_token(threads))
-
-
-def disturbed(model: ModelT, calls: ObservedCalls) -> ModelT:
-    """A view of a model that the calls may disturb."""
-    if isinstance(model, _DisturbedModel):
-        return model
-    view = copy.copy(model)
-    view.__class__ = cast("type[ModelT]", type(type(model).__name__, (_DisturbedModel, type(model)), {"_calls": calls}))
-    return view
-
-
-# Callbacks
-
-
-class _Observed(RecipeCallback):
-    """A callback whose calls are observed."""
-
-    _calls: ObservedCalls
-
-    @property
-    def timeout_s(self) -> float | None:
-        return self._calls.timeout_s(vars(self).get("timeout_s"))
-
-    @timeout_s.setter
-    def timeout_s(self, timeout_s: float | None) -> None:
-        vars(self)["timeout_s"] = timeout_s
-
-
-class _ObservedWhole(_Observed):
-    async def callback(self, current_percentage: float) -> dict[str, Any]:
-        step = self._calls.step
-        if self._calls.mischief.get(step) == "skip":
-            return {}
-        whole = super().callback  # type: ignore[safe-super]  # the user's
-        metrics = await self._calls.observe(lambda: whole(current_percentage))
-        self._calls.returned[step] = metrics
-        return metrics
-
-
-class _ObservedHalves(_Observed, ModelCallback[Any]):
-    async def measure(self, model: InferenceModel) -> Any:
-        if self._calls.mischief.get(self._calls.step) == "skip":
-            return None
-        measure = super().measure  # type: ignore[safe-super]  # the user's
-        if model.weights != self.model.weights:  # in the background
-            await self._calls.hold(1)
-        return await self._calls.observe(lambda: measure(disturbed(model, self._calls)))
-
-    async def report(self, measurement: Any) -> dict[str, Any]:
-        step = self._calls.step
-        if self._calls.mischief.get(step) == "skip":
-            return {}
-        await self._calls.hold(2)
-        metrics = await super().report(measurement)  # type: ignore[safe-super]  # the user's
-        self._calls.returned[step] = metrics
-        return metrics
-
-
-def has_halves(callback: RecipeCallback) -> bool:
+def has_halves(callback: RecipeCallback) -> TypeGuard[ModelCallback[Any]]:
     """Whether it runs in all modes: it does nothing but measure and report."""
     return isinstance(callback, ModelCallback) and type(callback).callback is ModelCallback.callback
 
 
 def is_observed(callback: RecipeCallback) -> bool:
-    """Whether it is under observation already."""
-    return isinstance(callback, _Observed)
-
-
-def observed(callback: CallbackT, calls: ObservedCalls) -> CallbackT:
-    """The same callback, from now on under observation."""
-    base = _ObservedHalves if has_halves(callback) else _ObservedWhole
-    kind = type(callback)
-    callback.__class__ = cast("type[CallbackT]", type(kind.__name__, (base, kind), {"_calls": calls}))
-    calls.callback = callback
-    return callback
+    """Whether its methods are wrapped already."""
+    return not vars(callback).keys().isdisjoint(("callback", "measure"))

@@ -1,9 +1,10 @@
-"""Report: what a conformance check has found."""
+"""Report: the results of a conformance check."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from descant.runner.costs import describe_seconds
@@ -11,12 +12,16 @@ from descant.runner.costs import describe_seconds
 _WIDTH = 118
 
 
-@dataclass(frozen=True, slots=True)
+class Problem(Exception):
+    """What does not hold, and what to do about it; raised within ``Report.check``."""
+
+
+@dataclass(slots=True)
 class Check:
-    """One thing that was looked at.
+    """One property that was checked.
 
     Attributes:
-        name: in a few words.
+        name: the property, in a few words.
         passed: whether it holds.
         details: what was compared; or what differs, and what to do.
     """
@@ -28,14 +33,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCost:
-    """What a callback has cost in one mode: a measurement on a small model, to compare modes by.
+    """The cost of a callback in one mode, measured on a small model, to compare modes by.
 
     Attributes:
         mode: "inline", "overlap" or "background".
-        num_calls: calls that were made.
-        seconds: of one call, on average, in the loop and beside it.
-        stall_s: seconds that training waited for one.
-        num_tokens: tokens that models were given and have generated for one.
+        num_calls: calls that were measured.
+        seconds: duration of a call, on average, whether training waited for it or not.
+        stall_s: seconds that training waited for a call, on average.
+        num_tokens: tokens that models were given and have generated for a call, on average.
     """
 
     mode: str
@@ -47,12 +52,12 @@ class MeasuredCost:
 
 @dataclass(slots=True)
 class Report:
-    """What was checked, and what it came to; ``print`` it.
+    """What was checked, with the results; ``print`` it.
 
     Attributes:
         subject: what was checked.
         checks: one after the other.
-        costs: what it has cost, by mode; of callbacks.
+        costs: of a callback, by mode.
     """
 
     subject: str
@@ -62,7 +67,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether all checks hold."""
-        return all(check.passed for check in self.checks)
+        return not self.failures
 
     @property
     def failures(self) -> Sequence[Check]:
@@ -74,11 +79,21 @@ class Report:
         self.checks.append(Check(name, problem is None, details if problem is None else problem))
         return problem is None
 
+    @contextmanager
+    def check(self, name: str, details: str = "") -> Iterator[Check]:
+        """Add a check, which fails if ``Problem`` is raised within; its details may be set there, too."""
+        check = Check(name, True, details)
+        self.checks.append(check)
+        try:
+            yield check
+        except Problem as problem:
+            check.passed, check.details = False, str(problem)
+
     def conclude(self, raise_on_failure: bool) -> Report:
         """The report itself.
 
         Raises:
-            AssertionError: a check does not hold, with the whole report, if that is wanted.
+            AssertionError: a check does not hold, and ``raise_on_failure`` is on: the whole report.
         """
         if raise_on_failure and not self.passed:
             raise AssertionError(str(self))
@@ -89,8 +104,7 @@ class Report:
         lines = [f"{self.subject}: {num_passed} of {len(self.checks)} checks passed"]
         width = max((len(check.name) for check in self.checks), default=0)
         for check in self.checks:
-            head = f"  {'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  "
-            lines += _hanging(head, check.details)
+            lines += _hanging(f"  {'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  ", check.details)
         if self.costs:
             lines.append(f"  {'cost of a call':<22}{'seconds':>10}{'training waits':>18}{'tokens':>10}{'calls':>8}")
             for cost in self.costs:
@@ -106,8 +120,8 @@ def first_problem(problems: Sequence[str | None]) -> str | None:
 
 def _hanging(head: str, text: str) -> list[str]:
     """The text behind the head, wrapped, with all its lines aligned."""
-    wrap: Callable[[str], list[str]] = textwrap.TextWrapper(
+    wrapper = textwrap.TextWrapper(
         max(_WIDTH - len(head), 40), break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-    ).wrap
-    rows = [row for line in text.splitlines() for row in wrap(line) or [""]] or [""]
+    )
+    rows = [row for line in text.splitlines() for row in wrapper.wrap(line) or [""]] or [""]
     return [(head + rows[0]).rstrip(), *(" " * len(head) + row for row in rows[1:])]

@@ -7,7 +7,9 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -19,18 +21,20 @@ from descant.callbacks.function_callback import FunctionCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.hf import HFEngine
 from descant.errors import ConfigurationError
-from descant.metrics import Metric, MetricSpec
+from descant.metrics import MetricSpec
 from descant.models.builder import ModelBuilder
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.workers.worker_thread import WorkerThread
 from descant.process_state import preserved_process_state
+from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
 from descant.schedule import NEVER, every_steps
-from descant.testing.observed_calls import ObservedCalls, Pace, disturbed, has_halves, is_observed, observed
+from descant.testing.differences import PlainMetrics, plain_metrics
+from descant.testing.observed_calls import Fault, ObservedCalls, Pace, has_halves, is_observed
 from descant.testing.report import MeasuredCost
+from descant.text import quoted
 from descant.threads.thread import StringThread
-from descant.trainers.loop import Step
 from descant.trainers.sft import SFT
 
 MakeCallback = Callable[[Any], RecipeCallback]
@@ -40,31 +44,20 @@ _MAX_GEN_LEN = 16
 _LR = 1e-3
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """What a run came to.
-
-    Attributes:
-        num_steps: steps that were made.
-        training: the metrics of training, by step, without durations.
-        weights: after the last step, by name.
-        calls: what the kit has seen of the callback's calls.
-        failures: of its calls.
-        cost: what they have cost.
-        run_dir: where the run was.
-    """
+    """The results of a run: those of training, by step, the weights after the last one, and those of the callback."""
 
     num_steps: int
-    training: list[Mapping[str, Any]]
+    training: Mapping[int, PlainMetrics]
     weights: Mapping[str, Tensor]
     calls: ObservedCalls
     failures: Sequence[CallbackFailure]
-    run_dir: Path
-    cost: MeasuredCost | None = None
+    cost: MeasuredCost | None
 
 
-class Companion(ModelCallback[float]):
-    """Measures the metric that the callback goes by: a log-probability, which training changes."""
+class _Companion(ModelCallback[float]):
+    """Measures the metric that the callback watches: a log-probability, which training changes."""
 
     def __init__(self, model: InferenceModel, key: str, thread: StringThread) -> None:
         super().__init__(model, every_steps(1), name="companion of the conformance kit")
@@ -72,179 +65,147 @@ class Companion(ModelCallback[float]):
         self.metric_specs = (MetricSpec(key, better="lower"),)
 
     async def measure(self, model: InferenceModel) -> float:
-        """How improbable a thread is."""
         return -await model.logprobs(self._thread)
 
     async def report(self, measurement: float) -> dict[str, Any]:
-        """Just that."""
         return {self._key: measurement}
 
 
-class _End(RecipeCallback):
-    """Is called when training is over, before whatever is still under way is waited for; or asks for the end."""
+class _Pacer(RecipeCallback):
+    """Tells how far training is, before the other callbacks of a step run or, as the last one, its final calls."""
 
-    def __init__(self, pace: Pace, stop_at: int | None) -> None:
-        super().__init__(every_steps(1) if stop_at else NEVER, name="end of the conformance kit", at_start=False)
-        self._pace, self._stop_at = pace, stop_at
+    def __init__(self, pace: Pace, *, is_last: bool = False) -> None:
+        name = f"{'last ' if is_last else ''}pacer of the conformance kit"
+        super().__init__(NEVER if is_last else every_steps(1), name=name, at_start=False, at_end=is_last)
+        self._pace = pace
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
-        if self._stop_at is None:
-            await self._pace.over()
-        elif self.running().step == self._stop_at:
-            self.running().request_stop("so far and no further")
+        await self._pace.reach(inf if self.at_end else self.running().step)
         return {}
 
 
-class _PacedSFT(SFT):
-    """Tells how far it is."""
-
-    pace: Pace
-    steps: list[Mapping[str, Any]]
-
-    async def train_step(self, step: Step) -> dict[str, Metric]:
-        metrics = await super().train_step(step)
-        self.steps.append({key: value for key, value in metrics.items() if not key.endswith("_s")})
-        await self.pace.trained(step.number)
-        return metrics
-
-
+@dataclass
 class Runs:
-    """Makes runs of one model on one dataset, with and without a callback.
+    """Makes runs of one model on one dataset, with and without a callback; their directories are in ``folder``."""
 
-    Args:
-        make: makes the callback.
-        model_path: the model.
-        dataset: what is trained on.
-        num_steps: of a run.
-        placement: where background evaluations run.
-        folder: the runs' directories are in it.
-    """
-
-    def __init__(
-        self,
-        make: MakeCallback,
-        model_path: Path,
-        dataset: Sequence[StringThread],
-        num_steps: int,
-        placement: EvaluationPlacement,
-        folder: Path,
-    ) -> None:
-        self._make, self._placement = make, placement
-        self.model_path, self.dataset = model_path, dataset
-        self.num_steps = num_steps
-        self.run_dirs: list[Path] = []
-        self._folder = folder
-        self._alone: dict[int, Run] = {}
+    make: MakeCallback
+    model_path: Path
+    dataset: Sequence[StringThread]
+    num_steps: int
+    placement: EvaluationPlacement
+    folder: Path
+    _alone: dict[int, Run] = field(default_factory=dict)
 
     async def alone(self, num_steps: int) -> Run:
-        """The training without the callback, up to a step."""
+        """The training without the callback, of so many steps."""
         if num_steps not in self._alone:
-            self._alone[num_steps] = await self.train(None, stop_at=num_steps)
+            self._alone[num_steps] = await self.train(None, num_steps=num_steps)
         return self._alone[num_steps]
 
     async def train(
-        self,
-        mode: CallbackMode | None,
-        calls: ObservedCalls | None = None,
-        *,
-        is_held: bool = False,
-        stop_at: int | None = None,
+        self, mode: CallbackMode | None, faults: Mapping[int, Fault] | None = None, num_steps: int | None = None
     ) -> Run:
-        """A run of ``SFT``; the mode None is without the callback."""
+        """A run of ``SFT`` with the callback in this mode (None: without it) and faults in its calls of these steps.
+
+        Asynchronous work is held back where nothing else is wrong.
+        """
         pace = Pace()
-        calls = calls or ObservedCalls(
-            pace=pace if is_held and mode != "inline" and self._placement.num_buffers > 1 else None
-        )
-        run_dir = self.run_dir()
-        logged: list[Mapping[str, Any]] = []
+        is_held = mode in ("overlap", "background") and not faults and self.placement.num_buffers > 1
+        calls = ObservedCalls(faults, pace if is_held else None)
+        run_dir, logged, num_samples = self._run_dir(), list[dict[str, Any]](), min(2, len(self.dataset))
         with quietly():
             builder = ModelBuilder(self.model_path, tokens_to_generate=_MAX_GEN_LEN, precision="float32")
             model = await builder.spawn_train("policy", _MAX_BATCH_SIZE)
             try:
-                callback = None if mode is None else self.prepared(model, calls)
-                callbacks = [] if callback is None else self.with_companion(callback, model, mode or "inline")
-                num_samples = min(2, len(self.dataset))
-                trainer = _PacedSFT(
+                callbacks = [] if mode is None else self.prepared(model, calls)
+                result = await SFT(
                     dataset=self.dataset,
                     model=model,
-                    callbacks=[_End(pace, stop_at if stop_at != self.num_steps else None), *callbacks],
-                    lr=_LR,
+                    callbacks=[_Pacer(pace), _Pacer(pace, is_last=True), *callbacks],
+                    lr_scheduler=lambda _: _LR,
                     samples_per_batch=num_samples,
-                    epochs=self.num_steps * num_samples / len(self.dataset),
+                    epochs=Fraction((num_steps or self.num_steps) * num_samples, len(self.dataset)),
                     run_dir=run_dir,
                     logger=logged.append,
                     contamination="ignore",
                     callback_mode=mode or "inline",
-                    callback_placement=self._placement,
-                )
-                trainer.pace, trainer.steps = pace, []
-                result = await trainer.run()
-                placement = cast("WorkerThread", model._worker)
-                weights = copies_of(cast("HFEngine", placement._loop._engine).model)
+                    callback_placement=self.placement,
+                ).run()
+                worker = cast("WorkerThread", model._worker)
+                module = cast("HFEngine", worker._loop._engine).model
+                weights = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             finally:
                 await model.dealloc()
-        name = None if callback is None else callback.name
+        training = {
+            metrics["progress/step"]: plain_metrics(
+                {key: value for key, value in metrics.items() if key.startswith("training/") and key[-2:] != "_s"},
+                run_dir,
+            )
+            for metrics in logged
+            if "training/loss" in metrics
+        }
+        name = callbacks[-1].name if callbacks else None
         failures = [failure for failure in result.callback_failures if failure.callback == name]
-        cost = None if name is None else _cost(name, mode or "inline", logged, calls)
-        return Run(result.num_steps, trainer.steps, weights, calls, failures, run_dir, cost)
+        cost = None if name is None or mode is None else _cost(name, mode, logged, calls.faults)
+        return Run(result.num_steps, training, weights, calls, failures, cost)
 
-    def prepared(self, model: Any, calls: ObservedCalls, make: MakeCallback | None = None) -> RecipeCallback:
-        """A fresh callback, which runs at every step.
+    def runner(self, callbacks: Sequence[RecipeCallback], first_step: int = 0) -> CallbackRunner:
+        """A runner for a loop of as many steps."""
+        return CallbackRunner(callbacks, num_steps=self.num_steps, run_dir=self._run_dir(), first_step=first_step)
+
+    def prepared(
+        self, model: InferenceModel, calls: ObservedCalls, make: MakeCallback | None = None
+    ) -> list[RecipeCallback]:
+        """A fresh callback, observed and due at every step; before it what measures the metric that it watches.
 
         Raises:
             ConfigurationError: what was made is no callback, or not a fresh one.
         """
-        callback = (make or self._make)(disturbed(model, calls))
+        callback = (make or self.make)(model)
         if isinstance(callback, FunctionCallback):  # a function has no state, and its module has it once
             callback = copy.copy(callback)
         if not isinstance(callback, RecipeCallback):
             raise ConfigurationError(
-                f"make(model) returned {callback!r:.60} ({type(callback).__name__}); a callback is needed"
+                f"make(model) returned {quoted(callback)} ({type(callback).__name__}); a callback is needed"
             )
         if is_observed(callback):
             raise ConfigurationError(f"make(model) returned the same {type(callback).__name__} again; make a fresh one")
+        calls.observe(callback)
+        callback.on_error = "warn"
         if callback.frequency is not NEVER:
             callback.frequency = every_steps(1)
-        callback.on_error = "warn"
         if has_halves(callback):
-            callback.mode = None  # type: ignore[attr-defined]  # that of the run
-        return observed(callback, calls)
-
-    def with_companion(self, callback: RecipeCallback, model: Any, mode: str) -> list[RecipeCallback]:
-        """The callback, and what measures the metric that it goes by."""
+            callback.mode = None  # that of the run
         if callback.watches is None:
             return [callback]
-        companion = Companion(model, callback.watches.metric, self.dataset[0])
+        companion = _Companion(model, callback.watches.metric, self.dataset[0])
         if callback.watches.on_schedule:
             companion.mode = "inline"
         return [companion, callback]
 
-    def run_dir(self) -> Path:
-        """A new one."""
-        self.run_dirs.append(Path(tempfile.mkdtemp(dir=self._folder)))
-        return self.run_dirs[-1]
+    def _run_dir(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder))
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Runs that nobody wants to read of, and which leave the process as it was."""
+    """Without output, and afterwards the process is as it was."""
     with preserved_process_state(), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
-def copies_of(module: Any) -> dict[str, Tensor]:
-    """The weights of a module."""
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def _cost(name: str, mode: str, logged: Sequence[Mapping[str, Any]], calls: ObservedCalls) -> MeasuredCost | None:
-    """Of the calls that nothing has befallen; the first is left out, which is slower."""
-    stalls, seconds, tokens = [], [], []
-    for metrics in logged:
-        step = metrics["progress/step"]
-        stall_s = metrics.get(f"callbacks/{name}/stall_s")
-        if stall_s is not None and step > 0 and step not in calls.mischief:
-            stalls.append(stall_s + metrics.get(f"callbacks/{name}/wait_s", 0.0))
-            seconds.append(stall_s + metrics.get(f"callbacks/{name}/busy_s", 0.0))
-            tokens.append(metrics.get(f"callbacks/{name}/num_tokens", 0))
-    return MeasuredCost(mode, len(stalls), fmean(seconds), fmean(stalls), fmean(tokens)) if stalls else None
+def _cost(
+    name: str, mode: str, logged: Sequence[Mapping[str, Any]], faults: Mapping[int, Fault]
+) -> MeasuredCost | None:
+    """Of the calls without a fault, but for the first, which is slower."""
+    own = [
+        {key.rpartition("/")[2]: value for key, value in metrics.items() if key.startswith(f"callbacks/{name}/")}
+        for metrics in logged
+        if metrics["progress/step"] > 0 and metrics["progress/step"] not in faults
+    ]
+    costs = [cost for cost in own if "stall_s" in cost]
+    if not costs:
+        return None
+    seconds = fmean(cost["stall_s"] + cost.get("busy_s", 0.0) for cost in costs)
+    stall_s = fmean(cost["stall_s"] + cost.get("wait_s", 0.0) for cost in costs)
+    return MeasuredCost(mode, len(costs), seconds, stall_s, fmean(cost.get("num_tokens", 0) for cost in costs))

@@ -1,4 +1,4 @@
-"""A tiny model with random weights, made on the spot: no network, a second's work."""
+"""A tiny model with random weights, made in a second and without a network."""
 
 from __future__ import annotations
 
@@ -24,16 +24,13 @@ _CHAT_TEMPLATE = (
 
 
 def save_tiny_model(path: str | os.PathLike[str], *, seed: int = 0) -> Path:
-    """Save a GPT-2 of two small layers, with dropout, a tokenizer of bytes and a chat template, to a directory.
+    """Save a GPT-2 of two small layers, with a tokenizer of bytes and a chat template; returns its directory.
 
-    It loads like any other model. Dropout, because a random number that something borrows from training shows there.
+    It loads like any other model. It has dropout, which shows when something else draws random numbers of training.
 
     Args:
         path: the directory.
-        seed: its weights are made from it.
-
-    Returns:
-        the directory.
+        seed: of the weights.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
@@ -46,16 +43,8 @@ def save_tiny_model(path: str | os.PathLike[str], *, seed: int = 0) -> Path:
         additional_special_tokens=["<|im_start|>"],
         chat_template=_CHAT_TEMPLATE,
     )
-    config = GPT2Config(
-        vocab_size=len(fast),
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=512,
-        bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-    )
+    special = {"bos_token_id": None, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    config = GPT2Config(vocab_size=len(fast), n_embd=32, n_layer=2, n_head=4, n_positions=512, **special)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
@@ -66,7 +55,7 @@ def save_tiny_model(path: str | os.PathLike[str], *, seed: int = 0) -> Path:
 
 @functools.cache
 def tiny_model_path() -> Path:
-    """A tiny model in a folder of this process, which goes when the process does."""
+    """A tiny model in a directory that is deleted when the process ends."""
     folder = tempfile.mkdtemp(prefix="descant-testing-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with contextlib.redirect_stderr(io.StringIO()):  # a bar of one step
