@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from descant.table import Table
 
@@ -11,6 +12,27 @@ Metric = float | str | Table
 """A number (int and bool included), a string, or a table."""
 
 _LARGEST_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """A metric as its callback or trainer declares it.
+
+    Attributes:
+        key: under which it is returned; a key that ends in ``/*`` stands for every key with that beginning.
+        unit: for people, such as "nats per token", "s" or "tokens".
+        better: which values are better; None where neither is.
+        headline: whether it is what one looks at first.
+    """
+
+    key: str
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    headline: bool = False
+
+    def covers(self, key: str) -> bool:
+        """Whether this declares ``key``."""
+        return key.startswith(self.key[:-1]) if self.key.endswith("/*") else key == self.key
 
 
 def as_metric(value: Any) -> Metric:
