@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,12 @@ def quoted(value: Any, max_length: int = 60) -> str:
         return f"a {type(value).__name__} that is nested too deeply"
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
+def did_you_mean(wanted: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean 'x'?`` with the known name that is closest, or else ``otherwise``."""
+    close = get_close_matches(wanted, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def figure(value: float) -> str:

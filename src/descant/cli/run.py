@@ -14,7 +14,7 @@ from types import TracebackType
 
 from descant.errors import ConfigurationError
 from descant.recipes.field_help import field_lines
-from descant.recipes.read_input import read_input
+from descant.recipes.settings import read_input
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
 
