@@ -1,17 +1,16 @@
-"""``descant sync``: a run that has ended, or was killed, for a tracker."""
+"""``descant sync``: delivers a run that has ended, or was killed, to a tracker."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
 from descant.cli.runs import SILENT_S
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader
-from descant.text import duration
+from descant.text import did_you_mean, duration
 from descant.trackers.configured import TRACKERS, make_tracker, names_of
 from descant.trackers.feed import replay
 from descant.trackers.logger import TrackerLogger
@@ -22,15 +21,15 @@ class SyncError(DescantError):
 
 
 def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
-    """Deliver a run to a tracker, and say line by line what is done.
+    """Deliver a run to a tracker; yields lines to print.
 
     Args:
         run_dir: the run directory.
         name: "wandb", "mlflow", "tensorboard" or "trackio"; "trackio-2" for the second one that a run was given.
-        everything: from the first record on, into a new run of the tracker if it has had some.
+        everything: from the first record on, into a new run of the tracker if it has some.
 
     Raises:
-        ConfigurationError: there is no such tracker, it is not installed or configured, or the run goes on.
+        ConfigurationError: there is no such tracker, it is not installed or configured, or the run has not ended.
         RunLogError: there is no such run, or its run log is damaged.
         SyncError: the tracker has failed; what it had taken by then is not delivered again.
     """
@@ -55,8 +54,7 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         kind = name.partition("-")[0]
         if kind not in TRACKERS or (kind != name and name not in reader.sinks):
             known = list(dict.fromkeys([*TRACKERS, *reader.sinks]))
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"trackers are {', '.join(known)}"
+            hint = did_you_mean(name, known, f"trackers are {', '.join(known)}")
             raise ConfigurationError(f"--to {name!r} is not a tracker; {hint}")
         silent_s = time.time() - reader.last_written_at
         if reader.outcome is None and silent_s < SILENT_S:
