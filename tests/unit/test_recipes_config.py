@@ -14,10 +14,9 @@ from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier
 from descant.provenance import recipe_of_run
 from descant.recipes import InputConfig, RecipeContext, recipe_main
-from descant.recipes.config_file import read_config
+from descant.recipes.config_values import apply_setting, parse_value, read_config, read_input
 from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import load_recipe
-from descant.recipes.settings import apply_setting, parse_value, read_input
 
 SIMPLE = """
 from descant.recipes import InputConfig, RecipeContext, recipe_main

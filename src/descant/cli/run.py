@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 
 from descant.errors import ConfigurationError
+from descant.recipes.config_values import read_input
 from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
-from descant.recipes.settings import read_input
 from descant.text import printable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_wrap_validator_function
 
-from descant.recipes.config_file import read_config
+from descant.recipes.config_values import read_config
 from descant.recipes.problems import describe_problems
 from descant.text import did_you_mean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -63,6 +63,19 @@ class _Parameter:
     def __str__(self) -> str:
         return str(getattr(self, fields(self)[0].name))
 
+    @property
+    def _path(self) -> Path:
+        return Path(str(self)).expanduser()
+
+    def _is_one(self, path: Path) -> bool:
+        return path.is_file()
+
+    def _close(self) -> str:
+        """The path that was probably meant, as the end of a message."""
+        there = [path.name for path in self._path.parent.glob("*") if self._is_one(path)]
+        close = get_close_matches(self._path.name, there, n=1)
+        return f"; did you mean {str(self._path.parent / close[0])!r}?" if close else ""
+
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Model(_Parameter):
@@ -81,7 +94,7 @@ class Model(_Parameter):
     def __post_init__(self) -> None:
         path = self._path
         if self.model_key and path.is_dir():
-            if not (path / "config.json").is_file():
+            if not self._is_one(path):
                 raise ConfigurationError(
                     f"the directory {self.model_key!r} has no config.json: it is not a saved model"
                 )
@@ -91,12 +104,8 @@ class Model(_Parameter):
                 f"directory that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'{self._close()}"
             )
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.model_key).expanduser()
-
-    def _close(self) -> str:
-        return _describe_close(self._path, (path.parent for path in self._path.parent.glob("*/config.json")))
+    def _is_one(self, path: Path) -> bool:
+        return (path / "config.json").is_file()
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load it for training; see ``ModelBuilder.spawn_train``."""
@@ -160,13 +169,6 @@ class Dataset(_Parameter):
                 f"there is no file {self.dataset_key!r}, and to load it from the hub the library datasets is needed: "
                 "pip install datasets"
             )
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.dataset_key).expanduser()
-
-    def _close(self) -> str:
-        return _describe_close(self._path, (path for path in self._path.parent.glob("*") if path.is_file()))
 
     async def load(self) -> list[StringThread]:
         """The threads, read in a worker thread.
@@ -238,12 +240,6 @@ class Grader(_Parameter):
                 "from thread to number"
             )
         return target
-
-
-def _describe_close(path: Path, there: Iterable[Path]) -> str:
-    """The path that was probably meant, as the end of a message."""
-    close = get_close_matches(path.name, [other.name for other in there], n=1)
-    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
 def _place(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Recipe: one function of a Python file, and how it is found and run."""
+"""Recipe: a function in a Python file, how it is found and how it is run."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Recipe:
 
     Attributes:
         path: the file, or the directory of a package with ``main.py``.
-        function: what is marked with ``recipe_main``.
-        parameters: the classes that it wants, by parameter name.
+        function: the one under ``@recipe_main``.
+        parameters: the class of each parameter, by name.
     """
 
     path: Path
@@ -92,17 +92,17 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         ConfigurationError: it is not there, has a syntax error, no function under ``@recipe_main`` or several, or
             parameters that cannot be matched.
-        and whatever the file raises when it is imported.
+        Exception: any that the file raises when it is imported.
     """
     file = path / "main.py" if path.is_dir() else path
     _check_file(path, file)
     try:
-        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}, column {error.offset}" if isinstance(error, SyntaxError) else ""
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ConfigurationError(f"recipe {file}{line}: {reason}") from None
-    function = _find_main(file, _import(file))
+        module = _import(file)
+    except SyntaxError as error:
+        if error.filename != str(file.resolve()):  # of a module that it imports
+            raise
+        raise ConfigurationError(f"recipe {file}, line {error.lineno}, column {error.offset}: {error.msg}") from None
+    function = _find_main(file, module)
     return Recipe(path, function, _match_parameters(file, function))
 
 
@@ -119,7 +119,7 @@ def _check_file(path: Path, file: Path) -> None:
 
 
 def _import(file: Path) -> ModuleType:
-    """The module of a file, under its own name, so that other modules of the recipe can import it, too."""
+    """The module of a file, under its own name, so that other modules of the recipe can import it."""
     directory = file.resolve().parent
     sys.path.insert(0, str(directory))
     importlib.invalidate_caches()
