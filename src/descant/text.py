@@ -58,12 +58,6 @@ def quoted(value: Any, max_length: int = 60) -> str:
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
-def did_you_mean(wanted: str, known: Iterable[str], otherwise: str = "") -> str:
-    """``did you mean 'x'?`` with the known name that is closest, or else ``otherwise``."""
-    close = get_close_matches(wanted, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise
-
-
 def figure(value: float) -> str:
     """A number with four significant digits; whole numbers in full."""
     if isnan(value):
@@ -88,3 +82,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def did_you_mean(wanted: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean 'x'?`` with the known name that is closest, or else ``otherwise``."""
+    close = get_close_matches(wanted, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise

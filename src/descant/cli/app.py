@@ -94,8 +94,10 @@ def run(
         return
     from descant.cli.run import recipe_help, run_recipe  # noqa: PLC0415  # pydantic, for this command only
 
-    code = recipe_help(recipe) if show_help else run_recipe(recipe, config, settings or [], name, run_dir)
-    raise typer.Exit(code)
+    if show_help:
+        recipe_help(recipe)
+    else:
+        run_recipe(recipe, config, settings or [], name, run_dir)
 
 
 @new.command("recipe")

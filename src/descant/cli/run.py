@@ -8,8 +8,11 @@ import sys
 import traceback
 from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+import typer
 
 from descant.errors import ConfigurationError
 from descant.recipes.config_values import read_input
@@ -17,16 +20,16 @@ from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
-def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> int:
-    """Run a recipe: see the options of the command. Errors are printed to standard error.
+def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> None:
+    """Run a recipe: see the options of the command.
 
-    Returns:
-        0, or 1 if the recipe failed, 2 if it cannot be started, 130 if it was interrupted.
+    Raises:
+        typer.Exit: the recipe has failed (1), cannot be started (2) or was interrupted (130), which has been printed.
     """
-    try:
+    with _errors_as_exit_codes(path):
         recipe = load_recipe(path)
         config_class = recipe.config_class
         if config_class is None and (file or settings):
@@ -37,35 +40,30 @@ def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str
         if run_dir is not None and run_dir.exists() and not run_dir.is_dir():
             raise ConfigurationError(f"--run-dir {run_dir} is a file; name a directory")
         ctx = recipe.context_class(name=name, recipe_name=recipe.name, config=config, run_dir=run_dir)
-    except ConfigurationError as error:
-        _say(str(error))
-        return USAGE
-    except Exception as error:
-        _show_traceback(error, path)
-        return FAILED
-    try:
+    with _errors_as_exit_codes(path, is_running=True):
         recipe.run(ctx)
+
+
+def recipe_help(path: Path) -> None:
+    """Print what a recipe does and the keys of its config; raises as ``run_recipe``."""
+    with _errors_as_exit_codes(path):
+        recipe = load_recipe(path)
+    print("\n".join(printable(line) for line in _help_lines(recipe)))
+
+
+@contextmanager
+def _errors_as_exit_codes(path: Path, *, is_running: bool = False) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         _say("interrupted")
-        return INTERRUPTED
+        raise typer.Exit(INTERRUPTED) from None
     except (Exception, CancelledError) as error:
+        if isinstance(error, ConfigurationError) and not is_running:
+            _say(str(error))
+            raise typer.Exit(USAGE) from None
         _show_traceback(error, path)
-        return FAILED
-    return OK
-
-
-def recipe_help(path: Path) -> int:
-    """Print what a recipe does and the keys of its config; the exit code is as of ``run_recipe``."""
-    try:
-        recipe = load_recipe(path)
-    except ConfigurationError as error:
-        _say(str(error))
-        return USAGE
-    except Exception as error:
-        _show_traceback(error, path)
-        return FAILED
-    print("\n".join(printable(line) for line in _help_lines(recipe)))
-    return OK
+        raise typer.Exit(FAILED) from None
 
 
 def _help_lines(recipe: Recipe) -> Iterator[str]:

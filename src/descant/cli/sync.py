@@ -33,7 +33,7 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         RunLogError: there is no such run, or its run log is damaged.
         SyncError: the tracker has failed; what it had taken by then is not delivered again.
     """
-    tracker, place = _describe(run_dir, name)
+    tracker, offset = _describe(run_dir, name)
     yield f"delivering {run_dir} to {name}"
     try:
         num_records = replay(run_dir, tracker, everything=everything, name=name)
@@ -41,8 +41,8 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         raise
     except (Exception, SystemExit) as error:  # trackers may well call sys.exit
         raise SyncError(_describe_failure(run_dir, name, error)) from error
-    had = "they are a new run there, beside the former one" if everything else f"it had {place:,} before"
-    has_had = f"; {had}" if place else ""
+    had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
+    has_had = f"; {had}" if offset else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
     if link := tracker.training_monitoring_link or tracker.viewer:
         yield f"look at it: {link}"
@@ -59,8 +59,8 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         silent_s = time.time() - reader.last_written_at
         if reader.outcome is None and silent_s < SILENT_S:
             raise ConfigurationError(
-                f"{run_dir} goes on: it was written {duration(max(0.0, silent_s))} ago and has not ended. While it "
-                f"goes on, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
+                f"{run_dir} is running: it was written {duration(max(0.0, silent_s))} ago and has not ended. Until it "
+                f"ends, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
             )
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))

@@ -162,27 +162,27 @@ def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
 
 
 def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, type]:
-    place = f"recipe {file}, line {_line(function)}: {function.__name__}"
+    main = f"recipe {file}, line {_line(function)}: {function.__name__}"
     allowed = "it has at most two, one annotated with a RecipeContext and one with an InputConfig"
     signature = inspect.signature(function)
     try:
         hints = typing.get_type_hints(function)
     except Exception as error:  # annotations are code
-        raise ConfigurationError(f"{place}: its annotations cannot be resolved: {error}") from error
+        raise ConfigurationError(f"{main}: its annotations cannot be resolved: {error}") from error
     matched: dict[str, type] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise ConfigurationError(f"{place}: the parameter {parameter} cannot be given by name; {allowed}")
+            raise ConfigurationError(f"{main}: the parameter {parameter} cannot be given by name; {allowed}")
         hint = hints.get(name)
         kind = next((base for base in _KINDS if isinstance(hint, type) and issubclass(hint, base)), None)
         if kind is None:
             shown = "has no annotation" if hint is None else f"is annotated with {hint!r}"
-            raise ConfigurationError(f"{place}: the parameter {name!r} {shown}; {allowed}")
+            raise ConfigurationError(f"{main}: the parameter {name!r} {shown}; {allowed}")
         if any(issubclass(other, kind) for other in matched.values()):
-            raise ConfigurationError(f"{place}: {name!r} is a second {_KINDS[kind]}; {allowed}")
+            raise ConfigurationError(f"{main}: {name!r} is a second {_KINDS[kind]}; {allowed}")
         if isinstance(parameter.default, InputConfig):
             raise ConfigurationError(
-                f"{place}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
+                f"{main}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
                 f"the class; put them there"
             )
         matched[name] = typing.cast("type", hint)
