@@ -202,6 +202,28 @@ async def test_a_metric_that_fell_has_its_best_value(tmp_path):
     assert rows["validation/loss_num_samples"] == ["2", "2"]
 
 
+async def test_a_run_that_declares_nothing_has_no_best_values_and_no_columns(tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        await log.log_metrics(1, {"validation/loss": 0.5})
+        await log.close()
+    rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
+    assert rows["validation/loss"] == ["0.5", "0.5"]
+    assert "validation" not in listed(tmp_path)[0]
+    assert "0.5" in "".join(listed(tmp_path, "--metric", "validation/loss"))
+
+
+async def test_a_family_of_metrics_is_declared_with_a_star(tmp_path):
+    log = RunLog(tmp_path / "a")
+    metrics = [{"key": "v/*", "better": "higher"}, {"key": "v/loss", "better": "lower", "headline": True}]
+    await log.log_config({"metrics": metrics})
+    for step, value in enumerate((1.0, 3.0, 2.0)):
+        await log.log_metrics(step, {"v/loss": value, "v/a": value, "w": value})
+    await log.close()
+    lines = [line.split() for line in listed("compare", tmp_path / "a", tmp_path / "a")]
+    assert lines[-3:] == [["v/loss", "2", "1", "2", "1"], ["v/a", "2", "3", "2", "3"], ["w", "2", "2"]]
+
+
 # new
 
 

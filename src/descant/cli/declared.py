@@ -9,9 +9,9 @@ from descant.metrics import MetricSpec
 
 
 def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:
-    """What the trainer and the callbacks of a run declare, from its config: single keys, then those with ``/*``."""
+    """What the trainer and the callbacks of a run declare, from its config: single keys, then families."""
     specs = [MetricSpec(**declared) for declared in config.get("metrics") or ()]
-    return sorted(specs, key=lambda spec: spec.key.endswith("/*"))
+    return sorted(specs, key=lambda spec: "*" in spec.key)
 
 
 def spec_of(key: str, specs: Sequence[MetricSpec]) -> MetricSpec:

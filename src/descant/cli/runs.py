@@ -32,7 +32,7 @@ class ListedRun:
         facts: its cells by header.
         started_at: seconds since 1970.
         settings: its config as one level of dotted keys.
-        values: the last values of the metrics that are asked for, or of its headline metrics.
+        values: the last values of the metrics that are asked for, or of the headline ones that have a better direction.
         broken: why it cannot be read, if it cannot.
     """
 
@@ -117,7 +117,7 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
             steps = f"{reader.latest_step:,}" + (f"/{planned:,}" if isinstance(planned, int) else "")
             trainer = str(reader.config.get("trainer", ""))
             facts = (path.name, trainer, steps, _outcome(reader), duration(took_s), _date(started_at))
-            keys = metrics or [spec.key for spec in declared_metrics(reader.config) if spec.headline]
+            keys = metrics or [spec.key for spec in declared_metrics(reader.config) if spec.headline and spec.better]
             values = {key: value for key in keys if (value := reader.last_value(key)) is not None}
             return ListedRun(dict(zip(_HEADERS, facts, strict=True)), started_at, flattened(reader.config), values)
     except RunLogError as error:

@@ -7,7 +7,6 @@ import re
 import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from descant.errors import ConfigurationError
 from descant.recipes.problems import key_of
-from descant.text import quoted
+from descant.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from descant.recipes.config import InputConfig
@@ -56,9 +55,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         there = [other.name for other in path.parent.glob("*") if other.suffix in readers]
-        close = get_close_matches(path.name, there, n=1)
-        hint = f"; did you mean {path.parent / close[0]}?" if close else f" (the working directory is {Path.cwd()})"
-        raise ConfigurationError(f"config {path} is not there{hint}") from None
+        hint = did_you_mean(path.name, there, f"the working directory is {Path.cwd()}")
+        raise ConfigurationError(f"config {path} is not there; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"config {path} cannot be read: {error}") from error
     values = readers[path.suffix](path, text)

@@ -10,7 +10,6 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from descant.errors import ConfigurationError
 from descant.recipes.config import InputConfig
 from descant.recipes.context import RecipeContext
+from descant.text import did_you_mean
 
 _MARK = "__recipe_main__"
 _KINDS = {RecipeContext: "context", InputConfig: "config"}
@@ -110,10 +110,9 @@ def _check_file(path: Path, file: Path) -> None:
     if path.is_dir() and not file.is_file():
         raise ConfigurationError(f"the directory {path} has no main.py: it is not a recipe")
     if not file.is_file():
-        there = [str(other) for other in path.parent.glob("*.py")]
-        close = get_close_matches(str(path), there, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f" (the working directory is {Path.cwd()})"
-        raise ConfigurationError(f"there is no recipe {path}{hint}")
+        there = [other.name for other in path.parent.glob("*.py")]
+        hint = did_you_mean(path.name, there, f"the working directory is {Path.cwd()}")
+        raise ConfigurationError(f"there is no recipe {path}; {hint}")
     if file.suffix != ".py":
         raise ConfigurationError(f"recipe {path}: the name must end in .py, or be a directory with main.py")
 
