@@ -75,40 +75,33 @@ def plain_settings(configured: object) -> dict[str, Any]:
 
 
 def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Settings as values that JSON can hold, secrets masked: other objects are their ``repr``, keys and paths
-    are text."""
-    return {str(key): masked(value, str(key)) for key, value in _plain(config, frozenset()).items()}
+    """Settings as values that JSON can hold, secrets masked; see ``masked``."""
+    return dict(masked(config))
 
 
-def _plain(value: Any, outer: frozenset[int]) -> Any:
-    if isinstance(value, str):
-        return str.__str__(value).encode("utf-8", "backslashreplace").decode("utf-8")
+def masked(value: Any, key: str = "", outer: frozenset[int] = frozenset()) -> Any:
+    """Nested settings as values that JSON can hold, in which ``***`` replaces secrets.
+
+    Secrets are: values under a key such as ``api_key``, ``hf_token``, ``password`` (not ``num_tokens`` or
+    ``pad_token``), also in a pair or in text (``?token=...``, ``Client(api_key='...')``); the credentials in a URL;
+    and words with the prefix of a well-known service's tokens. Keys and paths become text, other objects and mappings
+    within themselves (``outer`` are those around the value) their ``repr``.
+    """
+    has_none = value is None or isinstance(value, bool) or (isinstance(value, str) and not value)
+    if not has_none and is_secret(key):
+        return MASK
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, Mapping | list | tuple) and id(value) not in outer:
         outer |= {id(value)}
         if isinstance(value, Mapping):
-            return {_plain(str(name), outer): _plain(item, outer) for name, item in value.items()}
-        return [_plain(item, outer) for item in value]
-    return _plain(str(value) if isinstance(value, Path) else repr(value), outer)
-
-
-def masked(value: Any, key: str = "") -> Any:
-    """A copy of nested settings in which ``***`` replaces secrets.
-
-    Secrets are: values under a key such as ``api_key``, ``hf_token``, ``password`` (not ``num_tokens`` or
-    ``pad_token``), also in a pair or in text (``?token=...``, ``Client(api_key='...')``); the credentials in a URL;
-    and words with the prefix of a well-known service's tokens.
-    """
-    if value is not None and value != "" and not isinstance(value, bool) and is_secret(key):
-        return MASK
-    if isinstance(value, Mapping):
-        return {name: masked(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
+            return {masked(str(name)): masked(item, str(name), outer) for name, item in value.items()}
         if len(value) == 2 and isinstance(value[0], str):  # a header, say
-            return [masked(value[0]), masked(value[1], value[0])]
-        return [masked(item) for item in value]
-    return _ASSIGNED.sub(_mask_assigned, _SECRET_TEXT.sub(MASK, value)) if isinstance(value, str) else value
+            return [masked(value[0]), masked(value[1], value[0], outer)]
+        return [masked(item, outer=outer) for item in value]
+    text = str.__str__(value) if isinstance(value, str) else str(value) if isinstance(value, Path) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _ASSIGNED.sub(_mask_assigned, _SECRET_TEXT.sub(MASK, text))
 
 
 def _mask_assigned(found: re.Match[str]) -> str:

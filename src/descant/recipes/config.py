@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_wrap_validator_function
 
+from descant.provenance import MASK
 from descant.recipes.config_values import read_config
 from descant.recipes.problems import describe_problems
 from descant.text import did_you_mean
@@ -83,9 +84,9 @@ class InputConfig(BaseModel):
         fields = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
         secrets = {key for key, annotation in fields.items() if SecretStr in (annotation, *get_args(annotation))}
         if loc and loc[0] in secrets:
-            given = SecretStr(str(given))
+            given = MASK
         elif not loc and isinstance(given, dict):
-            given = {key: SecretStr(str(value)) if key in secrets else value for key, value in given.items()}
+            given = {key: MASK if key in secrets else value for key, value in given.items()}
         if kind == "extra_forbidden" and len(loc) == 1:
             hint = did_you_mean(str(loc[0]), fields, f"keys are {', '.join(fields) or 'none'}")
             error = PydanticCustomError("unknown_key", "there is no such key; {hint}", {"hint": hint})
