@@ -27,7 +27,10 @@ def grid_lines(
     aligned on the right. A row that is a string is a heading. If the first column has keys, it is cut at the front:
     their ends tell them apart.
     """
-    table = [list(headers), *(row if isinstance(row, str) else list(map(printable, row)) for row in rows)]
+    table: list[list[str] | str] = [list(headers)]
+    for row in rows:
+        first = list(map(printable, row[:1])) if has_keys else []
+        table.append(row if isinstance(row, str) else first + [printable(cell, width) for cell in row[len(first) :]])
     natural = [max(cell_len(row[index]) for row in table if not isinstance(row, str)) for index in range(len(headers))]
     widths = fit(natural, width - _INDENT - _GAP * (len(headers) - 1))
     for row in table if any(headers) else table[1:]:
