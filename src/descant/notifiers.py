@@ -1,4 +1,4 @@
-"""Notifiers: how far a job has come, told to whoever wants to know."""
+"""Notifiers: receive the progress of a job and of its stages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TENTHS = 10
 
 
 class JobNotifier(ABC):
-    """Is told about a job: its stages, their progress, how it ended. Override what is abstract.
+    """Receives the stages of a job, their progress, and its end. Override the abstract methods.
 
     Args:
-        job_id: what the job is called.
+        job_id: the name of the job.
     """
 
     def __init__(self, job_id: str = "local") -> None:
@@ -27,7 +27,7 @@ class JobNotifier(ABC):
         """The names of the stages, in order."""
 
     def register_stages(self, stages: Sequence[str]) -> None:
-        """Announce the stages of the job in their order; those that are known stay.
+        """Announce the stages of the job in their order, after those that are known.
 
         Raises:
             ConfigurationError: a string in place of a list of names.
@@ -50,7 +50,7 @@ class JobNotifier(ABC):
         monitoring_link: str | None = None,
         checkpoints: Sequence[str] | None = None,
     ) -> None:
-        """A stage has come so far; ``StageNotifier`` calls this with numbers that it has checked."""
+        """The progress of a stage; ``StageNotifier`` calls this with numbers that it has checked."""
 
     @abstractmethod
     def report_error(self, error: str) -> None:
@@ -58,11 +58,11 @@ class JobNotifier(ABC):
 
     @abstractmethod
     def complete(self) -> None:
-        """The job has ended well."""
+        """The job has ended without an error."""
 
 
 class StageNotifier:
-    """Tells a job how far one of its stages has come."""
+    """Reports the progress of one stage to its job."""
 
     def __init__(self, stage_name: str, job_notifier: JobNotifier) -> None:
         self.stage_name = stage_name
@@ -75,12 +75,12 @@ class StageNotifier:
         monitoring_link: str | None = None,
         checkpoints: Sequence[str] | None = None,
     ) -> None:
-        """Say what is known now; what is None is as it was.
+        """Report progress; None means unchanged.
 
         Args:
-            tot_num_samples: samples in all.
-            processed_num_samples: samples that are done; more than in all, or less than 0, is a warning and cut.
-            monitoring_link: where people can watch.
+            tot_num_samples: samples of the stage.
+            processed_num_samples: samples that are done; it is cut to the total and to 0, with a warning.
+            monitoring_link: address where the stage can be watched.
             checkpoints: paths of checkpoints that were written.
         """
         if processed_num_samples is not None:
@@ -103,8 +103,8 @@ class StdoutJobNotifier(JobNotifier):
     """Prints a line for every tenth of a stage, every checkpoint and every new link.
 
     Args:
-        job_id: what the job is called.
-        file: where lines go, by default standard output as it is when they are printed.
+        job_id: the name of the job.
+        file: what lines are printed to, by default standard output at that time.
     """
 
     def __init__(self, job_id: str = "local", file: TextIO | None = None) -> None:
@@ -155,7 +155,7 @@ class StdoutStageNotifier(StageNotifier):
 
 
 class SimpleProgressNotifier:
-    """A stage without parts: nothing is done when it is entered, and all of it when it is left without an error.
+    """A stage of one sample, which is done when the block ends without an error.
 
     >>> with SimpleProgressNotifier(StdoutStageNotifier("merge")):
     ...     pass

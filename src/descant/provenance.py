@@ -1,4 +1,4 @@
-"""What a run ran in: versions, machine, git commit, command line, recipe; secrets are masked."""
+"""The provenance of a run: versions, machine, git commit, command line, recipe; secrets are masked."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 MASK = "***"
 _PACKAGES = ("descant", "torch", "transformers", "tokenizers", "numpy", "peft", "datasets")
 _GIT_TIMEOUT_S = 2.0
-_SECRET_WORDS = {"password", "passwords", "passwd", "pwd", "passphrase", "secret", "secrets", "apikey", "apikeys"}
-_SECRET_WORDS |= {"credential", "credentials", "authorization", "bearer", "cookie", "cookies"}
-_KINDS_OF_KEYS = {"api", "access", "private", "secret", "auth", "account", "service", "encryption", "signing", "ssh"}
-_KINDS_OF_KEYS |= {"deploy", "license", "subscription", "openai", "anthropic", "wandb", "hf", "azure", "aws"}
-_TOKENS_OF_TEXT = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "stop", "end", "start", "image", "special", "per"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s?#]+@")
-_KNOWN_TOKEN = re.compile(
-    r"\b(?:hf_|sk-|ghp_|gho_|ghs_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|wandb_v1_)[A-Za-z0-9_-]{12,}"
+_SECRET_KEY = re.compile(  # of a key's words, joined by _: "OPENAI_API_KEY" and "openaiApiKey" are both openai_api_key
+    r"(?:^|_)(?:pass(?:word|wd|phrase)s?|pwd|secrets?|credentials?|authorization|bearer|cookies?|apikeys?"
+    r"|(?<!(?:pad|eos|bos|unk|sep|cls|end|per)_)(?<!(?:mask|stop)_)(?<!(?:start|image)_)(?<!special_)token(?!_per_)"
+    r"|(?:api|access|private|auth|account|service|encryption|signing|ssh|openai|anthropic|wandb|hf|azure|aws)_keys?"
+    r")(?:_|$)"
+)
+_SECRET_TEXT = re.compile(
+    r"(?<=://)[^/\s?#]+(?=@)"  # credentials in a URL
+    r"|\b(?:hf_|sk-|gh[pos]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|wandb_v1_)[A-Za-z0-9_-]{12,}"
     r"|(?<=\bBearer )[^\s'\",]{16,}|(?<=\bAuthorization: Basic )[^\s'\",]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
 )
 _ASSIGNED = re.compile(  # as in URLs, JSON, the repr of objects and shells; prose has no = and no quotes there
     r"""(?<![\w.-])(?P<key>[\w.-]+)(?P<sign>=|["']\s*:\s*(?=["']))(?:(?P<quote>["']).*?(?P=quote)|[^\s"'&,;)}\]]+)"""
 )
+_SECRET_FIELD = "*" * 10
+"""A ``pydantic.SecretStr`` in a config that was dumped."""
 
 recipe_of_run: ContextVar[Mapping[str, Any] | None] = ContextVar("recipe_of_run", default=None)
-"""The recipe that is running, its name and config, set by whoever runs it."""
+"""The recipe that is running, with its name and config."""
 
 
 def describe_environment() -> dict[str, Any]:
     """Versions, platform, devices (if torch is loaded already), git commit, command line and recipe, for the run log.
 
     Nothing heavy is imported, and what cannot be found out is left out. Values that look like secrets are masked.
-    It starts ``git``, so it may take up to some seconds: keep it off an event loop.
+    It starts ``git``, so it may take some seconds: call it off the event loop.
     """
+    recipe = recipe_of_run.get()
     found = {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
@@ -52,8 +55,8 @@ def describe_environment() -> dict[str, Any]:
         "devices": _devices(),
         "git": _describe_git(),
         "working_dir": str(Path.cwd()),
-        "command_line": mask_arguments(sys.argv),
-        "recipe": recipe_of_run.get(),
+        "command_line": mask_arguments(sys.argv, recipe and recipe["config"]),
+        "recipe": recipe,
     }
     return {key: masked(value) for key, value in found.items() if value is not None}
 
@@ -72,62 +75,48 @@ def plain_settings(configured: object) -> dict[str, Any]:
 
 
 def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Settings as values that JSON can hold, secrets masked: other objects are their ``repr``, keys and paths
-    are text."""
-    return {str(key): masked(value, str(key)) for key, value in _plain(config, frozenset()).items()}
+    """Settings as values that JSON can hold, secrets masked; see ``masked``."""
+    return dict(masked(config))
 
 
-def _plain(value: Any, outer: frozenset[int]) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, int | float):
+def masked(value: Any, key: str = "", outer: frozenset[int] = frozenset()) -> Any:
+    """Nested settings as values that JSON can hold, in which ``***`` replaces secrets.
+
+    Secrets are: values under a key such as ``api_key``, ``hf_token``, ``password`` (not ``num_tokens`` or
+    ``pad_token``), also in a pair or in text (``?token=...``, ``Client(api_key='...')``); the credentials in a URL;
+    and words with the prefix of a well-known service's tokens. Keys and paths become text, other objects and mappings
+    within themselves (``outer`` are those around the value) their ``repr``.
+    """
+    has_none = value is None or isinstance(value, bool) or (isinstance(value, str) and not value)
+    if not has_none and is_secret(key):
+        return MASK
+    if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, Mapping | list | tuple) and id(value) not in outer:
         outer |= {id(value)}
         if isinstance(value, Mapping):
-            return {_plain(str(name), outer): _plain(item, outer) for name, item in value.items()}
-        return [_plain(item, outer) for item in value]
-    return _plain(str(value) if isinstance(value, Path) else repr(value), outer)
-
-
-def masked(value: Any, key: str = "") -> Any:
-    """A copy of nested settings in which ``***`` stands for what looks like a secret.
-
-    That is: everything under a key such as ``api_key``, ``hf_token``, ``password`` (not ``num_tokens`` or
-    ``pad_token``), or behind it in a pair or in text (``?token=...``, ``Client(api_key='...')``), the credentials in a
-    URL, and words that begin as tokens of well-known services do.
-    """
-    if value is not None and value != "" and not isinstance(value, bool) and is_secret(key):
-        return MASK
-    if isinstance(value, Mapping):
-        return {name: masked(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
+            return {masked(str(name)): masked(item, str(name), outer) for name, item in value.items()}
         if len(value) == 2 and isinstance(value[0], str):  # a header, say
-            return [masked(value[0]), masked(value[1], value[0])]
-        return [masked(item) for item in value]
-    if isinstance(value, str):
-        text = _KNOWN_TOKEN.sub(MASK, _URL_CREDENTIALS.sub(f"{MASK}@", value))
-        return _ASSIGNED.sub(_mask_assigned, text) if "=" in text or ":" in text else text
-    return value
+            return [masked(value[0]), masked(value[1], value[0], outer)]
+        return [masked(item, outer=outer) for item in value]
+    text = str.__str__(value) if isinstance(value, str) else str(value) if isinstance(value, Path) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _ASSIGNED.sub(_mask_assigned, _SECRET_TEXT.sub(MASK, text))
 
 
 def _mask_assigned(found: re.Match[str]) -> str:
-    if not is_secret(found["key"]):
-        return found[0]
     quote = found["quote"] or ""
-    return f"{found['key']}{found['sign']}{quote}{MASK}{quote}"
+    return f"{found['key']}{found['sign']}{quote}{MASK}{quote}" if is_secret(found["key"]) else found[0]
 
 
-def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line in which secrets are masked: ``--api-key X``, ``--set judge.token=X``, ``TOKEN=X``."""
+def mask_arguments(arguments: Sequence[str], config: Mapping[str, Any] | None = None) -> list[str]:
+    """A command line in which secrets are masked: ``--api-key X``, ``--set judge.token=X``, ``TOKEN=X``, and settings
+    that are a ``SecretStr`` in the config."""
     shown: list[str] = []
-    for position, argument in enumerate(arguments):
-        before = arguments[position - 1] if position else ""
-        key, equals, value = argument.partition("=")
-        if equals and is_secret(key):
-            shown.append(f"{key}={MASK}" if value else argument)
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        key, equals, value = argument.removeprefix("--set=").partition("=")
+        if equals and (is_secret(key) or _SECRET_FIELD in repr(_value_at(config, key))):
+            shown.append(argument.removesuffix(value) + (value and MASK))
         elif before.startswith("-") and "=" not in before and not argument.startswith("-") and is_secret(before):
             shown.append(MASK)
         else:
@@ -135,14 +124,15 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
+def _value_at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
 def is_secret(key: str) -> bool:
-    """Whether a key is called as secrets are."""
-    words = [word.lower() for word in _WORD.findall(key)]
-    if "token" in words and not _TOKENS_OF_TEXT & set(words):
-        return True
-    return bool(_SECRET_WORDS & set(words)) or any(
-        word in _KINDS_OF_KEYS and after in ("key", "keys") for word, after in pairwise(words)
-    )
+    """Whether a key names a secret."""
+    return _SECRET_KEY.search("_".join(_WORD.findall(key)).lower()) is not None
 
 
 def _version(package: str) -> str | None:
@@ -153,13 +143,13 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[str] | None:
-    """The names of the accelerators, if torch is there already."""
+    """The names of the accelerators, if torch is loaded."""
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "cuda"):
         return None
     try:
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["cpu"]
-    except RuntimeError:  # a driver that does not work is not what this is about
+    except RuntimeError:  # a broken driver is reported where the device is used
         return None
 
 

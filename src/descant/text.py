@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def did_you_mean(wanted: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean 'x'?`` with the known name that is closest, or else ``otherwise``."""
+    close = get_close_matches(wanted, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise

@@ -45,12 +45,20 @@ def act(fail):
 """
 
 
+METRICS = [
+    {"key": "training/loss", "unit": "nats", "better": "lower", "headline": True},
+    {"key": "validation/rewards/score/mean", "unit": "", "better": "higher", "headline": True},
+    {"key": "validation/loss", "unit": "nats", "better": "lower", "headline": False},
+]
+
+
 async def write_run(path, *, outcome="completed", num_steps=10, lr=1e-3, loss=1.0, at=0):
     log = RunLog(path)
     recipe = {"name": "mine", "run_name": path.name, "config": {"lr": lr}}
     environment = {"python": "3.11", "command_line": [path.name], "recipe": recipe}
     callbacks = [{"name": "loss", "frequency": "1/10"}]
-    await log.log_config({"trainer": "SFT", "num_steps": num_steps, "environment": environment, "callbacks": callbacks})
+    config = {"trainer": "SFT", "num_steps": num_steps, "environment": environment, "callbacks": callbacks}
+    await log.log_config(config | {"metrics": METRICS})
     await log.log_event(0, "run_started", "trainer", "SFT")
     for step in range(1, num_steps + 1):
         await log.log_metrics(step, {"training/loss": loss + num_steps - step, "validation/rewards/score/mean": step})
@@ -181,6 +189,7 @@ async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
 async def test_a_metric_that_fell_has_its_best_value(tmp_path):
     for name in ("a", "b"):
         log = RunLog(tmp_path / name)
+        await log.log_config({"metrics": METRICS})
         for step, score in enumerate((0.1, 0.9, 0.5)):
             await log.log_metrics(step, {"validation/rewards/score/mean": score, "validation/loss": score})
             await log.log_metrics(step, {"training/grad_norm": score, "validation/loss_num_samples": step})
@@ -189,8 +198,30 @@ async def test_a_metric_that_fell_has_its_best_value(tmp_path):
     rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
     assert rows["validation/rewards/score/mean"] == ["0.5", "0.9", "0.5", "0.9"]
     assert rows["validation/loss"] == ["0.5", "0.1", "0.5", "0.1"]
-    assert rows["training/grad_norm"] == ["0.5", "0.5"]  # nobody knows which is good
+    assert rows["training/grad_norm"] == ["0.5", "0.5"]  # it is not declared which values are better
     assert rows["validation/loss_num_samples"] == ["2", "2"]
+
+
+async def test_a_run_that_declares_nothing_has_no_best_values_and_no_columns(tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        await log.log_metrics(1, {"validation/loss": 0.5})
+        await log.close()
+    rows = {line.split()[0]: line.split()[1:] for line in listed("compare", tmp_path / "a", tmp_path / "b") if line}
+    assert rows["validation/loss"] == ["0.5", "0.5"]
+    assert "validation" not in listed(tmp_path)[0]
+    assert "0.5" in "".join(listed(tmp_path, "--metric", "validation/loss"))
+
+
+async def test_a_family_of_metrics_is_declared_with_a_star(tmp_path):
+    log = RunLog(tmp_path / "a")
+    metrics = [{"key": "v/*", "better": "higher"}, {"key": "v/loss", "better": "lower", "headline": True}]
+    await log.log_config({"metrics": metrics})
+    for step, value in enumerate((1.0, 3.0, 2.0)):
+        await log.log_metrics(step, {"v/loss": value, "v/a": value, "w": value})
+    await log.close()
+    lines = [line.split() for line in listed("compare", tmp_path / "a", tmp_path / "a")]
+    assert lines[-3:] == [["v/loss", "2", "1", "2", "1"], ["v/a", "2", "3", "2", "3"], ["w", "2", "2"]]
 
 
 # new

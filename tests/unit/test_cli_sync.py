@@ -132,7 +132,7 @@ async def test_what_cannot_be_delivered(folder):
         ("first", "--to", "wandb-2"): "--to 'wandb-2' is not a tracker",
         ("first", "--to", "mlflow"): "MLFLOW_TRACKING_URI is not set: it says where to write",
         ("frist", "--to", "trackio"): "did you mean",
-        ("going", "--to", "trackio"): "runs/going goes on",
+        ("going", "--to", "trackio"): "runs/going is running",
     }.items():
         done = invoke("sync", *arguments)
         assert (done.exit_code, done.stdout) == (1, ""), done.stdout
@@ -141,7 +141,7 @@ async def test_what_cannot_be_delivered(folder):
     assert invoke("sync", "first").exit_code == 2
     await log.close()
     os.utime(log.path, (1e9, 1e9))
-    assert "goes on" not in invoke("sync", "going", "--to", "mlflow").stderr
+    assert "is running" not in invoke("sync", "going", "--to", "mlflow").stderr
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text(encoding="utf-8")

@@ -8,15 +8,14 @@ from typing import Annotated, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier
-from descant.provenance import recipe_of_run
+from descant.provenance import describe_environment, recipe_of_run
 from descant.recipes import InputConfig, RecipeContext, recipe_main
-from descant.recipes.config_file import apply_setting, parse_value, read_config
+from descant.recipes.config_values import apply_setting, parse_value, read_config, read_input
 from descant.recipes.field_help import field_lines
-from descant.recipes.read_input import read_input
 from descant.recipes.recipe import load_recipe
 
 SIMPLE = """
@@ -161,6 +160,40 @@ def test_a_value_that_looks_like_a_secret_is_not_shown():
         api_key: int = 0
 
     assert "hunter2" not in refusal(Secretive.from_values, {"api_key": "hunter2"})
+
+
+class Judge(InputConfig):
+    login: SecretStr | None = Field(None, min_length=9)
+    num_calls: int = 1
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.num_calls == 7:
+            raise ValueError("not seven")
+        return self
+
+
+class Judged(InputConfig):
+    judge: Judge = Judge()
+    login: SecretStr = SecretStr("a default")
+
+
+def test_a_secret_field_is_hidden_in_errors_help_and_the_record_of_a_run(monkeypatch):
+    for settings in (["judge.login=hunter2"], ["judge.login=hunter2hunter2", "judge.num_calls=7"]):
+        message = refusal(read_input, Judged, None, settings)
+        assert "judge" in message
+        assert "hunter2" not in message
+    assert "  login: SecretStr (default **********)" in list(field_lines(Judged, 80))
+    settings = ["judge.login=hunter2hunter2", 'judge={login="hunter2hunter2"}', "login=hunter2"]
+    config = read_input(Judged, None, settings)
+    assert config.judge.login.get_secret_value() == "hunter2hunter2"
+    monkeypatch.setattr(sys, "argv", ["descant", *(word for setting in settings for word in ("--set", setting))])
+    with RecipeContext("x", config=config, job=Recording()):
+        found = describe_environment()
+    assert found["command_line"] == [
+        "descant", "--set", "judge.login=***", "--set", "judge=***", "--set", "login=***",
+    ]  # fmt: skip
+    assert "hunter2" not in json.dumps(found)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ from descant.runlog.run_log import RunLog
 
 ATTACK = "\x1b[2J\x1b]0;owned\x07[bold red]markup[/] \u202egnp.exe\u202c \x9b31m\r\n:smile: \ud800"
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+METRICS = [
+    {"key": "validation/score", "unit": "points", "better": "higher", "headline": True},
+    {"key": "training/*", "unit": "nats", "better": "lower", "headline": False},
+]
 COMMAND = [sys.executable, "-c", "from descant.cli.app import app; app(prog_name='descant')"]
 
 
@@ -55,12 +59,12 @@ def section(output, title):
 
 
 async def write_run(run_dir, num_steps=20, *, outcome="completed"):
-    """A run of two callbacks, each called four times; one of them fails each time."""
+    """A run of two callbacks, each called every five steps; one of them fails each time."""
     log = RunLog(run_dir)
     callbacks = [{"name": "answers", "prefix": "validation"}, {"name": "broken", "prefix": None}]
     model = {"name": "policy", "description": "Tiny, cpu"}
     config = {"trainer": "SFT", "seed": 3, "model": model, "dataset": {"num_samples": 1280}, "num_steps": num_steps}
-    await log.log_config({**config, "callbacks": callbacks})
+    await log.log_config({**config, "callbacks": callbacks, "metrics": METRICS})
     await log.log_event(0, "run_started", "trainer", "SFT: policy")
     await log.log_event(0, "callback_warning", "answers", "answers: 2 of 2 threads end in a completion")
     for step in range(num_steps + 1):
@@ -76,8 +80,11 @@ async def write_run(run_dir, num_steps=20, *, outcome="completed"):
 
 async def log_evaluation(log, step, num_steps):
     metrics = {"validation/score": step / num_steps, "validation/phase": f"phase {step}", "validation/constant": 7}
-    await log.log_metrics(step, metrics | {"callbacks/answers/stall_s": 0.25, "callbacks/broken/stall_s": 2.0})
-    await log.log_metrics(step, {"callbacks/broken/num_failed": step // 5 + 1})
+    num_runs = step // 5 + 1
+    for name, stall_s, num_failed in (("answers", 0.25, 0), ("broken", 2.0, num_runs)):
+        costs = {"stall_s": stall_s, "num_runs": num_runs, "total_s": stall_s * num_runs, "num_failed": num_failed}
+        metrics |= {f"callbacks/{name}/{key}": value for key, value in costs.items()}
+    await log.log_metrics(step, metrics)
     columns = ["prompt", "response", "example_id", "reference", "grade", "error"]
     rows = [
         ["1+1=", f"answer {step}", "id-one", "2", step / num_steps, None],
@@ -106,20 +113,25 @@ def test_every_metric_has_one_line_in_the_group_of_its_callback(run):
         "training",
         "  loss      ███▇▇▆▆▆▅▅▄▄▃▃▃▂▂▁▁▁   1.95     1    1  1.95",
         "validation (from answers)",
+        "  score     ▁▃▅▇█                     0     1    0     1",
         "  constant  ▁▁▁▁▁                     7     7    7     7",
         "  phase     phase 20",
-        "  score     ▁▃▅▇█                     0     1    0     1",
     ]
 
 
-def test_costs_are_counted_from_the_calls(run):
+def test_units_are_shown_where_there_is_room(run):
+    rows = {line.split()[0]: line.split()[-1] for line in section(show(run, COLUMNS="100"), "metrics") if line}
+    assert (rows["loss"], rows["score"], rows["constant"]) == ("nats", "points", "7")
+
+
+def test_costs_are_those_that_the_runner_recorded_last(run):
     lines = section(show(run), "callbacks")
     assert lines[0].split() == ["callback", "runs", "failed", "s", "per", "run", "total", "s", "of", "the", "run"]
     assert lines[1].split()[:5] == ["answers", "5", "0", "0.25", "1.25"]
     assert lines[2].split()[:5] == ["broken", "5", "5", "2", "10"]
 
 
-async def test_what_the_runner_says_about_costs_is_preferred(tmp_path):
+async def test_the_share_of_the_run_is_the_runners(tmp_path):
     log = RunLog(tmp_path)
     for step in (1, 2):
         await log.log_metrics(step, {"callbacks/a/b/stall_s": 1.0, "callbacks/a/b/num_runs": 3 * step})
@@ -128,14 +140,14 @@ async def test_what_the_runner_says_about_costs_is_preferred(tmp_path):
     assert section(show(tmp_path), "callbacks")[1].split() == ["a/b", "6", "0", "4", "24", "25.0%"]
 
 
-async def test_calls_beside_training_and_calls_that_were_not_made_have_columns(tmp_path):
+async def test_asynchronous_calls_and_calls_that_were_not_made_have_columns(tmp_path):
     log = RunLog(tmp_path)
     for step in (1, 2):
         await log.log_metrics(step, {"callbacks/a/stall_s": 0.5, "callbacks/a/busy_s": 2.0 * step})
         await log.log_metrics(step, {"callbacks/b/stall_s": 1.0, "callbacks/b/num_skipped": step})
     await log.close()
     header, *rows = section(show(tmp_path), "callbacks")
-    assert header.split()[-4:] == ["run", "s", "beside", "skipped"]
+    assert header.split()[-4:] == ["run", "s", "async", "skipped"]
     assert [row.split()[0] for row in rows] == ["a", "b"]
     assert rows[0].split()[-1] == "3"
     assert rows[1].split()[-1] == "2"
@@ -272,14 +284,14 @@ async def test_a_run_that_did_not_complete_says_so(tmp_path, outcome):
     if outcome:
         assert f"20 of 20 steps · {outcome} after " in line
     else:
-        assert "20 of 20 steps · goes on or was killed, after " in line
+        assert "20 of 20 steps · running or killed, after " in line
 
 
 async def test_a_run_without_anything_is_shown(tmp_path):
     await RunLog(tmp_path).close()
     lines = show(tmp_path).split("\n")
     assert lines[0] == "a run whose settings were not recorded"
-    assert lines[1].startswith("0 steps · goes on or was killed, after 0.0 s · last written ")
+    assert lines[1].startswith("0 steps · running or killed, after 0.0 s · last written ")
     assert lines[2:] == [str(tmp_path), ""]
 
 
@@ -298,7 +310,9 @@ def test_keys_are_chosen_by_a_part_or_by_a_pattern(run):
         lines = section(show(run, "--keys", pattern), "metrics")
         assert [line.split()[0] for line in lines[2:]] == ["score"]
     lines = section(show(run, "--keys", "callbacks/*"), "metrics")
-    assert [line.split()[0] for line in lines[2:]] == ["answers/stall_s", "broken/num_failed", "broken/stall_s"]
+    assert [line.split()[0] for line in lines[2:]] == [
+        f"{name}/{cost}" for name in ("answers", "broken") for cost in ("num_failed", "num_runs", "stall_s", "total_s")
+    ]
     assert "no metric matches 'scoer'; the keys are: callbacks/" in failure(run, "--keys", "scoer")
 
 

@@ -1,4 +1,4 @@
-"""What the model answered: the latest samples, and one prompt across the run."""
+"""The model's answers: the latest samples, and one prompt across the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUM_OTHERS = 3
 
 
 def latest_sample_lines(reader: RunReader, callbacks: Sequence[str], num_samples: int, width: int) -> Iterator[Text]:
-    """The first rows of every table that the callbacks returned, as they were at its latest step."""
+    """The first rows of every table that the callbacks returned, at its latest step."""
     for callback, key in _tables(reader, callbacks):
         step = reader.sample_steps[callback, key][-1]
         rows = [row for row in reader.samples(callback, step) if row.key == key]
@@ -32,7 +32,7 @@ def prompt_lines(reader: RunReader, callbacks: Sequence[str], wanted: str | None
     """The same prompt at every step: the one that is wanted, or the first one of each callback.
 
     Raises:
-        ConfigurationError: nothing is what is wanted.
+        ConfigurationError: no sample has the wanted prompt.
     """
     for callback, examples in _wanted_examples(reader, callbacks, wanted).items():
         rows_of_key: dict[str, list[SampleRow]] = {}
@@ -68,7 +68,7 @@ def _wanted_examples(reader: RunReader, callbacks: Sequence[str], wanted: str | 
 
 
 def _heading_lines(row: SampleRow, title: str, width: int, *, in_full: bool) -> Iterator[Text]:
-    """The callback with its prompt, and the reference if there is one; only what was asked for is shown in full."""
+    """The callback with its prompt, and the reference if there is one; in full where they were asked for."""
     prompt, reference = row.cells.get("prompt"), row.cells.get("reference")
     line = f"{title}: {cell_text(prompt)}" if prompt is not None else f"{title}, example {row.example_id}"
     yield Text(printable(line), style="bold") if in_full else heading(line, width)
@@ -84,14 +84,14 @@ def _across_the_run(rows: Sequence[SampleRow], width: int) -> Iterator[Text]:
 
 
 def _spread(rows: Sequence[SampleRow], num_rows: int) -> list[SampleRow]:
-    """The first, the last and what lies evenly between."""
+    """The first, the last and evenly spaced rows between."""
     if len(rows) <= num_rows:
         return list(rows)
     return [rows[index * (len(rows) - 1) // (num_rows - 1)] for index in range(num_rows)]
 
 
 def _columns(rows: Sequence[SampleRow]) -> list[str]:
-    """The columns worth showing: those of a table of samples that are not empty, or the first few of another table."""
+    """The columns of a table of samples that are not empty, or the first few of another table."""
     known = [column for column in _COLUMNS if any(row.cells.get(column) is not None for row in rows)]
     if any("response" in row.cells for row in rows):
         return known

@@ -1,4 +1,4 @@
-"""The command ``descant``: what it accepts. It imports neither torch nor transformers."""
+"""The command ``descant`` and its options. It imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import typer
 from descant import __version__
 from descant.cli.compare import comparison_lines
 from descant.cli.new import write_recipe
-from descant.cli.runs import ListOptions, run_list_lines
-from descant.cli.show import Page, ShowOptions, show_run, silence_output
+from descant.cli.runs import run_list_lines
+from descant.cli.show import Page, show_run, silence_output
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader, find_runs
@@ -68,15 +68,13 @@ def run(
             "--set", metavar="KEY=VALUE", help="Set one key, over the file; nested.key=value too. Repeatable."
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the run is called; by default as the recipe.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The run's name; by default the recipe's.")] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The directory of the run; by default runs/NAME-<date>-<time>."),
     ] = None,
     show_help: Annotated[
-        bool, typer.Option("--help", help="Show this message; with RECIPE, what its config can be told.")
+        bool, typer.Option("--help", help="Show this message; with RECIPE, the keys of its config.")
     ] = False,
 ) -> None:
     """Run a recipe: the function under @recipe_main in a Python file.
@@ -94,10 +92,12 @@ def run(
             raise typer.BadParameter("missing: which recipe? descant new recipe NAME writes one", param_hint="RECIPE")
         typer.echo(context.get_help())
         return
-    from descant.cli.run import RunOptions, recipe_help, run_recipe  # noqa: PLC0415  # pydantic, for this command only
+    from descant.cli.run import recipe_help, run_recipe  # noqa: PLC0415  # pydantic, for this command only
 
-    code = recipe_help(recipe) if show_help else run_recipe(recipe, RunOptions(config, settings or [], name, run_dir))
-    raise typer.Exit(code)
+    if show_help:
+        recipe_help(recipe)
+    else:
+        run_recipe(recipe, config, settings or [], name, run_dir)
 
 
 @new.command("recipe")
@@ -139,7 +139,7 @@ def runs(
     ] = None,
     descending: Annotated[bool, typer.Option("--descending", help="With --sort: highest first.")] = False,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="A metric to show. Repeatable; by default usual ones.")
+        list[str] | None, typer.Option(metavar="KEY", help="A metric to show. Repeatable; by default headline ones.")
     ] = None,
 ) -> None:
     """List runs, newest first, finished or not; or compare two.
@@ -164,8 +164,11 @@ def runs(
             raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")
         if descending and sort is None:
             raise typer.BadParameter("say by which metric: --sort METRIC --descending", param_hint="--descending")
-        options = ListOptions(filters or (), sort, descending, metric or ())
-        page.section("", list(run_list_lines(Path(what[0]) if what else _RUNS, options, page.width)))
+        directory = Path(what[0]) if what else _RUNS
+        lines = run_list_lines(
+            directory, page.width, filters=filters or (), sort=sort, descending=descending, metrics=metric or ()
+        )
+        page.section("", list(lines))
 
 
 @app.command()
@@ -199,9 +202,8 @@ def show(
     Example:
       descant show runs/sft-20261123-131637 --keys "validation/*" --prompt "25+60="
     """
-    options = ShowOptions(num_samples=samples, callback=callback, prompt=prompt, failures=failures, keys=keys)
     with _errors_as_lines(), RunReader(_find(run)) as reader:
-        show_run(reader, options)
+        show_run(reader, num_samples=samples, callback=callback, prompt=prompt, failures=failures, keys=keys)
 
 
 @app.command()
@@ -214,10 +216,10 @@ def sync(
         str, typer.Option("--to", metavar="TRACKER", help="wandb, mlflow, tensorboard or trackio.", show_default=False)
     ],
     everything: Annotated[
-        bool, typer.Option("--all", help="From the beginning, also what the tracker was given before.")
+        bool, typer.Option("--all", help="From the first record on, also those that the tracker has.")
     ] = False,
 ) -> None:
-    """Deliver a run that has ended, or was killed, to a tracker: what it is missing, or everything.
+    """Deliver a run that has ended, or was killed, to a tracker: the records that it lacks, or all.
 
     The tracker is found as the run recorded it, and by WANDB_API_KEY, MLFLOW_TRACKING_URI or TENSORBOARD_LOGGING_DIR.
 
@@ -233,13 +235,13 @@ def sync(
 
 @contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """What cannot be done is one line on standard error, and the exit code 1."""
+    """Errors are one line on standard error, and the exit code 1."""
     try:
         yield
     except DescantError as error:
         typer.echo(f"descant: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
-    except OSError as error:  # the disk is full, say; a pipe that nobody reads does not come here
+    except OSError as error:  # the disk is full, say; a closed pipe is Page's
         silence_output()
         typer.echo(f"descant: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None

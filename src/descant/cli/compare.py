@@ -8,50 +8,44 @@ from typing import Any
 
 from rich.text import Text
 
+from descant.cli.curves import HIDDEN
+from descant.cli.declared import declared_metrics, spec_of
 from descant.cli.grid import grid_lines
 from descant.cli.runs import flattened
+from descant.metrics import MetricSpec
 from descant.runlog.run_reader import MetricSummary, RunReader
-from descant.text import figure, printable
+from descant.text import cell_text, printable
 
-_FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers")
-_HIDDEN = ("callbacks/", "progress/", "completion_percentage")
-_LOW_IS_GOOD = ("loss", "perplexity", "num_failed")
-_HIGH_IS_GOOD = ("reward", "score", "accuracy", "pass@", "per_s")
-_IS_NO_MEASURE = ("std", "stderr", "count", "min", "max", "samples", "tokens", "prompts", "generated", "ignored")
+_FOLLOWS_FROM_OTHERS = ("plan", "title", "environment", "run_id", "trackers", "metrics")
 _ABSENT = "–"
 
 
 def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterator[Text]:
-    """The settings that differ, then every metric with its last and best value in each run.
+    """The settings that differ, then every metric with its last and best value in each run, headline metrics first.
 
-    The best value is the lowest of losses, perplexities and failures, and the highest of rewards, scores, accuracies
-    and speeds; of others it is not known which values are good.
+    The best value is the lowest or highest one, as the run declares it; of other metrics it is not known.
     """
     names = (first.run_dir.name, second.run_dir.name)
     if names[0] == names[1]:
         names = (str(first.run_dir), str(second.run_dir))
-    differences = list(_differences(first.config, second.config))
     yield Text(printable(f"A is {names[0]}, B is {names[1]}"), style="dim")
     yield Text("\nsettings that differ", style="bold underline")
-    if differences:
-        of_key = width // 3 - 2  # what the grid leaves a column at least
-        yield from grid_lines(["", "A", "B"], [[_end(key, of_key), *shown] for key, *shown in differences], width)
-    else:
-        yield Text("  none")
-    rows = [
-        [key, *_numbers(first.metrics.get(key)), *_numbers(second.metrics.get(key))]
-        for key in sorted(first.metrics.keys() | second.metrics.keys())
-        if not key.startswith(_HIDDEN)
-    ]
+    differences = list(_differences(first.config, second.config))
+    yield from grid_lines(["", "A", "B"], differences, width, has_keys=True) if differences else [Text("  none")]
     yield Text("\nmetrics", style="bold underline")
-    if not rows:
-        yield Text("  none")
-        return
+    rows = _metric_rows(first, second)
     headers = ("A last", "A best", "B last", "B best")
-    columns = zip(headers, *(numbers for _, *numbers in rows), strict=True)
-    of_key = max(width - 2 - sum(2 + max(map(len, column)) for column in columns), width // 5 - 2)
-    rows = [[_end(key, of_key), *numbers] for key, *numbers in rows]
-    yield from grid_lines(["", *headers], rows, width, right=headers)
+    yield from grid_lines(["", *headers], rows, width, right=headers, has_keys=True) if rows else [Text("  none")]
+
+
+def _metric_rows(first: RunReader, second: RunReader) -> list[list[str]]:
+    declared = declared_metrics(first.config) + declared_metrics(second.config)
+    specs = {key: spec_of(key, declared) for key in sorted(first.metrics.keys() | second.metrics.keys())}
+    return [
+        [key, *_numbers(first.metrics.get(key), spec), *_numbers(second.metrics.get(key), spec)]
+        for key, spec in sorted(specs.items(), key=lambda item: not item[1].headline)
+        if not key.startswith(HIDDEN)
+    ]
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -72,24 +66,13 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value is not None}
 
 
-def _end(key: str, width: int) -> str:
-    """The key, or its end, which tells it from others, if it is too long."""
-    return key if len(key) <= width else f"…{key[1 - width :]}"
-
-
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _numbers(metric: MetricSummary | None) -> list[str]:
+def _numbers(metric: MetricSummary | None, spec: MetricSpec) -> list[str]:
     """Last and best value."""
     if metric is None:
         return [_ABSENT, _ABSENT]
-    last = metric.last[1]
-    best = None
-    if not metric.key.endswith(_IS_NO_MEASURE):
-        if any(word in metric.key for word in _LOW_IS_GOOD):
-            best = metric.minimum
-        elif any(word in metric.key for word in _HIGH_IS_GOOD):
-            best = metric.maximum
-    return [last if isinstance(last, str) else figure(last), "" if best is None else figure(best)]
+    best = {"lower": metric.minimum, "higher": metric.maximum, None: None}[spec.better]
+    return [cell_text(metric.last[1]), cell_text(best)]

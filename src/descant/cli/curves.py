@@ -11,24 +11,37 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from descant.cli.declared import spec_of
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError
+from descant.metrics import MetricSpec
 from descant.runlog.run_reader import MetricSummary
-from descant.text import figure, printable
+from descant.text import cell_text, figure, printable
 
-_HIDDEN = ("callbacks/", "progress/", "completion_percentage")  # costs have a table of their own
+HIDDEN = ("callbacks/", "progress/", "completion_percentage")
+"""Metrics that are shown in the table of costs, or in the head."""
 _WIDEST = 40
 _NARROWEST = 10
+_WIDTH_WITH_UNITS = 100
 _LONGEST_TEXT = 12
 _NUMBERS = ("first", "last", "min", "max")
 
 
 def curve_lines(
-    metrics: Mapping[str, MetricSummary], callbacks: Mapping[str, Any], pattern: str | None, width: int
+    metrics: Mapping[str, MetricSummary],
+    specs: Sequence[MetricSpec],
+    callbacks: Mapping[str, Any],
+    pattern: str | None,
+    width: int,
 ) -> Iterator[Text]:
-    """One line per metric, grouped by prefix: training, the callbacks in their order (name to prefix), others.
+    """One line per metric, grouped by prefix: training, the callbacks in their order, others; headline metrics first.
 
-    ``pattern`` is a part of a key, or with ``*`` or ``?`` a pattern for a whole one.
+    Args:
+        metrics: of the run.
+        specs: what the run declares of them.
+        callbacks: the prefix of each callback's keys, by name.
+        pattern: a part of a key, or with ``*`` or ``?`` a pattern for a whole one.
+        width: of the page; from 100 columns on, units are shown.
 
     Raises:
         ConfigurationError: nothing matches the pattern.
@@ -36,39 +49,36 @@ def curve_lines(
     groups: dict[str, list[MetricSummary]] = {}
     for metric in _choose(metrics, pattern):
         groups.setdefault(_group(metric.key, callbacks), []).append(metric)
-    members: dict[str, list[_Row]] = {}
+    rows: list[list[str] | str] = []
+    drawn: list[tuple[list[str], MetricSummary]] = []
     for group in sorted(groups, key=lambda group: _rank(group, callbacks)):
-        latest_step = max(metric.last[0] for metric in groups[group])
-        members[group] = [_Row(metric, group, latest_step) for metric in groups[group]]
-    name_width, curve_width = _share([row for of_group in members.values() for row in of_group], width)
-    rows: list[Sequence[str] | str] = []
-    for group, of_group in members.items():
         rows.append(_title(group, callbacks))
-        rows += [row.cells(name_width, curve_width) for row in of_group]
+        latest_step = max(metric.last[0] for metric in groups[group])
+        for metric in sorted(groups[group], key=lambda metric: not spec_of(metric.key, specs).headline):
+            name = printable(metric.key.removeprefix(f"{group}/" if group else ""))
+            unit = spec_of(metric.key, specs).unit if width >= _WIDTH_WITH_UNITS else ""
+            row = [name, "", *_numbers(metric), _note(metric, unit, latest_step)]
+            rows.append(row)
+            drawn.append((row, metric))
+    headers = ["", "", *_NUMBERS, ""]
+    columns = zip(headers, *(row for row, _ in drawn), strict=True)
+    left = width - sum(2 + max(map(cell_len, column)) for column in columns)
+    for row, metric in drawn:
+        row[1] = _curve(metric, max(_NARROWEST, min(_WIDEST, left)))
     if rows:
-        yield from grid_lines(["", "", *_NUMBERS, ""], rows, width, right=_NUMBERS)
+        yield from grid_lines(headers, rows, width, right=_NUMBERS, has_keys=True)
 
 
-class _Row:
-    """The cells of one metric; the curve gets the width that the others leave."""
-
-    def __init__(self, metric: MetricSummary, group: str, latest_step: int) -> None:
-        self.name = printable(metric.key.removeprefix(f"{group}/" if group else ""))
-        self.numbers = _numbers(metric)
-        self.note = _note(metric, latest_step)
-        self._metric = metric
-
-    def cells(self, name_width: int, curve_width: int) -> list[str]:
-        """Name (its end, which tells it from others, if it is too long), curve or the latest text, numbers, note."""
-        name = self.name if len(self.name) <= name_width else f"…{self.name[1 - name_width :]}"
-        last = self._metric.last[1]
-        curve = sparkline(self._metric.curve, curve_width) if self._metric.num_points > 1 else ""
-        return [name, cut(last, curve_width) if isinstance(last, str) else curve, *self.numbers, self.note]
+def _curve(metric: MetricSummary, width: int) -> str:
+    """The curve, or of a metric that is text its latest value."""
+    if isinstance(metric.last[1], str):
+        return cut(metric.last[1], width)
+    return sparkline(metric.curve, width) if metric.num_points > 1 else ""
 
 
 def _choose(metrics: Mapping[str, MetricSummary], pattern: str | None) -> list[MetricSummary]:
     if pattern is None:
-        return [metric for key, metric in metrics.items() if not key.startswith(_HIDDEN)]
+        return [metric for key, metric in metrics.items() if not key.startswith(HIDDEN)]
     is_glob = bool(set(pattern) & set("*?["))
     chosen = [m for key, m in metrics.items() if (fnmatchcase(key, pattern) if is_glob else pattern in key)]
     if not chosen:
@@ -83,34 +93,16 @@ def _numbers(metric: MetricSummary) -> list[str]:
     if metric.num_points == 1:
         return ["", figure(metric.last[1]), "", ""]
     values = (metric.first[1], metric.last[1], metric.minimum, metric.maximum)
-    return [_value_text(value) for value in values]
+    return [printable(cell_text(value), _LONGEST_TEXT) for value in values]
 
 
-def _value_text(value: float | str | None) -> str:
-    if isinstance(value, str):
-        return printable(value, _LONGEST_TEXT)
-    return "" if value is None else figure(value)
-
-
-def _note(metric: MetricSummary, latest_step: int) -> str:
-    """What the numbers do not say: how many are NaN, and that the last one is older than others of its group."""
-    notes = [f"{metric.num_nan:,} NaN"] if metric.num_nan else []
+def _note(metric: MetricSummary, unit: str, latest_step: int) -> str:
+    """The unit, how many values are NaN, and the last step if others of the group are newer."""
+    notes = [printable(unit)] if unit else []
+    notes += [f"{metric.num_nan:,} NaN"] if metric.num_nan else []
     if metric.last[0] < latest_step:
         notes.append(f"at step {metric.last[0]:,}")
     return ", ".join(notes)
-
-
-def _share(rows: Sequence[_Row], width: int) -> tuple[int, int]:
-    """The widths of names and of curves: what numbers and notes leave."""
-    columns = [
-        *([row.numbers[index] for row in rows] + [header] for index, header in enumerate(_NUMBERS)),
-        [row.note for row in rows],
-    ]
-    taken = 2 + sum(2 + max(map(cell_len, column), default=0) for column in columns)
-    available = width - taken - 2
-    longest_name = max((len(row.name) for row in rows), default=0)
-    curve_width = max(_NARROWEST, min(_WIDEST, available - longest_name))
-    return max(_NARROWEST, available - curve_width), curve_width
 
 
 def _group(key: str, callbacks: Mapping[str, Any]) -> str:

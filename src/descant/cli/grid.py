@@ -14,17 +14,23 @@ _GAP = 2
 
 
 def grid_lines(
-    headers: Sequence[str], rows: Sequence[Sequence[str] | str], width: int, *, right: Collection[str] = ()
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str] | str],
+    width: int,
+    *,
+    right: Collection[str] = (),
+    has_keys: bool = False,
 ) -> Iterator[Text]:
     """The header and one line per row, at most ``width`` cells wide, without spaces at the end.
 
     Texts are made printable, and cut where the columns do not fit, the widest first. Columns named in ``right`` are
-    aligned on the right. A row that is a string is a heading.
+    aligned on the right. A row that is a string is a heading. If the first column has keys, it is cut at the front:
+    their ends tell them apart.
     """
-    table = [
-        list(headers),
-        *(row if isinstance(row, str) else [printable(cell, width) for cell in row] for row in rows),
-    ]
+    table: list[list[str] | str] = [list(headers)]
+    for row in rows:
+        first = list(map(printable, row[:1])) if has_keys else []
+        table.append(row if isinstance(row, str) else first + [printable(cell, width) for cell in row[len(first) :]])
     natural = [max(cell_len(row[index]) for row in table if not isinstance(row, str)) for index in range(len(headers))]
     widths = fit(natural, width - _INDENT - _GAP * (len(headers) - 1))
     for row in table if any(headers) else table[1:]:
@@ -32,8 +38,8 @@ def grid_lines(
             yield heading(row, width)
             continue
         line = Text(" " * _INDENT, style="dim" if row is table[0] else "")
-        for text, header, cells in zip(row, headers, widths, strict=True):
-            cell = cut(text, cells)
+        for index, (text, header, cells) in enumerate(zip(row, headers, widths, strict=True)):
+            cell = _end(text, cells) if has_keys and index == 0 else cut(text, cells)
             padding = " " * (cells - cell_len(cell))
             line.append(padding if header in right else cell)
             line.append(cell if header in right else padding)
@@ -52,6 +58,14 @@ def cut(text: str, width: int) -> str:
     line = Text(printable(text, width))
     line.truncate(width, overflow="ellipsis")
     return line.plain
+
+
+def _end(text: str, width: int) -> str:
+    """The end of a printable text that fits a number of terminal cells."""
+    end = text[-width:]
+    while cell_len(end) + (len(end) < len(text)) > width:
+        end = end[1:]
+    return end if end == text else f"…{end}"
 
 
 def fit(natural: Sequence[int], available: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""``descant new``: files to begin with."""
+"""``descant new``: writes a recipe from the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``descant run``: a recipe with its config, and what becomes of it as an exit code."""
+"""``descant run``: a recipe with its config; its end as an exit code."""
 
 from __future__ import annotations
 
@@ -8,75 +8,62 @@ import sys
 import traceback
 from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+import typer
+
 from descant.errors import ConfigurationError
+from descant.recipes.config_values import read_input
 from descant.recipes.field_help import field_lines
-from descant.recipes.read_input import read_input
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What to run, and how: see the options of the command."""
+def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> None:
+    """Run a recipe: see the options of the command.
 
-    config: Path | None
-    settings: Sequence[str]
-    name: str | None
-    run_dir: Path | None
-
-
-def run_recipe(path: Path, options: RunOptions) -> int:
-    """Run a recipe; what goes wrong is said on standard error.
-
-    Returns:
-        0, or 1 if the recipe failed, 2 if it cannot be started, 130 if it was interrupted.
+    Raises:
+        typer.Exit: the recipe has failed (1), cannot be started (2) or was interrupted (130), which has been printed.
     """
-    try:
+    with _errors_as_exit_codes(path):
         recipe = load_recipe(path)
         config_class = recipe.config_class
-        if config_class is None and (options.config or options.settings):
+        if config_class is None and (file or settings):
             raise ConfigurationError(f"recipe {path} takes no config: leave out --config and --set")
-        config = None if config_class is None else read_input(config_class, options.config, options.settings)
-        if options.run_dir is not None and (options.run_dir / "run.sqlite").exists():
-            raise ConfigurationError(f"--run-dir {options.run_dir} already holds a run; choose another one")
-        if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():
-            raise ConfigurationError(f"--run-dir {options.run_dir} is a file; name a directory")
-        ctx = recipe.context_class(name=options.name, recipe_name=recipe.name, config=config, run_dir=options.run_dir)
-    except ConfigurationError as error:
-        _say(str(error))
-        return USAGE
-    except Exception as error:
-        _show_traceback(error, path)
-        return FAILED
-    try:
+        config = None if config_class is None else read_input(config_class, file, settings)
+        if run_dir is not None and (run_dir / "run.sqlite").exists():
+            raise ConfigurationError(f"--run-dir {run_dir} already holds a run; choose another one")
+        if run_dir is not None and run_dir.exists() and not run_dir.is_dir():
+            raise ConfigurationError(f"--run-dir {run_dir} is a file; name a directory")
+        ctx = recipe.context_class(name=name, recipe_name=recipe.name, config=config, run_dir=run_dir)
+    with _errors_as_exit_codes(path, is_running=True):
         recipe.run(ctx)
+
+
+def recipe_help(path: Path) -> None:
+    """Print what a recipe does and the keys of its config; raises as ``run_recipe``."""
+    with _errors_as_exit_codes(path):
+        recipe = load_recipe(path)
+    print("\n".join(printable(line) for line in _help_lines(recipe)))
+
+
+@contextmanager
+def _errors_as_exit_codes(path: Path, *, is_running: bool = False) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         _say("interrupted")
-        return INTERRUPTED
+        raise typer.Exit(INTERRUPTED) from None
     except (Exception, CancelledError) as error:
+        if isinstance(error, ConfigurationError) and not is_running:
+            _say(str(error))
+            raise typer.Exit(USAGE) from None
         _show_traceback(error, path)
-        return FAILED
-    return OK
-
-
-def recipe_help(path: Path) -> int:
-    """Print what a recipe is and what its config can be told; the exit code is as of ``run_recipe``."""
-    try:
-        recipe = load_recipe(path)
-    except ConfigurationError as error:
-        _say(str(error))
-        return USAGE
-    except Exception as error:
-        _show_traceback(error, path)
-        return FAILED
-    print("\n".join(printable(line) for line in _help_lines(recipe)))
-    return OK
+        raise typer.Exit(FAILED) from None
 
 
 def _help_lines(recipe: Recipe) -> Iterator[str]:
@@ -94,8 +81,7 @@ def _help_lines(recipe: Recipe) -> Iterator[str]:
 
 
 def _show_traceback(error: BaseException, path: Path) -> None:
-    """The traceback from the recipe's own first frame on, and those of its causes; how descant got there is of no
-    interest."""
+    """Print the traceback and those of its causes, without the frames before the recipe's own first one."""
     directory = (path if path.is_dir() else path.parent).resolve()
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:

@@ -6,51 +6,53 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from difflib import get_close_matches
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from descant.cli.declared import declared_metrics
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, RunLogError
 from descant.runlog.run_reader import RunReader, find_runs
-from descant.text import duration, figure, printable
+from descant.text import cell_text, did_you_mean, duration, printable
 
-_USUAL_METRICS = ("training/loss", "validation/loss", "validation/rewards/score/mean")
 SILENT_S = 120.0
+"""A run that has not ended and was not written for so long is not running any more."""
 _HEADERS = ("name", "trainer", "steps", "outcome", "took", "started")
 _EXPENDABLE = ("started", "trainer", "took")
 
 
 @dataclass(frozen=True, slots=True)
-class ListOptions:
-    """Which runs to list, and how: see the options of the command."""
-
-    filters: Sequence[str] = ()
-    sort: str | None = None
-    descending: bool = False
-    metrics: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class ListedRun:
-    """What the list says of a run; ``broken`` says why it cannot be read."""
+    """A run of the list.
 
-    name: str
+    Attributes:
+        facts: its cells by header.
+        started_at: seconds since 1970.
+        settings: its config as one level of dotted keys.
+        values: the last values of the metrics that are asked for, or of the headline ones that have a better direction.
+        broken: why it cannot be read, if it cannot.
+    """
+
+    facts: Mapping[str, str]
     started_at: float
-    broken: str | None = None
-    trainer: str = ""
-    steps: str = ""
-    outcome: str = ""
-    took_s: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, float | str] = field(default_factory=dict)
+    broken: str | None = None
 
 
-def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterator[Text]:
-    """The runs in a directory, newest first, with the last values of some metrics.
+def run_list_lines(
+    directory: Path,
+    width: int,
+    *,
+    filters: Sequence[str] = (),
+    sort: str | None = None,
+    descending: bool = False,
+    metrics: Sequence[str] = (),
+) -> Iterator[Text]:
+    """The runs in a directory, newest first, with the last values of metrics: see the options of the command.
 
     Raises:
         ConfigurationError: there are no runs, none is what is wanted, or no run has a metric that is asked for.
@@ -60,31 +62,31 @@ def run_list_lines(directory: Path, options: ListOptions, width: int) -> Iterato
         hint = "it is one: descant show shows it" if (directory / "run.sqlite").is_file() else ""
         hint = hint or "descant runs DIR lists those of another directory"
         raise ConfigurationError(f"there are no runs in {directory}; {hint}")
-    asked = list(dict.fromkeys([*options.metrics, *([options.sort] if options.sort else [])]))
-    runs = [read_run(path, asked or _USUAL_METRICS) for path in paths]
-    kept = [run for run in runs if all(_matches(run, wanted) for wanted in options.filters)]
+    asked = list(dict.fromkeys([*metrics, *([sort] if sort else [])]))
+    runs = [read_run(path, asked) for path in paths]
+    kept = [run for run in runs if all(_matches(run, wanted) for wanted in filters)]
     if not kept:
-        raise _no_such_run(runs, directory, options.filters)
-    columns = [key for key in asked or _USUAL_METRICS if any(key in run.values for run in kept)]
-    for key in asked:
-        if key not in columns:
-            raise _no_such_metric(key, directory, paths)
+        raise _no_such_run(runs, directory, filters)
     kept.sort(key=lambda run: run.started_at, reverse=True)
-    if options.sort is not None:
-        kept.sort(key=lambda run: _sort_value(run.values.get(options.sort or ""), descending=options.descending))
-    yield from _table_lines(kept, columns, bool(asked), width)
+    measured = dict.fromkeys(key for run in kept for key in run.values)
+    for key in asked:
+        if key not in measured:
+            raise _no_such_metric(key, directory, paths)
+    if sort is not None:
+        kept.sort(key=lambda run: _sort_value(run.values.get(sort), descending=descending))
+    yield from _table_lines(kept, asked or list(measured), bool(asked), width)
     for run in kept:
         if run.broken is not None:
-            yield Text(printable(f"  {run.name} is broken: {run.broken}"), style="red")
+            yield Text(printable(f"  {run.facts['name']} is broken: {run.broken}"), style="red")
 
 
 def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool, width: int) -> Iterator[Text]:
     """One line per run; the keys of metrics take two lines. Where it is narrow, columns are left out, never names."""
-    columns = {header: ["", *(_facts(run)[header] for run in runs)] for header in _HEADERS}
-    columns |= {key: [_tail(key), *(_value_text(run.values.get(key)) for run in runs)] for key in metrics}
+    columns = {header: ["", *(run.facts[header] for run in runs)] for header in _HEADERS}
+    columns |= {key: [_tail(key), *(cell_text(run.values.get(key)) for run in runs)] for key in metrics}
     expendable = [*_EXPENDABLE, *([] if asked else reversed(metrics)), "steps", "outcome"]
     left_out = []
-    while expendable and _natural_width(columns) > width:
+    while expendable and sum(2 + max(map(len, [_head(key), *cells])) for key, cells in columns.items()) > width:
         left_out.append(expendable.pop(0))
         del columns[left_out[-1]]
     headers = [_head(key) for key in columns]
@@ -95,38 +97,33 @@ def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool,
         yield Text(cut(f"  a wider terminal (or COLUMNS=160) shows also: {', '.join(left_out)}", width), style="dim")
 
 
-def _natural_width(columns: Mapping[str, Sequence[str]]) -> int:
-    return sum(2 + max(map(len, [_head(key), *cells])) for key, cells in columns.items())
-
-
 def _head(key: str) -> str:
-    """What stands over a column; of a metric its prefix."""
+    """The header of a column; of a metric its prefix."""
     return key.partition("/")[0]
 
 
 def _tail(key: str) -> str:
-    """The last parts of what stands behind the prefix."""
+    """The last parts of a key behind its prefix."""
     return "/".join(key.split("/")[1:][-2:])
 
 
 def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
-    """What the list says of a run; a run that cannot be read is listed as broken."""
+    """A run for the list; one that cannot be read is listed as broken."""
     try:
         with RunReader(path) as reader:
-            planned = reader.config.get("num_steps")
             started_at = reader.started_at or reader.last_written_at
-            return ListedRun(
-                name=path.name,
-                started_at=started_at,
-                trainer=str(reader.config.get("trainer", "")),
-                steps=f"{reader.latest_step:,}" + (f"/{planned:,}" if isinstance(planned, int) else ""),
-                outcome=_outcome(reader),
-                took_s=max(0.0, (reader.ended_at or reader.last_written_at) - started_at),
-                settings=flattened(reader.config),
-                values={key: value for key in metrics if (value := reader.last_value(key)) is not None},
-            )
+            took_s = max(0.0, (reader.ended_at or reader.last_written_at) - started_at)
+            planned = reader.config.get("num_steps")
+            steps = f"{reader.latest_step:,}" + (f"/{planned:,}" if isinstance(planned, int) else "")
+            trainer = str(reader.config.get("trainer", ""))
+            facts = (path.name, trainer, steps, _outcome(reader), duration(took_s), _date(started_at))
+            keys = metrics or [spec.key for spec in declared_metrics(reader.config) if spec.headline and spec.better]
+            values = {key: value for key in keys if (value := reader.last_value(key)) is not None}
+            return ListedRun(dict(zip(_HEADERS, facts, strict=True)), started_at, flattened(reader.config), values)
     except RunLogError as error:
-        return ListedRun(name=path.name, started_at=(path / "run.sqlite").stat().st_mtime, broken=str(error))
+        written_at = (path / "run.sqlite").stat().st_mtime
+        facts = (path.name, "", "", "broken", "", _date(written_at))
+        return ListedRun(dict(zip(_HEADERS, facts, strict=True)), written_at, broken=str(error))
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -145,34 +142,17 @@ def _outcome(reader: RunReader) -> str:
     if reader.outcome is not None:
         return reader.outcome
     silent_s = max(0.0, time.time() - reader.last_written_at)
-    return "goes on" if silent_s < SILENT_S else f"silent for {duration(silent_s)}"
+    return "running" if silent_s < SILENT_S else f"silent for {duration(silent_s)}"
 
 
 def _matches(run: ListedRun, wanted: str) -> bool:
-    """Whether a run is what ``key=value`` or a text asks for; a key may be the end of a longer one (``lr``)."""
-    facts = {"name": run.name, "trainer": run.trainer, "outcome": run.outcome, **run.settings}
+    """Whether a run matches ``key=value`` or a text; a key may be the end of a longer one (``lr``)."""
     key, equals, value = wanted.partition("=")
     if not equals:
-        texts = (run.name, run.trainer, run.outcome, str(run.settings.get("title", "")))
+        texts = [*(run.facts[header] for header in ("name", "trainer", "outcome")), str(run.settings.get("title", ""))]
         return any(wanted.lower() in text.lower() for text in texts)
+    facts = {**run.facts, **run.settings}
     return any(_is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}"))
-
-
-def _no_such_run(runs: Sequence[ListedRun], directory: Path, filters: Sequence[str]) -> ConfigurationError:
-    """What the filters ask for is in no run; a key that no run has is probably misspelt."""
-    known = dict.fromkeys(part for run in runs for part in ("name", "trainer", "outcome", *_ends_of_keys(run.settings)))
-    hint = ""
-    for key in (wanted.partition("=")[0] for wanted in filters if "=" in wanted):
-        if key not in known:
-            close = get_close_matches(key, known, n=1)
-            hint += f"; no run has the setting {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
-    return ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(filters)}{hint}")
-
-
-def _ends_of_keys(settings: Mapping[str, Any]) -> Iterator[str]:
-    for key in settings:
-        parts = key.split(".")
-        yield from (".".join(parts[start:]) for start in range(len(parts)))
 
 
 def _is_equal(fact: Any, value: str) -> bool:
@@ -191,20 +171,20 @@ def _sort_value(value: float | str | None, *, descending: bool) -> tuple[bool, f
     return False, -value if descending else value
 
 
-def _facts(run: ListedRun) -> dict[str, str]:
-    """The cells of a run by header."""
-    outcome = run.outcome if run.broken is None else "broken"
-    took = duration(run.took_s) if run.broken is None else ""
-    cells = (run.name, run.trainer, run.steps, outcome, took, _date(run.started_at))
-    return dict(zip(_HEADERS, cells, strict=True))
-
-
-def _value_text(value: float | str | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else figure(value)
-
-
 def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+
+def _no_such_run(runs: Sequence[ListedRun], directory: Path, filters: Sequence[str]) -> ConfigurationError:
+    """No run matches the filters; a key that no run has is probably misspelt."""
+    keys = [key.split(".") for run in runs for key in (*run.facts, *run.settings)]
+    known = {".".join(parts[start:]) for parts in keys for start in range(len(parts))}
+    hint = ""
+    for key in (wanted.partition("=")[0] for wanted in filters if "=" in wanted):
+        if key not in known:
+            close = did_you_mean(key, known)
+            hint += f"; no run has the setting {key!r}" + (close and f", {close}")
+    return ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(filters)}{hint}")
 
 
 def _no_such_metric(key: str, directory: Path, paths: Sequence[Path]) -> ConfigurationError:
@@ -215,6 +195,5 @@ def _no_such_metric(key: str, directory: Path, paths: Sequence[Path]) -> Configu
                 known |= dict.fromkeys(reader.keys())
         except RunLogError:
             continue
-    close = get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(list(known)[:20]) or 'none'}"
+    hint = did_you_mean(key, known, f"there are: {', '.join(list(known)[:20]) or 'none'}")
     return ConfigurationError(f"no run in {directory} has the metric {key!r}; {hint}")

@@ -7,10 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -18,37 +15,27 @@ from rich.text import Text
 from descant.cli.answers import latest_sample_lines, prompt_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
+from descant.cli.declared import declared_metrics
 from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
 from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.runlog.run_reader import RunReader
-from descant.text import duration, printable
+from descant.text import did_you_mean, duration, printable
 
 _LEAST_WIDTH = 40
 
 
-@dataclass(frozen=True, slots=True)
-class ShowOptions:
-    """What to show: see the options of the command."""
-
-    num_samples: int
-    callback: str | None
-    prompt: str | None
-    failures: bool
-    keys: str | None
-
-
 class Page(Console):
-    """Standard output; the command ends in peace when nobody reads it any more (``| head``)."""
+    """Standard output; the command ends without an error when it is closed (``| head``)."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no blocks shows their codes
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without block characters shows codes
         super().__init__(highlight=False, soft_wrap=True)
         self.width = max(self.width, _LEAST_WIDTH)
 
     def on_broken_pipe(self) -> None:
-        """Throw away what is left, and exit."""
+        """Discard the rest, and exit."""
         silence_output()
         raise SystemExit(0)
 
@@ -61,46 +48,46 @@ class Page(Console):
 
 
 def silence_output() -> None:
-    """Throw away what is still to be written to standard output, which takes no more."""
+    """Discard the rest of standard output, which takes no more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_run(reader: RunReader, options: ShowOptions) -> None:
-    """Print the run to standard output: head, curves, costs, samples, a prompt across the run, what happened.
+def show_run(
+    reader: RunReader,
+    *,
+    num_samples: int,
+    callback: str | None,
+    prompt: str | None,
+    failures: bool,
+    keys: str | None,
+) -> None:
+    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command.
 
     Raises:
         ConfigurationError: a callback, prompt or key that is not in the run.
         RunLogError: the run log is damaged.
     """
+    page = Page()
+    width = page.width
     try:
-        _print_run(Page(), reader, options)
+        prefixes = {callback["name"]: callback.get("prefix") for callback in reader.config.get("callbacks", [])}
+        callbacks = _chosen_callbacks(reader, list(prefixes), callback)
+        # What cannot be shown is an error before anything is printed.
+        curves = list(curve_lines(reader.metrics, declared_metrics(reader.config), prefixes, keys, width))
+        prompts = list(prompt_lines(reader, callbacks, prompt, width))
+        page.section("", _head_lines(reader, width))
+        page.section("metrics", curves)
+        page.section("callbacks", cost_lines(reader.metrics, list(prefixes), width))
+        if num_samples:
+            page.section("latest samples", latest_sample_lines(reader, callbacks, num_samples, width))
+        page.section("the same prompt across the run", prompts)
+        page.section("warnings", warning_lines(reader.events))
+        page.section("failures", failure_lines(reader.events, tracebacks=failures))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         if isinstance(error, DescantError):
             raise
         reason = f"{type(error).__name__}: {error}"
         raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
-
-
-def _print_run(page: Page, reader: RunReader, options: ShowOptions) -> None:
-    prefixes = _callback_prefixes(reader)
-    callbacks = _chosen_callbacks(reader, list(prefixes), options.callback)
-    width = page.width
-    # What cannot be shown is an error before anything is printed.
-    curves = list(curve_lines(reader.metrics, prefixes, options.keys, width))
-    prompts = list(prompt_lines(reader, callbacks, options.prompt, width))
-    page.section("", _head_lines(reader, width))
-    page.section("metrics", curves)
-    page.section("callbacks", cost_lines(reader.metrics, list(prefixes), _run_seconds(reader), width))
-    if options.num_samples:
-        page.section("latest samples", latest_sample_lines(reader, callbacks, options.num_samples, width))
-    page.section("the same prompt across the run", prompts)
-    page.section("warnings", warning_lines(reader.events))
-    page.section("failures", failure_lines(reader.events, tracebacks=options.failures))
-
-
-def _callback_prefixes(reader: RunReader) -> dict[str, Any]:
-    """The callbacks of the run and the prefix of their keys, in their order."""
-    return {callback["name"]: callback.get("prefix") for callback in reader.config.get("callbacks", [])}
 
 
 def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str | None) -> list[str]:
@@ -110,8 +97,7 @@ def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str 
     if wanted is None:
         return known
     if wanted not in known:
-        close = get_close_matches(wanted, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
+        hint = did_you_mean(wanted, known, f"there are: {', '.join(known) or 'none'}")
         raise ConfigurationError(f"the run has no callback {wanted!r}; {hint}")
     if wanted not in with_samples:
         others = ", ".join(dict.fromkeys(with_samples)) or "no callback"
@@ -151,7 +137,7 @@ def _describe_outcome(reader: RunReader) -> list[str]:
     seconds = duration(_run_seconds(reader))
     if reader.outcome is None:
         silent = duration(max(0.0, time.time() - reader.last_written_at))
-        return [f"goes on or was killed, after {seconds}", f"last written {silent} ago"]
+        return [f"running or killed, after {seconds}", f"last written {silent} ago"]
     outcome = printable(reader.outcome if reader.reason is None else f"{reader.outcome} ({reader.reason})")
     return [f"{outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
 

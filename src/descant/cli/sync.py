@@ -1,17 +1,16 @@
-"""``descant sync``: a run that has ended, or was killed, for a tracker."""
+"""``descant sync``: delivers a run that has ended, or was killed, to a tracker."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 
 from descant.cli.runs import SILENT_S
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader
-from descant.text import duration
+from descant.text import did_you_mean, duration
 from descant.trackers.configured import TRACKERS, make_tracker, names_of
 from descant.trackers.feed import replay
 from descant.trackers.logger import TrackerLogger
@@ -22,19 +21,19 @@ class SyncError(DescantError):
 
 
 def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
-    """Deliver a run to a tracker, and say line by line what is done.
+    """Deliver a run to a tracker; yields lines to print.
 
     Args:
         run_dir: the run directory.
         name: "wandb", "mlflow", "tensorboard" or "trackio"; "trackio-2" for the second one that a run was given.
-        everything: from the first record on, into a new run of the tracker if it has had some.
+        everything: from the first record on, into a new run of the tracker if it has some.
 
     Raises:
-        ConfigurationError: there is no such tracker, it is not installed or configured, or the run goes on.
+        ConfigurationError: there is no such tracker, it is not installed or configured, or the run has not ended.
         RunLogError: there is no such run, or its run log is damaged.
         SyncError: the tracker has failed; what it had taken by then is not delivered again.
     """
-    tracker, place = _describe(run_dir, name)
+    tracker, offset = _describe(run_dir, name)
     yield f"delivering {run_dir} to {name}"
     try:
         num_records = replay(run_dir, tracker, everything=everything, name=name)
@@ -42,8 +41,8 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         raise
     except (Exception, SystemExit) as error:  # trackers may well call sys.exit
         raise SyncError(_describe_failure(run_dir, name, error)) from error
-    had = "they are a new run there, beside the former one" if everything else f"it had {place:,} before"
-    has_had = f"; {had}" if place else ""
+    had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
+    has_had = f"; {had}" if offset else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
     if link := tracker.training_monitoring_link or tracker.viewer:
         yield f"look at it: {link}"
@@ -55,14 +54,13 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         kind = name.partition("-")[0]
         if kind not in TRACKERS or (kind != name and name not in reader.sinks):
             known = list(dict.fromkeys([*TRACKERS, *reader.sinks]))
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"trackers are {', '.join(known)}"
+            hint = did_you_mean(name, known, f"trackers are {', '.join(known)}")
             raise ConfigurationError(f"--to {name!r} is not a tracker; {hint}")
         silent_s = time.time() - reader.last_written_at
         if reader.outcome is None and silent_s < SILENT_S:
             raise ConfigurationError(
-                f"{run_dir} goes on: it was written {duration(max(0.0, silent_s))} ago and has not ended. While it "
-                f"goes on, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
+                f"{run_dir} is running: it was written {duration(max(0.0, silent_s))} ago and has not ended. Until it "
+                f"ends, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
             )
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))

@@ -18,18 +18,18 @@ from descant.text import printable
 
 
 class RecipeContext:
-    """What a recipe knows of the run that it is: name, directory, config, seed, whom to tell of progress.
+    """What a recipe knows of its run: name, directory, config, seed, job to report progress to.
 
     ``descant run`` makes one. In a notebook: ``async with RecipeContext(name="try") as ctx: await main(ctx, config)``
     (``with`` works, too). While it is open, every run log that is written records the recipe and its config.
 
     Args:
-        name: what this run is called; by default the recipe's name.
-        recipe_name: what the recipe is called.
+        name: of the run; by default the recipe's name.
+        recipe_name: of the recipe.
         config: the recipe's config.
         run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default ``runs/<name>-<date>-<time>``.
         seed: for ``seed=`` of a trainer; by default the config's field ``seed``, or 0.
-        job: who is told of progress; by default lines on standard output.
+        job: receives progress; by default it is printed.
 
     Raises:
         ConfigurationError: a name that is not the name of a directory.
@@ -56,7 +56,7 @@ class RecipeContext:
         self._token: Token[Mapping[str, Any] | None] | None = None
 
     def close(self, error: BaseException | None = None) -> None:
-        """Tell the job how it has ended; once, later calls do nothing."""
+        """Report the end to the job; later calls do nothing."""
         token, self._token = self._token, None
         if token is None:
             return

@@ -1,4 +1,4 @@
-"""field_lines: what a config can be told, as text."""
+"""field_lines: the help text of a config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def field_lines(
 ) -> Iterator[str]:
     """Every field with its type, limits, default and description; those of nested configs with their full keys.
 
-    ``prefix`` is what stands before the keys; ``above`` are the configs that this one is in, which are not repeated.
+    ``prefix`` is put before the keys; ``above`` are the configs that this one is nested in, which are not repeated.
     """
     above = (*above, config_class)
     for name, field in config_class.model_fields.items():
@@ -45,7 +45,7 @@ def field_lines(
 
 
 def _nested(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The configs within a type, and how one comes from its key to theirs."""
+    """The configs within a type, each with the path from the key of the type to its keys."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
         yield "", annotation

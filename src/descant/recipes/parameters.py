@@ -1,11 +1,11 @@
-"""Model, Dataset, Grader: config fields for which a plain string is enough, checked before anything loads."""
+"""Model, Dataset, Grader: config fields that may be a plain string, checked before anything loads."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -24,6 +24,7 @@ from descant.graders.base import BaseGrader
 from descant.graders.contains import ContainsGrader
 from descant.graders.exact_match import ExactMatchGrader
 from descant.graders.numeric import NumericGrader
+from descant.text import did_you_mean
 from descant.threads.thread import StringThread
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class _Parameter:
             raise ValueError(f"must be a string, or a table with {', '.join(keys)}")
         for key in value if isinstance(value, dict) else ():
             if key not in keys:
-                close = get_close_matches(str(key), keys, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(keys)}"
+                hint = did_you_mean(str(key), keys, f"keys are {', '.join(keys)}")
                 raise ValueError(f"there is no key {key!r}; {hint}")
         return value
 
@@ -63,10 +63,23 @@ class _Parameter:
     def __str__(self) -> str:
         return str(getattr(self, fields(self)[0].name))
 
+    @property
+    def _path(self) -> Path:
+        return Path(str(self)).expanduser()
+
+    def _is_one(self, path: Path) -> bool:
+        return path.is_file()
+
+    def _close(self) -> str:
+        """The path that was probably meant, as the end of a message."""
+        there = [path.name for path in self._path.parent.glob("*") if self._is_one(path)]
+        close = get_close_matches(self._path.name, there, n=1)
+        return f"; did you mean {str(self._path.parent / close[0])!r}?" if close else ""
+
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Model(_Parameter):
-    """Which model: a directory that Transformers has saved, or a hub id. In a config a string, or a table.
+    """A model: a directory that Transformers has saved, or a hub id. In a config a string, or a table.
 
     Raises (as pydantic's ``ValidationError``):
         ConfigurationError: a directory that is not there or is no model. (A hub id is looked up when it is loaded.)
@@ -81,7 +94,7 @@ class Model(_Parameter):
     def __post_init__(self) -> None:
         path = self._path
         if self.model_key and path.is_dir():
-            if not (path / "config.json").is_file():
+            if not self._is_one(path):
                 raise ConfigurationError(
                     f"the directory {self.model_key!r} has no config.json: it is not a saved model"
                 )
@@ -91,12 +104,8 @@ class Model(_Parameter):
                 f"directory that Transformers has saved, or a hub id such as 'Qwen/Qwen3-0.6B'{self._close()}"
             )
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.model_key).expanduser()
-
-    def _close(self) -> str:
-        return _describe_close(self._path, (path.parent for path in self._path.parent.glob("*/config.json")))
+    def _is_one(self, path: Path) -> bool:
+        return (path / "config.json").is_file()
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load it for training; see ``ModelBuilder.spawn_train``."""
@@ -110,7 +119,7 @@ class Model(_Parameter):
 
     @contextmanager
     def _hint(self) -> Iterator[None]:
-        """A name that could have been a hub id, and was not, may be a directory that is misspelt."""
+        """Add the closest directory to the error of a name that could have been a hub id."""
         try:
             yield
         except ModelLoadError as error:
@@ -127,7 +136,7 @@ class Model(_Parameter):
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Dataset(_Parameter):
-    """Which threads: a file that ``load_threads`` reads, or a data set of the hub (``datasets`` must be installed).
+    """Threads: a file that ``load_threads`` reads, or a data set of the hub (``datasets`` must be installed).
 
     In a config a string, or a table. A relative path counts from the working directory.
 
@@ -161,15 +170,8 @@ class Dataset(_Parameter):
                 "pip install datasets"
             )
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.dataset_key).expanduser()
-
-    def _close(self) -> str:
-        return _describe_close(self._path, (path for path in self._path.parent.glob("*") if path.is_file()))
-
     async def load(self) -> list[StringThread]:
-        """The threads, read in a thread of their own.
+        """The threads, read in a worker thread.
 
         Raises:
             DatasetError: rows that cannot be read, by line, see ``load_threads``; or a data set that is not on the hub.
@@ -192,10 +194,10 @@ class Dataset(_Parameter):
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Grader(_Parameter):
-    """Which grader: ``exact_match``, ``contains``, ``numeric``, or ``module:attribute`` for one of yours.
+    """A grader: ``exact_match``, ``contains``, ``numeric``, or ``module:attribute`` for one of yours.
 
     The attribute is a grader, a class of graders that needs no arguments, or a function from thread to number. The
-    module is imported when the config is read; modules beside the recipe can be.
+    module is imported when the config is read, also from the recipe's directory.
 
     Raises (as pydantic's ``ValidationError``):
         ConfigurationError: no such grader, or its module cannot be imported.
@@ -221,14 +223,13 @@ class Grader(_Parameter):
             return _READY_GRADERS[self.grader_key]
         module_name, colon, attribute = self.grader_key.partition(":")
         if not colon or not module_name or not attribute:
-            close = get_close_matches(self.grader_key, _READY_GRADERS, n=1)
+            hint = did_you_mean(self.grader_key, _READY_GRADERS, f"ready ones are {', '.join(_READY_GRADERS)}")
             raise ConfigurationError(
-                f"there is no grader {self.grader_key!r}; {f'did you mean {close[0]!r}? ' if close else ''}Ready ones "
-                f"are {', '.join(_READY_GRADERS)}, and one of yours is module:attribute"
+                f"there is no grader {self.grader_key!r}; {hint} (one of yours is named as module:attribute)"
             )
         try:
             target = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:  # whatever a module of the user's does when it is imported
+        except Exception as error:  # importing a user's module may raise anything
             raise ConfigurationError(
                 f"grader {self.grader_key!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
             ) from error
@@ -241,13 +242,7 @@ class Grader(_Parameter):
         return target
 
 
-def _describe_close(path: Path, there: Iterable[Path]) -> str:
-    """What of it was probably meant, to put behind a message."""
-    close = get_close_matches(path.name, [other.name for other in there], n=1)
-    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
-
-
 def _place(error: Exception) -> str:
-    """Where in the user's code it was raised, if it was."""
+    """File and line in the user's code, if it was raised there."""
     last = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<")][-1]
     return "" if last.filename in (__file__, importlib.__file__) else f" ({last.filename}, line {last.lineno})"

@@ -1,4 +1,4 @@
-"""Problems: what pydantic finds wrong with values, one line for each key."""
+"""Problems: errors of pydantic as one line for each key, in the words of a config file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PHRASES = (
     ),
     (r"^Unable to extract tag using discriminator ('\w+')$", r"the key \1 is missing, which says what the others are"),
 )
-"""Pydantic's messages as they are said of a key."""
+"""Pydantic's messages as words about a key."""
 _OF_ANOTHER_MEMBER = ("unknown_key", "literal_error", "missing")
 """Problems that show that a value was meant for another member of a union."""
 
@@ -35,9 +35,9 @@ def describe_problems(error: ValidationError, values: Any, source: str) -> Confi
     """An error with one line per key: the key, its value, and what is allowed.
 
     Args:
-        error: what pydantic says.
-        values: what was validated.
-        source: what messages call it.
+        error: of pydantic.
+        values: those that were validated.
+        source: how messages call the values.
     """
     lines: dict[str, str] = {}
     for problem in _of_fitting_members(error.errors(include_url=False), values):
@@ -55,7 +55,7 @@ def describe_problems(error: ValidationError, values: Any, source: str) -> Confi
 
 
 def key_of(loc: Sequence[int | str], values: Any) -> list[int | str]:
-    """The part of pydantic's location that are keys of the values; the rest names members of unions."""
+    """The keys of the values in a location of pydantic's, whose other parts name members of unions."""
     return [loc[position] for position in _key_positions(loc, values)]
 
 
@@ -73,8 +73,8 @@ def _key_positions(loc: Sequence[int | str], values: Any) -> list[int]:
 
 
 def _of_fitting_members(problems: Sequence[Any], values: Any) -> list[Any]:
-    """The problems, of a union only those of the members that the value fits best."""
-    misfits: dict[Any, dict[Any, int]] = {}  # by where a union stands, and its member
+    """The problems; of a union only those of the members that fit the value best."""
+    misfits: dict[Any, dict[Any, int]] = {}  # by the location of a union, and its member
     members: list[Any] = []
     for problem in problems:
         loc = problem["loc"]
@@ -93,7 +93,7 @@ def _of_fitting_members(problems: Sequence[Any], values: Any) -> list[Any]:
 
 
 def _allowed(kind: str, message: str) -> str:
-    """Pydantic's message, said of a key."""
+    """Pydantic's message as words about a key."""
     for pattern, words in _PHRASES:
         message = re.sub(pattern, words, message)
     return message[:1].lower() + message[1:] if kind != "value_error" else message

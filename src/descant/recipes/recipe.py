@@ -1,4 +1,4 @@
-"""Recipe: one function of a Python file, and how it is found and run."""
+"""Recipe: a function in a Python file, how it is found and how it is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from descant.errors import ConfigurationError
 from descant.recipes.config import InputConfig
 from descant.recipes.context import RecipeContext
+from descant.text import did_you_mean
 
 _MARK = "__recipe_main__"
 _KINDS = {RecipeContext: "context", InputConfig: "config"}
@@ -49,8 +49,8 @@ class Recipe:
 
     Attributes:
         path: the file, or the directory of a package with ``main.py``.
-        function: what is marked with ``recipe_main``.
-        parameters: the classes that it wants, by parameter name.
+        function: the one under ``@recipe_main``.
+        parameters: the class of each parameter, by name.
     """
 
     path: Path
@@ -92,17 +92,17 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         ConfigurationError: it is not there, has a syntax error, no function under ``@recipe_main`` or several, or
             parameters that cannot be matched.
-        and whatever the file raises when it is imported.
+        Exception: any that the file raises when it is imported.
     """
     file = path / "main.py" if path.is_dir() else path
     _check_file(path, file)
     try:
-        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}, column {error.offset}" if isinstance(error, SyntaxError) else ""
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ConfigurationError(f"recipe {file}{line}: {reason}") from None
-    function = _find_main(file, _import(file))
+        module = _import(file)
+    except SyntaxError as error:
+        if error.filename != str(file.resolve()):  # of a module that it imports
+            raise
+        raise ConfigurationError(f"recipe {file}, line {error.lineno}, column {error.offset}: {error.msg}") from None
+    function = _find_main(file, module)
     return Recipe(path, function, _match_parameters(file, function))
 
 
@@ -110,16 +110,15 @@ def _check_file(path: Path, file: Path) -> None:
     if path.is_dir() and not file.is_file():
         raise ConfigurationError(f"the directory {path} has no main.py: it is not a recipe")
     if not file.is_file():
-        there = [str(other) for other in path.parent.glob("*.py")]
-        close = get_close_matches(str(path), there, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f" (the working directory is {Path.cwd()})"
-        raise ConfigurationError(f"there is no recipe {path}{hint}")
+        there = [other.name for other in path.parent.glob("*.py")]
+        hint = did_you_mean(path.name, there, f"the working directory is {Path.cwd()}")
+        raise ConfigurationError(f"there is no recipe {path}; {hint}")
     if file.suffix != ".py":
         raise ConfigurationError(f"recipe {path}: the name must end in .py, or be a directory with main.py")
 
 
 def _import(file: Path) -> ModuleType:
-    """The module of a file, under its own name, so that other modules of the recipe can import it, too."""
+    """The module of a file, under its own name, so that other modules of the recipe can import it."""
     directory = file.resolve().parent
     sys.path.insert(0, str(directory))
     importlib.invalidate_caches()
@@ -162,27 +161,27 @@ def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
 
 
 def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, type]:
-    place = f"recipe {file}, line {_line(function)}: {function.__name__}"
+    main = f"recipe {file}, line {_line(function)}: {function.__name__}"
     allowed = "it has at most two, one annotated with a RecipeContext and one with an InputConfig"
     signature = inspect.signature(function)
     try:
         hints = typing.get_type_hints(function)
     except Exception as error:  # annotations are code
-        raise ConfigurationError(f"{place}: its annotations cannot be resolved: {error}") from error
+        raise ConfigurationError(f"{main}: its annotations cannot be resolved: {error}") from error
     matched: dict[str, type] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise ConfigurationError(f"{place}: the parameter {parameter} cannot be given by name; {allowed}")
+            raise ConfigurationError(f"{main}: the parameter {parameter} cannot be given by name; {allowed}")
         hint = hints.get(name)
         kind = next((base for base in _KINDS if isinstance(hint, type) and issubclass(hint, base)), None)
         if kind is None:
             shown = "has no annotation" if hint is None else f"is annotated with {hint!r}"
-            raise ConfigurationError(f"{place}: the parameter {name!r} {shown}; {allowed}")
+            raise ConfigurationError(f"{main}: the parameter {name!r} {shown}; {allowed}")
         if any(issubclass(other, kind) for other in matched.values()):
-            raise ConfigurationError(f"{place}: {name!r} is a second {_KINDS[kind]}; {allowed}")
+            raise ConfigurationError(f"{main}: {name!r} is a second {_KINDS[kind]}; {allowed}")
         if isinstance(parameter.default, InputConfig):
             raise ConfigurationError(
-                f"{place}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
+                f"{main}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
                 f"the class; put them there"
             )
         matched[name] = typing.cast("type", hint)

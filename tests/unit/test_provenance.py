@@ -52,6 +52,7 @@ def test_secrets_within_values():
     assert masked("postgres://me:hunter2@host/db") == "postgres://***@host/db"
     assert masked("https://host/a@b") == "https://host/a@b"
     assert masked("use hf_abcdefghijklmnopqrstuvwxyz now") == "use *** now"
+    assert mask_arguments(["--set=judge.api_key=a=b", "--set", "lr="]) == ["--set=judge.api_key=***", "--set", "lr="]
     assert mask_arguments(["descant", "run", "r.py", "--set", "judge.api_key=x", "--token", "y", "--set", "lr=1"]) == [
         "descant", "run", "r.py", "--set", "judge.api_key=***", "--token", "***", "--set", "lr=1",
     ]  # fmt: skip
