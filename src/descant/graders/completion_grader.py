@@ -71,15 +71,5 @@ class ReferenceGrader(CompletionGrader):
         advice = "; end validation threads in their completion or add the column" if value is None else ""
         return GradingError(
             f"grader {self.grader_key!r} needs {needed} in metadata[{self.reference_key!r}]{place}, "
-            f"found {shown(value)}{advice}"
+            f"found {quoted(value, SHOWN_LENGTH)}{advice}"
         )
-
-
-def shown(value: object) -> str:
-    """``repr(value)``, cut where it is long."""
-    return quoted(value, SHOWN_LENGTH)
-
-
-def cut(text: str) -> str:
-    """The text, cut where it is long."""
-    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"

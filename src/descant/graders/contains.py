@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from descant.errors import ConfigurationError
-from descant.graders.completion_grader import ReferenceGrader, shown
+from descant.graders.base import SHOWN_LENGTH
+from descant.graders.completion_grader import ReferenceGrader
+from descant.text import quoted
 from descant.threads.thread import StringThread
 
 
@@ -44,8 +46,8 @@ class ContainsGrader(ReferenceGrader):
             if not texts[0]:
                 raise self.unusable_reference(sample, "a string that is not empty")
         if missing := [text for text in texts if self._folded(text) not in self._folded(completion)]:
-            return False, f"does not contain {', '.join(map(shown, missing))}"
-        return True, f"contains {', '.join(map(shown, texts))}"
+            return False, f"does not contain {', '.join(quoted(text, SHOWN_LENGTH) for text in missing)}"
+        return True, f"contains {', '.join(quoted(text, SHOWN_LENGTH) for text in texts)}"
 
     def _folded(self, text: str) -> str:
         return text.casefold() if self.ignore_case else text

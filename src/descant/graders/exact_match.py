@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from descant.graders.completion_grader import ReferenceGrader, shown
+from descant.graders.base import SHOWN_LENGTH
+from descant.graders.completion_grader import ReferenceGrader
+from descant.text import quoted
 from descant.threads.thread import StringThread
 
 
@@ -24,4 +26,4 @@ class ExactMatchGrader(ReferenceGrader):
         reference = self.reference_of(sample)
         if completion.strip() == reference.strip():
             return True, None
-        return False, f"expected {shown(reference)}, got {shown(completion)}"
+        return False, f"expected {quoted(reference, SHOWN_LENGTH)}, got {quoted(completion, SHOWN_LENGTH)}"

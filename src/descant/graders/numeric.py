@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError
-from descant.graders.completion_grader import ReferenceGrader, cut, shown
+from descant.graders.base import SHOWN_LENGTH
+from descant.graders.completion_grader import ReferenceGrader
+from descant.text import cut, quoted
 from descant.threads.thread import StringThread
 
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)"
@@ -81,7 +83,7 @@ class NumericGrader(ReferenceGrader):
             raise self.unusable_reference(sample, "a finite number, or a text with one,")
         found = last_number(completion)
         if found is None:
-            return False, f"no number in {shown(completion)}, expected {cut(reference.text)}"
+            return False, f"no number in {quoted(completion, SHOWN_LENGTH)}, expected {cut(reference.text)}"
         with localcontext(_EXACT):
             relative = Decimal(repr(float(self.relative_tolerance))) * abs(reference.value)
             tolerance = max(Decimal(repr(float(self.absolute_tolerance))), relative)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from descant.arguments import is_finite_number
 from descant.errors import ConfigurationError
+from descant.graders.base import SHOWN_LENGTH
 from descant.graders.bounded_pattern import BoundedPattern
-from descant.graders.completion_grader import CompletionGrader, cut, shown
+from descant.graders.completion_grader import CompletionGrader
 from descant.graders.daemon_pool import GRADER_THREADS
+from descant.text import cut, quoted
 from descant.threads.thread import StringThread
 
 
@@ -49,4 +51,4 @@ class RegexGrader(CompletionGrader):
             match = await GRADER_THREADS.run(self.pattern.search, completion)
         if match is None:
             return False, f"{pattern} does not match{' the whole completion' if self.full_match else ''}"
-        return True, f"{pattern} matches {shown(match.group())}"
+        return True, f"{pattern} matches {quoted(match.group(), SHOWN_LENGTH)}"
