@@ -12,9 +12,10 @@ from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
+from descant.arguments import check_text
 from descant.errors import ConfigurationError, GradingError
-from descant.graders.concurrency_limit import Places
-from descant.graders.daemon_pool import DaemonPool
+from descant.graders.concurrency_limit import ConcurrencyLimit
+from descant.graders.daemon_calls import DaemonCalls
 from descant.graders.log_scope import current_scope
 from descant.graders.remote_calls import RemoteCalls
 from descant.stats import summarize_scores
@@ -66,8 +67,7 @@ class BaseGrader(ABC):
             )
 
     def __init__(self, grader_key: str) -> None:
-        if not isinstance(grader_key, str) or not grader_key:
-            raise ConfigurationError(f"grader_key={grader_key!r} must be a string that is not empty")
+        check_text("grader_key", grader_key)
         self.grader_key = grader_key
         self._logs: list[dict[str, Any]] = []
 
@@ -161,7 +161,7 @@ class _FunctionGrader(BaseGrader):
         if max_concurrent is None and not self._is_async:
             max_concurrent = MAX_CONCURRENT_THREADS
         self._calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
-        self._pool = DaemonPool(f"grader {grader_key!r}", None, max_concurrent)  # RemoteCalls keeps the places
+        self._daemon_calls = DaemonCalls(f"grader {grader_key!r}", max_concurrent)
 
     async def grade(self, sample: StringThread) -> Grade:
         grade = checked_grade(await self._calls.run(lambda: self._call(sample)), self.grader_key)
@@ -169,7 +169,7 @@ class _FunctionGrader(BaseGrader):
         return grade
 
     async def _call(self, sample: StringThread) -> object:
-        result = self.function(sample) if self._is_async else await self._pool.run(self.function, sample)
+        result = self.function(sample) if self._is_async else await self._daemon_calls.run(self.function, sample)
         return await result if inspect.isawaitable(result) else result
 
 
@@ -226,10 +226,10 @@ async def attempt_grades(
     attempts: Iterable[tuple[BaseGrader, StringThread]], max_concurrent: int | None = None
 ) -> list[Grade | Exception]:
     """What each grader says of its thread, in order: the grade, or the exception that stands in its place."""
-    places = Places(max_concurrent)
+    limit = ConcurrencyLimit(max_concurrent)
 
     async def attempt(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
-        async with places.take():
+        async with limit.hold():
             try:
                 return checked_grade(await grader.grade(thread), grader.grader_key)
             except Exception as error:

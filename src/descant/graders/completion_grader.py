@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from descant.errors import ConfigurationError, GradingError
+from descant.arguments import check_text
+from descant.errors import GradingError
 from descant.graders.base import SHOWN_LENGTH, BaseGrader, Grade
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -45,8 +46,7 @@ class ReferenceGrader(CompletionGrader):
 
     def __init__(self, grader_key: str, reference_key: str) -> None:
         super().__init__(grader_key)
-        if not isinstance(reference_key, str) or not reference_key:
-            raise ConfigurationError(f"reference_key={reference_key!r} must be a string that is not empty")
+        check_text("reference_key", reference_key)
         self.reference_key = reference_key
 
     def reference_of(self, sample: StringThread) -> str:

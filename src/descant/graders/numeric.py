@@ -6,8 +6,7 @@ import re
 from decimal import Context, Decimal, localcontext
 from typing import NamedTuple
 
-from descant.arguments import is_finite_number
-from descant.errors import ConfigurationError
+from descant.arguments import check_finite_number, is_finite_number
 from descant.graders.base import SHOWN_LENGTH
 from descant.graders.completion_grader import ReferenceGrader
 from descant.text import cut, quoted
@@ -69,9 +68,8 @@ class NumericGrader(ReferenceGrader):
         relative_tolerance: float = 0.0,
     ) -> None:
         super().__init__(grader_key, reference_key)
-        for name, value in {"absolute_tolerance": absolute_tolerance, "relative_tolerance": relative_tolerance}.items():
-            if not is_finite_number(value) or value < 0:
-                raise ConfigurationError(f"{name}={value!r} must be a finite number of at least 0")
+        check_finite_number("absolute_tolerance", absolute_tolerance, least=0)
+        check_finite_number("relative_tolerance", relative_tolerance, least=0)
         self.absolute_tolerance = absolute_tolerance
         self.relative_tolerance = relative_tolerance
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from descant.arguments import is_finite_number
-from descant.errors import ConfigurationError, DescantError, IgnoreGradeException
-from descant.graders.concurrency_limit import Places
+from descant.arguments import check_finite_number, check_whole_number
+from descant.errors import DescantError, IgnoreGradeException
+from descant.graders.concurrency_limit import ConcurrencyLimit
 
 T = TypeVar("T")
 
@@ -67,20 +67,14 @@ class RemoteCalls:
         max_concurrent: int | None = 16,
         backoff_s: float = 0.5,
     ) -> None:
-        if timeout_s is not None and not (is_finite_number(timeout_s) and timeout_s > 0):
-            raise ConfigurationError(
-                f"timeout_s={timeout_s!r} must be a finite number of seconds above 0, or None for no timeout"
-            )
-        if type(max_attempts) is not int or max_attempts < 1:
-            raise ConfigurationError(
-                f"max_attempts={max_attempts!r} must be a whole number of at least 1 (1 is no retry)"
-            )
-        if not (is_finite_number(backoff_s) and backoff_s >= 0):
-            raise ConfigurationError(f"backoff_s={backoff_s!r} must be a finite number of seconds, at least 0")
+        if timeout_s is not None:
+            check_finite_number("timeout_s", timeout_s, above=0)
+        check_whole_number("max_attempts", max_attempts)
+        check_finite_number("backoff_s", backoff_s, least=0)
         self.timeout_s = timeout_s
         self.max_attempts = max_attempts
         self.backoff_s = backoff_s
-        self._places = Places(max_concurrent)
+        self._limit = ConcurrencyLimit(max_concurrent)
         self._random = random.Random()  # jitter must not draw from the generator that the user may have seeded
 
     async def run(self, make_call: Callable[[], Awaitable[T]]) -> T:
@@ -110,7 +104,7 @@ class RemoteCalls:
         return result
 
     async def _attempt(self, make_call: Callable[[], Awaitable[T]]) -> T:
-        async with self._places.take():
+        async with self._limit.hold():
             try:
                 async with asyncio.timeout(self.timeout_s) as timer:
                     return await make_call()

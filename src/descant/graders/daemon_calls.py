@@ -1,0 +1,81 @@
+"""DaemonCalls: synchronous functions called in daemon threads, since they may never return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from descant.errors import GradingError
+
+Outcome = tuple[Any, BaseException | None]  # as a value: a future cannot hold a StopIteration
+
+
+class DaemonCalls:
+    """Calls each function in a daemon thread of its own, and bounds how many calls hang.
+
+    A function cannot be stopped from outside. A call whose caller is cancelled is abandoned: it keeps its thread until
+    the function returns. The thread pools of the standard library are joined when the interpreter exits, so that a
+    judge that hangs would keep a finished run from ending; daemon threads are not.
+
+    Args:
+        owner: whose calls they are, for messages.
+        max_abandoned: while more abandoned calls than this hang, others fail; None is no limit.
+    """
+
+    def __init__(self, owner: str, max_abandoned: int | None = None) -> None:
+        self.owner = owner
+        self.max_abandoned = max_abandoned
+        self._abandoned: set[threading.Thread] = set()
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of ``function(*arguments)``, called in a thread with this task's context variables.
+
+        Raises whatever the function raises. An exception that would end more than the call (``SystemExit``,
+        ``KeyboardInterrupt``, cancellation) becomes a ``RuntimeError``.
+
+        Raises:
+            GradingError: too many abandoned calls hang.
+        """
+        self._check_abandoned()
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Outcome] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if not outcome.done():
+                outcome.set_result((result, error))
+
+        def call() -> None:
+            result, error = None, None
+            try:
+                result = context.run(function, *arguments)
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(settle, result, error)
+
+        thread = threading.Thread(target=call, name="descant-grader", daemon=True)
+        thread.start()
+        try:
+            result, error = await outcome
+        except asyncio.CancelledError:
+            self._abandoned.add(thread)
+            raise
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        return result
+
+    def _check_abandoned(self) -> None:
+        self._abandoned -= {thread for thread in [*self._abandoned] if not thread.is_alive()}
+        if self.max_abandoned is not None and len(self._abandoned) > self.max_abandoned:
+            raise GradingError(
+                f"{self.owner} has {len(self._abandoned)} calls that were abandoned, after a timeout say, and have not "
+                f"returned; above {self.max_abandoned} (max_concurrent) no other is started. A function that is not "
+                "async cannot be stopped from outside: give its client a timeout of its own, shorter than timeout_s"
+            )
