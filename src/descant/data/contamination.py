@@ -21,7 +21,7 @@ class ContaminationExample:
         validation: the place of the one.
         training: the place of the other, the first if there are several.
         text: the last turn of that prompt.
-        is_exact: False if they differ in case, space, punctuation or system turns.
+        is_exact: False if they differ in case, space or system turns.
     """
 
     validation: str
@@ -38,7 +38,7 @@ class Contamination:
         name: of the validation set.
         num_prompts: threads that have a prompt; one with several prompts counts once.
         num_exact: how many of them have a prompt that stands in the training set as it is.
-        num_normalised: how many more have one that stands there but for case, space, punctuation and system turns.
+        num_normalised: how many more have one that stands there but for case, space and system turns.
         examples: the first few.
     """
 
@@ -56,8 +56,8 @@ class Contamination:
         )
         return (
             f"{self.name}: {self.num_exact + self.num_normalised} of {self.num_prompts} prompts also stand in the "
-            f"training set ({self.num_exact} exactly, {self.num_normalised} but for case, space, punctuation and "
-            f"system turns); first: {shown}"
+            f"training set ({self.num_exact} exactly, {self.num_normalised} but for case, space and system "
+            f"turns); first: {shown}"
         )
 
 
@@ -69,13 +69,11 @@ def find_contamination(
     The prompts of a thread are the turns before each assistant turn that carries weight; of a validation thread, also
     ``thread.messages()``, which it may be prompted with. Prompts are compared as they are, and normalised:
 
-    - Unicode's compatibility form (NFKC), case folded; white space as one space, and none around operators.
+    - Unicode's compatibility form (NFKC), case folded, white space as one space.
     - System turns are left out, unless nothing but them stands before the first answer. So are the ids of tool calls.
-    - Sentence punctuation is a space: ``. , ; : ? ! " ' ( ) [ ] { } -``, and all that is not ASCII. It stays where it
-      calculates: between digits (``1.5``); a dash between or a minus before numbers, single letters and brackets
-      (``x-y``, ``-5``); ``!`` after a number or a single letter (``n!``) or before ``=``; a point before a digit.
-      Other punctuation (``# % & * / @ \\ _``) and symbols (``+``, ``=``, ``$``) always stay, and so does a turn that is
-      nothing but punctuation.
+
+    So what is found is a lower bound: a prompt that was written anew, with other punctuation or in other words, is
+    another one.
 
     It takes time in proportion to the training set, and memory to the validation sets.
 
