@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from types import UnionType
 from typing import Any
 
 from descant.text import quoted
@@ -11,6 +12,12 @@ from descant.text import quoted
 
 class BadRow(Exception):
     """Why a row cannot be used."""
+
+
+def expect(value: Any, kind: type | UnionType, place: str, what: str) -> None:
+    """Raises a ``BadRow`` if the value at this place is not of this kind, ``what`` in words."""
+    if not isinstance(value, kind):
+        raise BadRow(f"{place} is {type_of(value)}, not {what}")
 
 
 def listed(columns: Iterable[str]) -> str:

@@ -16,7 +16,6 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 _T = TypeVar("_T")
-_NUM_SHOWN = 3
 
 
 def load_threads(
@@ -94,8 +93,6 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
     if problems and (on_bad_row == "error" or not loaded):
         raise DatasetError(f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what}", problems)
     if problems:
-        lines = [f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"]
-        lines += [f"  {place}: {reason}" for place, reason in problems[:_NUM_SHOWN]]
-        lines += [f"  ... and {len(problems) - _NUM_SHOWN} more"] * (len(problems) > _NUM_SHOWN)
-        warnings.warn("\n".join(lines), UserWarning, stacklevel=3)
+        message = f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"
+        warnings.warn(str(DatasetError(message, problems, num_shown=3)), UserWarning, stacklevel=3)
     return loaded
