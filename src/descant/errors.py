@@ -105,8 +105,8 @@ class ObserverError(DescantError):
 
 
 class CallbackError(DescantError):
-    """A callback failed under ``strict=True`` or ``on_error="raise"`` (``__cause__`` is its own exception), or still ran
-    after its time was up."""
+    """A callback failed under ``strict=True`` or ``on_error="raise"`` (``__cause__`` is its own exception), or ran
+    on when its time was up."""
 
 
 class RunLogError(DescantError):
