@@ -79,7 +79,7 @@ BROKEN = {
     "no answer": ({"chosen": [user("x"), assistant("a")], "rejected": [user("x")]}, "'rejected' ends after the prompt"),
     "user": (
         {"chosen": [user("x"), user("y")], "rejected": [user("x"), assistant("a")]},
-        r"'chosen' goes on with a user turn after the prompt \(turns: 1\), where an answer is needed",
+        r"'chosen' continues with a user turn after the prompt \(turns: 1\), where an answer is needed",
     ),
     "ends in user": (
         {"chosen": [user("x"), assistant("a"), user("y")], "rejected": [user("x"), assistant("b")]},

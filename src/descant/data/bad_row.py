@@ -27,7 +27,7 @@ def listed(columns: Iterable[str]) -> str:
 
 
 def type_of(value: Any) -> str:
-    """What a value is, in the words of JSON where JSON has it."""
+    """The type of a value, in the words of JSON if JSON has it."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     if value is None:
         return "a JSON null"

@@ -15,12 +15,12 @@ _NUM_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class ContaminationExample:
-    """A prompt of a validation set and one in the training set that is the same.
+    """One prompt that is in both a validation set and the training set.
 
     Attributes:
-        validation: the place of the one.
-        training: the place of the other, the first if there are several.
-        text: the last turn of that prompt.
+        validation: the source of the validation thread.
+        training: the source of the training thread, the first if there are several.
+        text: the last turn of the prompt.
         is_exact: False if they differ in case, space or system turns.
     """
 
@@ -32,13 +32,13 @@ class ContaminationExample:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What a validation set has in common with the training set.
+    """The prompts that a validation set has in common with the training set.
 
     Attributes:
         name: of the validation set.
         num_prompts: threads that have a prompt; one with several prompts counts once.
-        num_exact: how many of them have a prompt that stands in the training set as it is.
-        num_normalised: how many more have one that stands there but for case, space and system turns.
+        num_exact: how many of them have a prompt that is in the training set as it is.
+        num_normalised: how many more have one that is there except for case, space and system turns.
         examples: the first few.
     """
 
@@ -64,18 +64,16 @@ class Contamination:
 def find_contamination(
     training_set: Iterable[StringThread], validation_sets: Mapping[str, Iterable[StringThread]]
 ) -> list[Contamination]:
-    """The validation sets of which prompts stand in the training set, too; none for those that have no such prompt.
+    """The validation sets with prompts that are also in the training set.
 
     The prompts of a thread are the turns before each assistant turn that carries weight; of a validation thread, also
-    ``thread.messages()``, which it may be prompted with. Prompts are compared as they are, and normalised:
+    ``thread.messages()``, with which it may be prompted. Prompts are compared as they are, and normalised: in Unicode's
+    compatibility form (NFKC), case folded, each white space as one space, without ids of tool calls, and without system
+    turns unless there are no others before the first answer.
 
-    - Unicode's compatibility form (NFKC), case folded, white space as one space.
-    - System turns are left out, unless nothing but them stands before the first answer. So are the ids of tool calls.
+    What is found is a lower bound: a prompt in other words, or with other punctuation, is another prompt.
 
-    So what is found is a lower bound: a prompt that was written anew, with other punctuation or in other words, is
-    another one.
-
-    It takes time in proportion to the training set, and memory to the validation sets.
+    Time is proportional to the training set, memory to the validation sets.
 
     Raises:
         ConfigurationError: ``validation_sets`` is not a mapping of names, or a set has something that is no thread.
@@ -103,15 +101,15 @@ def _check_thread(thread: object, name: str, position: int) -> None:
 
 @dataclass
 class _Held:
-    """A validation thread, and where the training set has one of its prompts, with the last turn of that prompt."""
+    """A validation thread, and the sources of training threads with one of its prompts, each with its last turn."""
 
-    place: str
+    source: str
     exactly: list[tuple[str, str]] = field(default_factory=list)
     nearly: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Index:
-    """The prompts of validation threads by the hash of what they are normalised to."""
+    """The prompts of validation threads by the hash of their normal form."""
 
     def __init__(self, validation_sets: Mapping[str, Iterable[StringThread]]) -> None:
         self.by_set: dict[str, list[_Held]] = {}
@@ -127,7 +125,7 @@ class _Index:
                     self.by_hash.setdefault(hashed, []).append((held, thread, num_turns))
 
     def look_up(self, thread: StringThread, position: int) -> None:
-        """Notes the validation threads of which this training thread answers a prompt."""
+        """Records the validation threads that have a prompt which this training thread answers."""
         for num_turns, hashed in prompts_of(thread):
             if hashed not in self.by_hash:
                 continue
@@ -147,7 +145,7 @@ class _Index:
         exact = [held for held in threads if held.exactly]
         nearly = [held for held in threads if held.nearly and not held.exactly]
         examples = tuple(
-            ContaminationExample(held.place, *(held.exactly or held.nearly)[0], bool(held.exactly))
+            ContaminationExample(held.source, *(held.exactly or held.nearly)[0], bool(held.exactly))
             for held in (*exact, *nearly)[:_NUM_EXAMPLES]
         )
         return Contamination(name, len(threads), len(exact), len(nearly), examples)

@@ -63,7 +63,7 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
 
 
 def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
-    """The rows of a file that is one JSON list, numbered from 0 as in Python. They are decoded one by one.
+    """The rows of a file that is one JSON list, numbered from 0 as in Python. They are decoded as they are asked for.
 
     Raises:
         DatasetError: the file is not UTF-8 or not JSON, or its gzip data are damaged.
@@ -94,7 +94,7 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
 
 
 class Decoder:
-    """A JSON decoder that notices keys that stand twice in an object, of which Python's would keep the last."""
+    """A JSON decoder that reports repeated keys of an object, of which Python's decoder keeps the last."""
 
     def __init__(self) -> None:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)

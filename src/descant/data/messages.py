@@ -39,7 +39,7 @@ class Turns:
         self.num_before = len(self.roles)  # turns that are not among the row's messages
         self.weights: dict[int, float] = {}
         self.links: dict[int, ToolLink] = {}
-        self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its place in the row
+        self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its message
 
     def thread(self, metadata: Any, tools: Iterable[Tool] = ()) -> StringThread:
         """The thread of these turns."""
@@ -58,7 +58,7 @@ class Turns:
         return thread
 
     def _check_names(self, thread: StringThread) -> None:
-        """A name that no call gives would be lost: a tool turn is named by the call that it answers."""
+        """A tool turn gets its name from the call that it answers; another name would be lost."""
         messages = thread.chat_messages()
         for index, (name, place) in self.names.items():
             answered = messages[index].get("name")
@@ -130,7 +130,7 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
 
 
 def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: bool) -> tuple[str, str]:
-    """Role and text of a message that is more than these two; what else it says is noted in ``turns``."""
+    """Role and text of a message that has other keys as well, which are recorded in ``turns``."""
     by_from = sharegpt and message.get("role") is None
     role_key, text_key = ("from", "value") if by_from else ("role", "content")
     role = message.get(role_key)

@@ -1,7 +1,7 @@
 """Normal form: prompts in Unicode's compatibility form (NFKC), case folded, each white space as one space.
 
-Prompts of one normal form are the same but for their form. Of a prompt that was written anew, with other punctuation
-or in other words, it says nothing: what is found with it is a lower bound.
+A prompt that was written again with other punctuation or in other words has another normal form, so that what is found
+is a lower bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def normal_turns(thread: StringThread, max_turns: int | None = None) -> list[tup
 
 
 def _roles_that_count(turns: list[StringTurn]) -> tuple[str, ...]:
-    """All but system, unless nothing else stands before the first answer: then the system turn is the prompt."""
+    """All but system, unless there is no other before the first answer: then the system turn is the prompt."""
     for role, _ in turns:
         if role != "system":
             return ROLES if role == "assistant" else ROLES[1:]

@@ -1,4 +1,4 @@
-"""Pairs: what one row of a preference dataset says, as a chosen and a rejected thread."""
+"""Pairs: a row of a preference dataset as a chosen and a rejected thread."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pair_of_row(row: Any) -> Pair:
     for thread, name in ((chosen, names[0]), (rejected, names[1])):
         answer = thread.get_turns()[num_prompt_turns:]
         if not answer or answer[0].role != "assistant":
-            found = f"goes on with a {answer[0].role} turn" if answer else "ends"
+            found = f"continues with a {answer[0].role} turn" if answer else "ends"
             raise BadRow(f"{name!r} {found} after the prompt (turns: {num_prompt_turns}), where an answer is needed")
         if answer[-1].role != "assistant":
             raise BadRow(f"{name!r} ends in a {answer[-1].role} turn; an answer ends in an assistant turn")

@@ -1,4 +1,4 @@
-"""Rows: what one row of a dataset says, as a thread."""
+"""Rows: one row of a dataset as a thread."""
 
 from __future__ import annotations
 

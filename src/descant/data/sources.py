@@ -22,9 +22,9 @@ class Rows:
 
     Attributes:
         name: what messages call the source.
-        template: the place of a row; ``template % number`` is ``train.jsonl:12`` or ``train.parquet[3]``.
-        template_in_lists: the same, where the name stands above already.
-        items: each row with its number; a ``BadRow`` in place of one that cannot be read.
+        template: where a row is: ``template % number`` is ``train.jsonl:12`` or ``train.parquet[3]``.
+        template_in_lists: the same in lists of problems, which are headed by the name.
+        items: each row with its number; a ``BadRow`` for one that cannot be read.
     """
 
     name: str
@@ -77,7 +77,7 @@ def _is_dataset(source: Any) -> bool:
 
 
 def _rows_of_file(path: Path) -> Rows:
-    """Its first bytes say what a file is, whatever it is called."""
+    """The rows of a file; its first bytes decide what it is, not its name."""
     head = _first_bytes(path)
     if head.startswith(b"version https://git-lfs"):
         raise DatasetError(f"{shown(path)} is only Git LFS's pointer to the data; fetch them with: git lfs pull")

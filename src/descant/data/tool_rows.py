@@ -1,4 +1,4 @@
-"""Tools and tool calls as the rows of datasets write them."""
+"""Tool rows: tools and tool calls in the forms that datasets have."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_tools(tools: Any) -> tuple[Tool, ...]:
 
 @lru_cache(maxsize=64)
 def _tools_of_text(text: str) -> tuple[Tool, ...]:
-    """By their text, so that the rows of a dataset share the tools that they have in common."""
+    """Cached by their text, so that the rows of a dataset share equal tools."""
     tools = parsed(text, "tools")
     expect(tools, list, "tools", "a list of schemas")
     return tuple(_tool(schema, f"tools[{index}]") for index, schema in enumerate(tools))

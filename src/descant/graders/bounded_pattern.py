@@ -1,4 +1,4 @@
-"""BoundedPattern: a regular expression that cannot run for ever."""
+"""BoundedPattern: a regular expression with a time limit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from descant.errors import ConfigurationError, GradingError
 
 
 class BoundedPattern:
-    """A regular expression of the ``regex`` library with a limit of time. Other threads run while it searches.
+    """A regular expression of the ``regex`` library with a time limit. Other worker threads run while it searches.
 
-    Some patterns take exponential time on some texts; and a model may find such a text.
+    Some patterns take exponential time on some texts, and a model may write such a text.
 
     Args:
         pattern: the regular expression.
@@ -53,8 +53,8 @@ class BoundedPattern:
             try:
                 return find(text, timeout=limit, concurrent=True)
             except TimeoutError:
-                # regex counts the processor time of all threads of the process: while a model computes on eight cores,
-                # its second is over after an eighth of one. Each attempt begins anew: one that is shorter is useless.
+                # regex counts the processor time of the whole process: while a model computes on eight cores, its
+                # second is over after an eighth of one. Each attempt begins anew: a shorter one would be useless.
                 spent, left = time.monotonic() - begin, end - time.monotonic()
                 if left <= spent:
                     raise GradingError(

@@ -1,4 +1,4 @@
-"""CompletionGrader: base of the graders that look at the text of a completion and say yes or no."""
+"""CompletionGrader: base of the graders of a completion's text that pass or fail it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class CompletionGrader(BaseGrader):
 class ReferenceGrader(CompletionGrader):
     """Base of the graders that compare with ``metadata[reference_key]``.
 
-    Evaluation callbacks put the completion that a validation thread ends in there under the name ``reference``, so a
-    dataset of prompts and completions needs no more.
+    Evaluation callbacks store the completion of a validation thread there under the name ``reference``, so that a
+    dataset of prompts and completions is enough.
     """
 
     def __init__(self, grader_key: str, reference_key: str) -> None:
@@ -61,7 +61,7 @@ class ReferenceGrader(CompletionGrader):
         return reference
 
     def reference_value(self, sample: StringThread) -> Any:
-        """What stands where the reference should be, None if nothing does."""
+        """The value under the reference's key; None if there is none."""
         return sample.metadata.get(self.reference_key) if isinstance(sample.metadata, dict) else None
 
     def unusable_reference(self, sample: StringThread, needed: str) -> GradingError:

@@ -15,11 +15,11 @@ class ContainsGrader(ReferenceGrader):
     """Grade 1 if the completion contains the text, or all of several texts, else 0.
 
     Args:
-        text: what the completion must contain: a string, or several of which all are needed. None is the reference of
-            each thread, ``metadata[reference_key]``, without surrounding white space.
+        text: what the completion must contain: a string, or several, all of which are needed. None means the reference
+            of each thread, ``metadata[reference_key]``, without surrounding white space.
         grader_key: the grader's name.
-        reference_key: where the reference stands if no text is given.
-        ignore_case: take upper and lower case for the same.
+        reference_key: the reference's key in the metadata, if no text is given.
+        ignore_case: treat upper and lower case as equal.
 
     Raises:
         ConfigurationError: no text, an empty one, or something that is not a string.
@@ -39,7 +39,7 @@ class ContainsGrader(ReferenceGrader):
         self.ignore_case = ignore_case
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
-        """Whether nothing is missing; the reasoning names what is, or else what was found."""
+        """Whether nothing is missing; the reasoning names what is missing, or else what was found."""
         texts = self.texts
         if texts is None:
             texts = (self.reference_of(sample).strip(),)

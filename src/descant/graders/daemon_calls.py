@@ -1,4 +1,4 @@
-"""DaemonCalls: synchronous functions called in daemon threads, since they may never return."""
+"""DaemonCalls: calls of synchronous functions, which may never return, in daemon threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DaemonCalls:
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of ``function(*arguments)``, called in a thread with this task's context variables.
 
-        Raises whatever the function raises. An exception that would end more than the call (``SystemExit``,
+        Raises what the function raises. An exception that would end more than the call (``SystemExit``,
         ``KeyboardInterrupt``, cancellation) becomes a ``RuntimeError``.
 
         Raises:
@@ -75,7 +75,7 @@ class DaemonCalls:
         self._abandoned -= {thread for thread in [*self._abandoned] if not thread.is_alive()}
         if self.max_abandoned is not None and len(self._abandoned) > self.max_abandoned:
             raise GradingError(
-                f"{self.owner} has {len(self._abandoned)} calls that were abandoned, after a timeout say, and have not "
-                f"returned; above {self.max_abandoned} (max_concurrent) no other is started. A function that is not "
-                "async cannot be stopped from outside: give its client a timeout of its own, shorter than timeout_s"
+                f"{self.owner} has {len(self._abandoned)} calls that were abandoned, for example after a timeout, "
+                f"and have not returned; above {self.max_abandoned} (max_concurrent) no other is started. A function "
+                "that is not async cannot be stopped from outside: give its client a timeout shorter than timeout_s"
             )

@@ -11,8 +11,7 @@ from descant.threads.thread import StringThread
 class ExactMatchGrader(ReferenceGrader):
     """Grade 1 if the completion equals the reference, surrounding white space aside, else 0.
 
-    The reference is ``metadata[reference_key]``. Evaluation callbacks put the completion that a validation thread
-    ends in there under the name ``reference``, so a dataset of prompts and completions needs no more.
+    The reference is ``metadata[reference_key]``; see ``ReferenceGrader``.
 
     Raises (when grading):
         GradingError: the thread has no such reference, or does not end in an assistant turn.
@@ -22,7 +21,7 @@ class ExactMatchGrader(ReferenceGrader):
         super().__init__(grader_key, reference_key)
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str | None]:
-        """Whether they are equal; the reasoning shows both where they differ."""
+        """Whether they are equal; if not, the reasoning shows both."""
         reference = self.reference_of(sample)
         if completion.strip() == reference.strip():
             return True, None

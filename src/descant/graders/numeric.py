@@ -1,4 +1,4 @@
-"""NumericGrader: is the number that the completion ends in the right one?"""
+"""NumericGrader: is the last number of the completion the right one?"""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Number(NamedTuple):
     """A number in a text.
 
     Attributes:
-        text: as it is written.
-        value: what it is; not finite for 1/0.
+        text: the number as it is written.
+        value: its value; not finite for 1/0.
     """
 
     text: str
@@ -48,11 +48,11 @@ class NumericGrader(ReferenceGrader):
 
     Numbers may have a sign, a decimal point, commas between thousands (``1,234`` is one number), an exponent (``2e-3``,
     ``2×10^-3``) and a currency sign, and may be fractions (``3/4``, ``1 3/4``). A percent sign is not part of the
-    number: ``50%`` is 50. Digits behind a letter (``H2O``) are no number. A decimal comma and LaTeX are not understood.
+    number: ``50%`` is 50. Digits after a letter (``H2O``) are no number. LaTeX and decimal commas are not understood.
 
-    The reference is ``metadata[reference_key]``, a number or a text (a worked solution that ends in the result, say).
-    They agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times the
-    reference.
+    The reference is ``metadata[reference_key]``, a number or a text, such as a solution that ends in the result. The
+    numbers agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times
+    the reference.
 
     Raises:
         ConfigurationError: a tolerance that is negative or not finite.

@@ -16,17 +16,17 @@ from descant.threads.thread import StringThread
 class RegexGrader(CompletionGrader):
     """Grade 1 if the pattern matches somewhere in the completion, else 0.
 
-    Patterns are those of the ``regex`` library, which has all of Python's ``re`` and more. Flags go inline: ``(?i)`` at
-    the beginning ignores case, ``(?s)`` lets a dot match line ends.
+    Patterns are those of the ``regex`` library, a superset of Python's ``re``. Flags go inline: ``(?i)`` at the
+    beginning ignores case, ``(?s)`` lets a dot match line ends.
 
     Args:
         pattern: the regular expression, as a string.
         grader_key: the grader's name.
         full_match: the pattern must match the whole completion, surrounding white space aside.
-        timeout_s: seconds for one completion. Some patterns take for ever on some texts.
+        timeout_s: seconds for one completion; some patterns take exponential time on some texts.
 
     Raises:
-        ConfigurationError: a pattern that is not a regular expression, or a timeout that cannot work.
+        ConfigurationError: a pattern that is not a regular expression, or a timeout that is not positive and finite.
         GradingError (when grading): no result in time, or the thread does not end in an assistant turn.
     """
 

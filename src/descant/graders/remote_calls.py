@@ -1,4 +1,4 @@
-"""RemoteCalls: how a grader calls what lies outside of the process and may be slow, busy or down."""
+"""RemoteCalls: timeouts, retries and a concurrency limit for calls that leave the process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 MAX_BACKOFF_S = 60.0
 
-# What another attempt would not cure: descant's own errors (a grader that does not apply, a grade that is not one) and
-# mistakes in the program. Everything else is retried, also ValueError and KeyError: a judge that answered in an
+# Errors that another attempt would not cure: descant's own (a grader that does not apply, a grade that is not one) and
+# mistakes in the program. All others are retried, including ValueError and KeyError: a judge that answered in an
 # unexpected form may answer well the next time.
 NOT_RETRIED = (
     DescantError,
@@ -36,24 +36,24 @@ NOT_RETRIED = (
 
 
 class RemoteCalls:
-    """A limit of calls at the same time, a timeout for each attempt, and retries with growing pauses.
+    """A concurrency limit, a timeout for each attempt, and retries with growing pauses.
 
     >>> calls = RemoteCalls(timeout_s=30.0)
     >>> answer = await calls.run(lambda: client.post(url, json=question))  # doctest: +SKIP
 
     Pauses double from attempt to attempt, up to a minute, and up to half of each is random, so that callers that failed
-    together do not return together (exponential backoff with equal jitter; M. Brooker, "Exponential Backoff And
+    together do not retry together (exponential backoff with equal jitter; M. Brooker, "Exponential Backoff And
     Jitter", AWS Architecture Blog, 2015).
 
     Not retried are descant's own errors (``IgnoreGradeException``, ``GradingError``, ...) and mistakes in the program:
     ``ArithmeticError``, ``AssertionError``, ``AttributeError``, ``ImportError``, ``MemoryError``, ``NameError``,
     ``NotImplementedError``, ``RecursionError``, ``SyntaxError``, ``TypeError``. A call that knows that another attempt
-    is useless (a wrong key, say) raises a ``GradingError``.
+    is useless (because of a wrong key, for example) raises a ``GradingError``.
 
     Args:
-        timeout_s: seconds for one attempt, its wait for a place not included; None is no timeout.
+        timeout_s: seconds for one attempt, without its wait for others to complete; None is no timeout.
         max_attempts: attempts in all; 1 is no retry.
-        max_concurrent: attempts at the same time on one event loop, pauses not included; None is no limit.
+        max_concurrent: attempts in flight on one event loop; pauses do not count. None is no limit.
         backoff_s: the longest first pause in seconds.
 
     Raises:
@@ -78,11 +78,11 @@ class RemoteCalls:
         self._random = random.Random()  # jitter must not draw from the generator that the user may have seeded
 
     async def run(self, make_call: Callable[[], Awaitable[T]]) -> T:
-        """What the awaitable that ``make_call()`` returns gives; each attempt calls ``make_call`` again.
+        """The result of awaiting ``make_call()``; each attempt calls it again.
 
         Raises:
             TimeoutError: the last attempt took longer than ``timeout_s``.
-            Exception: whatever else the last attempt raised, as it is, with a note on the number of attempts.
+            Exception: what the last attempt raised, as it is, with a note on the number of attempts.
         """
         if self.max_attempts == 1:
             return await self._attempt(make_call)
