@@ -57,9 +57,7 @@ class Table:
         rows = list(rows)
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise ConfigurationError(
-                    f"row {number} (from 0) is {quoted(row)}; a dict from column to cell is needed"
-                )
+                raise ConfigurationError(f"row {number} (from 0) is {quoted(row)}; a dict of cells is needed")
         headers = list(dict.fromkeys(header for row in rows for header in row))
         return cls(headers, [[row.get(header) for header in headers] for row in rows])
 

@@ -152,14 +152,11 @@ def _text(path: Path, unpack: bool) -> str:
     chunks: list[bytes] = []
     try:
         with _open(path, unpack) as stream:
-            while chunk := stream.read1(1 << 16):
-                chunks.append(chunk)
+            chunks.extend(iter(lambda: stream.read1(1 << 16), b""))
     except _GZIP_ERRORS as error:
         raise _bad_gzip(path, f"after {sum(map(len, chunks)):,} bytes of text", error) from None
-    data = b"".join(chunks)
-    chunks.clear()
     try:
-        return data.decode("utf-8-sig")
+        return b"".join(chunks).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{shown(path)}, line {error.object.count(10, 0, error.start) + 1}", error) from None
 

@@ -6,12 +6,10 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import Any
 
 from descant.errors import GradingError
-
-Outcome = tuple[Any, BaseException | None]  # as a value: a future cannot hold a StopIteration
 
 
 class DaemonCalls:
@@ -41,35 +39,28 @@ class DaemonCalls:
             GradingError: too many abandoned calls hang.
         """
         self._check_abandoned()
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Outcome] = loop.create_future()
+        future: Future[Any] = Future()
         context = contextvars.copy_context()
 
-        def settle(result: Any, error: BaseException | None) -> None:
-            if not outcome.done():
-                outcome.set_result((result, error))
-
         def call() -> None:
-            result, error = None, None
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                result = context.run(function, *arguments)
-            except BaseException as raised:
-                error = raised
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(settle, result, error)
+                future.set_result(context.run(function, *arguments))
+            except BaseException as error:
+                if not isinstance(error, Exception) or isinstance(error, StopIteration):
+                    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+                    wrapped.__cause__ = error
+                    error = wrapped
+                future.set_exception(error)
 
         thread = threading.Thread(target=call, name="descant-grader", daemon=True)
         thread.start()
         try:
-            result, error = await outcome
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             self._abandoned.add(thread)
             raise
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
-            raise error
-        if error is not None:
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        return result
 
     def _check_abandoned(self) -> None:
         self._abandoned -= {thread for thread in [*self._abandoned] if not thread.is_alive()}

@@ -32,12 +32,7 @@ _EXACT = Context(prec=60, traps=[])  # decimal, since 0.4 is 0.1 from 0.3; witho
 
 
 class Number(NamedTuple):
-    """A number in a text.
-
-    Attributes:
-        text: the number as it is written.
-        value: its value; not finite for 1/0.
-    """
+    """A number in a text: as it is written, and its value, which is not finite for 1/0."""
 
     text: str
     value: Decimal

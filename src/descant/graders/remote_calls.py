@@ -7,8 +7,6 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-
 from descant.arguments import check_finite_number, check_whole_number
 from descant.errors import DescantError, IgnoreGradeException
 from descant.graders.concurrency_limit import ConcurrencyLimit
@@ -84,24 +82,19 @@ class RemoteCalls:
             TimeoutError: the last attempt took longer than ``timeout_s``.
             Exception: what the last attempt raised, as it is, with a note on the number of attempts.
         """
-        if self.max_attempts == 1:
-            return await self._attempt(make_call)
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.max_attempts),
-            wait=self._pause_s,
-            retry=retry_if_exception(_is_worth_another_attempt),
-            reraise=True,
-        )
-        try:
-            result: T = await retrying(self._attempt, make_call)
-        except IgnoreGradeException:
-            raise
-        except Exception as error:
-            num_attempts = retrying.statistics["attempt_number"]
-            reason = "" if _is_worth_another_attempt(error) else f"; a {type(error).__name__} is not retried"
-            error.add_note(f"given up after {num_attempts} of {self.max_attempts} attempts{reason}")
-            raise
-        return result
+        for number in range(1, self.max_attempts + 1):
+            try:
+                return await self._attempt(make_call)
+            except IgnoreGradeException:
+                raise
+            except Exception as error:
+                if isinstance(error, NOT_RETRIED) or number == self.max_attempts:
+                    reason = f"; a {type(error).__name__} is not retried" if isinstance(error, NOT_RETRIED) else ""
+                    if self.max_attempts > 1:
+                        error.add_note(f"given up after {number} of {self.max_attempts} attempts{reason}")
+                    raise
+            await asyncio.sleep(self._pause_s(number))
+        raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, make_call: Callable[[], Awaitable[T]]) -> T:
         async with self._limit.hold():
@@ -113,10 +106,6 @@ class RemoteCalls:
                     raise  # the call's own
                 raise TimeoutError(f"no answer within {self.timeout_s:g} s (timeout_s)") from error
 
-    def _pause_s(self, state: RetryCallState) -> float:
-        longest = min(MAX_BACKOFF_S, self.backoff_s * 2.0 ** min(state.attempt_number - 1, 64))
+    def _pause_s(self, attempt: int) -> float:
+        longest = min(MAX_BACKOFF_S, self.backoff_s * 2.0 ** min(attempt - 1, 64))
         return longest * self._random.uniform(0.5, 1.0)
-
-
-def _is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, Exception) and not isinstance(error, NOT_RETRIED)

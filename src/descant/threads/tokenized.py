@@ -63,7 +63,7 @@ class TokenizedThread:
         return self.spans[-1].content_end - self.spans[-1].start if self.spans else 0
 
     def token_weights(self) -> list[float]:
-        """One loss weight per token: that of its turn, end-of-turn token included; 0 outside of turns and at position 0.
+        """One loss weight per token: that of its turn and end-of-turn token; 0 outside of turns and at position 0.
 
         The first token of a sequence is never predicted, so it cannot be trained.
         """
