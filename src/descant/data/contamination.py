@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from descant.data.normal_form import normal_turns, prompts_of
 from descant.errors import ConfigurationError
@@ -11,6 +12,7 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 _NUM_EXAMPLES = 3
+_Prompt = tuple[str, int, StringThread, int]  # set, number of the thread in it, thread, number of turns
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,21 @@ def find_contamination(
     for name, threads in (("training_set", training_set), *validation_sets.items()):
         if not isinstance(threads, Iterable):
             raise ConfigurationError(f"{name} is a {type(threads).__name__}; it must be a list of threads")
-    index = _Index(validation_sets)
+    index, num_prompts = _index(validation_sets)
+    found: dict[str, dict[int, ContaminationExample]] = {name: {} for name in validation_sets}
     for position, thread in enumerate(training_set):
         _check_thread(thread, "training_set", position)
-        index.look_up(thread, position)
-    return [found for name in validation_sets if (found := index.result(name)).examples]
+        for num_turns, hashed in prompts_of(thread):
+            for name, number, validation, num_held in index.get(hashed, ()):
+                known = found[name].get(number)
+                if known is not None and known.is_exact:
+                    continue
+                trained, prompt = thread.first_turns(num_turns), validation.first_turns(num_held)
+                is_exact = _turns(trained) == _turns(prompt)
+                if is_exact or (known is None and normal_turns(trained) == normal_turns(prompt)):
+                    sources = (validation.source or f"{name}[{number}]", thread.source or f"training_set[{position}]")
+                    found[name][number] = ContaminationExample(*sources, prompt.last_content(), is_exact)
+    return [_summary(name, num_prompts[name], examples) for name, examples in found.items() if examples]
 
 
 def _check_thread(thread: object, name: str, position: int) -> None:
@@ -99,56 +111,25 @@ def _check_thread(thread: object, name: str, position: int) -> None:
         raise ConfigurationError(f"{name}[{position}] is a {type(thread).__name__}, not a StringThread{advice}")
 
 
-@dataclass
-class _Held:
-    """A validation thread, and the sources of training threads with one of its prompts, each with its last turn."""
+def _index(validation_sets: Mapping[str, Iterable[StringThread]]) -> tuple[dict[int, list[_Prompt]], Counter[str]]:
+    """The prompts of all sets by the hash of their normal form, and how many threads of each set have one."""
+    index: dict[int, list[_Prompt]] = {}
+    num_prompts: Counter[str] = Counter()
+    for name, threads in validation_sets.items():
+        for number, thread in enumerate(threads):
+            _check_thread(thread, f"validation_sets[{name!r}]", number)
+            prompts = list(prompts_of(thread, len(thread.messages())))
+            num_prompts[name] += bool(prompts)
+            for num_turns, hashed in prompts:
+                index.setdefault(hashed, []).append((name, number, thread, num_turns))
+    return index, num_prompts
 
-    source: str
-    exactly: list[tuple[str, str]] = field(default_factory=list)
-    nearly: list[tuple[str, str]] = field(default_factory=list)
 
-
-class _Index:
-    """The prompts of validation threads by the hash of their normal form."""
-
-    def __init__(self, validation_sets: Mapping[str, Iterable[StringThread]]) -> None:
-        self.by_set: dict[str, list[_Held]] = {}
-        self.by_hash: dict[int, list[tuple[_Held, StringThread, int]]] = {}
-        for name, threads in validation_sets.items():
-            self.by_set[name] = []
-            for position, thread in enumerate(threads):
-                _check_thread(thread, f"validation_sets[{name!r}]", position)
-                held = _Held(thread.source or f"{name}[{position}]")
-                prompts = list(prompts_of(thread, len(thread.messages())))
-                self.by_set[name] += [held] * bool(prompts)
-                for num_turns, hashed in prompts:
-                    self.by_hash.setdefault(hashed, []).append((held, thread, num_turns))
-
-    def look_up(self, thread: StringThread, position: int) -> None:
-        """Records the validation threads that have a prompt which this training thread answers."""
-        for num_turns, hashed in prompts_of(thread):
-            if hashed not in self.by_hash:
-                continue
-            trained = thread.first_turns(num_turns)
-            for held, validation, num_held in self.by_hash[hashed]:
-                prompt = validation.first_turns(num_held)
-                if not held.exactly and _turns(trained) == _turns(prompt):
-                    same = held.exactly
-                elif not (held.exactly or held.nearly) and normal_turns(trained) == normal_turns(prompt):
-                    same = held.nearly
-                else:
-                    continue
-                same.append((thread.source or f"training_set[{position}]", prompt.last_content()))
-
-    def result(self, name: str) -> Contamination:
-        threads = self.by_set[name]
-        exact = [held for held in threads if held.exactly]
-        nearly = [held for held in threads if held.nearly and not held.exactly]
-        examples = tuple(
-            ContaminationExample(held.source, *(held.exactly or held.nearly)[0], bool(held.exactly))
-            for held in (*exact, *nearly)[:_NUM_EXAMPLES]
-        )
-        return Contamination(name, len(threads), len(exact), len(nearly), examples)
+def _summary(name: str, num_prompts: int, examples: dict[int, ContaminationExample]) -> Contamination:
+    in_order = sorted(examples.items(), key=lambda item: (not item[1].is_exact, item[0]))
+    num_exact = sum(example.is_exact for example in examples.values())
+    shown = tuple(example for _, example in in_order[:_NUM_EXAMPLES])
+    return Contamination(name, num_prompts, num_exact, len(examples) - num_exact, shown)
 
 
 def _turns(thread: StringThread) -> object:
