@@ -8,8 +8,6 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
-# What a model wrote, or a file holds
-
 
 def printable(text: str, max_length: int | None = None) -> str:
     """``text`` on one line, cut to ``max_length`` characters, with control and format characters escaped.
@@ -52,9 +50,6 @@ def _escape(character: str) -> str:
     return character
 
 
-# Names
-
-
 def shown(path: Path) -> str:
     """A path as it is, unless it has something that a terminal would obey: then its ``repr``."""
     return str(path) if str(path).isprintable() else repr(str(path))
@@ -71,9 +66,6 @@ def shortened(name: str, max_bytes: int) -> str:
 def with_hash(name: str, key: str) -> str:
     """The name, a dash, and 12 digits of a hash of the key that it was made from."""
     return f"{name}-{hashlib.sha256(key.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
-
-
-# Numbers
 
 
 def figure(value: float) -> str:

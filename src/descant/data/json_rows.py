@@ -45,7 +45,6 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     Raises:
         DatasetError: the file is not UTF-8, or its gzip data are damaged.
     """
-    decoder = Decoder()
     number = 0
     try:
         # The buffer is for GzipFile, whose own lines cost a call of Python each.
@@ -56,7 +55,7 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
                 except UnicodeDecodeError as error:
                     raise _not_utf8(f"{shown(path)}, line {number}", error) from None
                 if line and not line.isspace():
-                    yield number, _row_of_line(decoder, line, is_last=not raw.endswith(b"\n"))
+                    yield number, _row_of_line(line, is_last=not raw.endswith(b"\n"))
     except _GZIP_ERRORS as error:
         where = f"after line {number}" if number else "among its first lines"  # as near as the buffer lets us see
         raise _bad_gzip(path, where, error) from None
@@ -69,12 +68,11 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         DatasetError: the file is not UTF-8 or not JSON, or its gzip data are damaged.
     """
     text = _text(path, unpack)
-    decoder = Decoder()
     position = _after_space(text, _after_space(text, 0) + 1)
     number, separator = 0, text[position : position + 1]
     while separator != "]":
         try:
-            row, position = decoder.decode_at(text, position)
+            row, position = _row_at(text, position)
         except json.JSONDecodeError as error:
             raise _bad_list(path, f"in row [{number}]", error) from None
         except (ValueError, RecursionError) as error:
@@ -93,43 +91,44 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         raise _bad_list(path, "after the list", json.JSONDecodeError("Extra data", text, position))
 
 
-class Decoder:
-    """A JSON decoder that reports repeated keys of an object, of which Python's decoder keeps the last."""
+def decoded(text: str) -> Any:
+    """The value of a JSON text.
 
-    def __init__(self) -> None:
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
-        self._repeated: str | None = None
+    Raises:
+        BadRow: an object has a key twice, of which Python's decoder would keep the last.
+        ValueError, RecursionError: it is not JSON that can be read.
+    """
+    return _DECODER.decode(text)
 
-    def decode(self, text: str) -> Any:
-        """The value that ``text`` is, or a ``BadRow`` if it repeats a key."""
-        self._repeated = None
-        return self._checked(self._decoder.decode(text))
 
-    def decode_at(self, text: str, position: int) -> tuple[Any, int]:
-        """The value that begins at ``position``, or a ``BadRow``, and where it ends."""
-        self._repeated = None
-        value, end = self._decoder.raw_decode(text, position)
-        return self._checked(value), end
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        ((repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise BadRow(f"the key {quoted(repeated)} stands twice in one object; keep one of them")
+    return row
 
-    def _checked(self, value: Any) -> Any:
-        if self._repeated is None:
-            return value
-        return BadRow(f"the key {quoted(self._repeated)} stands twice in one object; keep one of them")
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) != len(pairs):
-            ((self._repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
-        return row
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _row_at(text: str, position: int) -> tuple[Any, int]:
+    """The row that begins at a position, or a ``BadRow``, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, position)
+    except BadRow as error:
+        return error, json.JSONDecoder().raw_decode(text, position)[1]
 
 
 def _open(path: Path, unpack: bool) -> io.BufferedReader | gzip.GzipFile:
     return gzip.GzipFile(path) if unpack else path.open("rb")
 
 
-def _row_of_line(decoder: Decoder, line: str, *, is_last: bool) -> Any:
+def _row_of_line(line: str, *, is_last: bool) -> Any:
     try:
-        return decoder.decode(line.strip())
+        return decoded(line.strip())
+    except BadRow as error:
+        return error
     except json.JSONDecodeError as error:
         if _ended_early(error) and is_last:
             advice = "; the file ends within this line, so it seems to be cut off"

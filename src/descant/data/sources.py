@@ -48,7 +48,8 @@ def rows_of(source: Any) -> Rows:
                 f"this {type(source).__name__} has the splits {', '.join(map(repr, splits))}; pass one of them, "
                 f"as dataset[{splits[0]!r}]"
             )
-        if any(isinstance(source.get(name), list) and _is_column(source[name]) for name in CONVERSATION_COLUMNS):
+        values = [source.get(name) for name in CONVERSATION_COLUMNS]
+        if any(isinstance(each, list) and each and not isinstance(each[0], dict) for each in values):
             raise ConfigurationError(
                 "the source is a dict of columns, as dataset[:2] gives; pass dataset.select(range(2)), or a list of "
                 "rows"
@@ -64,11 +65,6 @@ def rows_of(source: Any) -> Rows:
             "or an iterable of rows"
         )
     return Rows("the iterable", "rows[%d]", "rows[%d]", enumerate(source))
-
-
-def _is_column(values: list[Any]) -> bool:
-    """Whether these are a column of texts or conversations, rather than the messages of one."""
-    return bool(values) and not isinstance(values[0], dict)
 
 
 def _is_dataset(source: Any) -> bool:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from descant.data.bad_row import BadRow, expect
-from descant.data.json_rows import Decoder
+from descant.data.json_rows import decoded
 from descant.errors import ConfigurationError
 from descant.text import quoted
 from descant.threads.tools import Tool, ToolCall
@@ -21,12 +21,11 @@ def parsed(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        read = Decoder().decode(value)
+        return decoded(value)
+    except BadRow as error:
+        raise BadRow(f"{place}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{place} is text that is not JSON: {error}") from None
-    if isinstance(read, BadRow):
-        raise BadRow(f"{place}: {read}")
-    return read
 
 
 def read_tools(tools: Any) -> tuple[Tool, ...]:

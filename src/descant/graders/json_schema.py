@@ -71,11 +71,10 @@ class JSONSchemaGrader(CompletionGrader):
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether the schema allows it; the reasoning is the first violation with its path."""
-        reason = None
+        fenced = _FENCED.fullmatch(completion.strip())
+        text, reason = fenced[2] if fenced else completion.strip(), None
         try:
-            instance = json.loads(
-                _without_fence(completion.strip()), parse_constant=_refuse_constant, parse_float=_finite_float
-            )
+            instance = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
             num_levels = _num_levels(instance)
             if num_levels > MAX_LEVELS:
                 raise OverflowError("nested too deeply")
@@ -118,11 +117,6 @@ def _num_levels(value: Any) -> int:
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
         level, num_levels = [value for values in inner for value in values], num_levels + 1
     return num_levels
-
-
-def _without_fence(text: str) -> str:
-    fenced = _FENCED.fullmatch(text)
-    return fenced[2] if fenced else text
 
 
 def _refuse_constant(name: str) -> NoReturn:
