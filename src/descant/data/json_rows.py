@@ -91,16 +91,6 @@ def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
         raise _bad_list(path, "after the list", json.JSONDecodeError("Extra data", text, position))
 
 
-def decoded(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        BadRow: an object has a key twice, of which Python's decoder would keep the last.
-        ValueError, RecursionError: it is not JSON that can be read.
-    """
-    return _DECODER.decode(text)
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
@@ -109,13 +99,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""Raises a ``BadRow`` for a repeated key, of which Python's decoder would keep the last value."""
 
 
 def _row_at(text: str, position: int) -> tuple[Any, int]:
     """The row that begins at a position, or a ``BadRow``, and where it ends."""
     try:
-        return _DECODER.raw_decode(text, position)
+        return DECODER.raw_decode(text, position)
     except BadRow as error:
         return error, json.JSONDecoder().raw_decode(text, position)[1]
 
@@ -126,7 +117,7 @@ def _open(path: Path, unpack: bool) -> io.BufferedReader | gzip.GzipFile:
 
 def _row_of_line(line: str, *, is_last: bool) -> Any:
     try:
-        return decoded(line.strip())
+        return DECODER.decode(line.strip())
     except BadRow as error:
         return error
     except json.JSONDecodeError as error:

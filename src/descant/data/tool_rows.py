@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from descant.data.bad_row import BadRow, expect
-from descant.data.json_rows import decoded
+from descant.data.json_rows import DECODER
 from descant.errors import ConfigurationError
 from descant.text import quoted
 from descant.threads.tools import Tool, ToolCall
@@ -21,7 +21,7 @@ def parsed(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return decoded(value)
+        return DECODER.decode(value)
     except BadRow as error:
         raise BadRow(f"{place}: {error}") from None
     except (ValueError, RecursionError) as error:

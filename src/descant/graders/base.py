@@ -137,7 +137,7 @@ class BaseGrader(ABC):
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
         scope = current_scope()
-        return self._logs if scope is None else scope.entries(self)
+        return self._logs if scope is None else scope[self]
 
 
 class _FunctionGrader(BaseGrader):

@@ -9,15 +9,11 @@ from contextvars import ContextVar
 from typing import Any
 
 
-class LogScope:
-    """The log entries of every grader that is used inside the scope."""
+class LogScope(defaultdict[object, list[dict[str, Any]]]):
+    """The log entries of every grader that is used inside the scope, by grader."""
 
     def __init__(self) -> None:
-        self._entries: defaultdict[object, list[dict[str, Any]]] = defaultdict(list)
-
-    def entries(self, grader: object) -> list[dict[str, Any]]:
-        """The entries of one grader in this scope: the list itself, to append to or clear."""
-        return self._entries[grader]
+        super().__init__(list)
 
 
 _current_scope: ContextVar[LogScope | None] = ContextVar("descant_log_scope", default=None)
