@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from descant.data.normal_form import normal_turns, prompts_of
+from descant.data.pairs import same_turns
 from descant.errors import ConfigurationError
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -98,7 +99,7 @@ def find_contamination(
                 if known is not None and known.is_exact:
                     continue
                 trained, prompt = thread.first_turns(num_turns), validation.first_turns(num_held)
-                is_exact = _turns(trained) == _turns(prompt)
+                is_exact = same_turns(trained, prompt)
                 if is_exact or (known is None and normal_turns(trained) == normal_turns(prompt)):
                     sources = (validation.source or f"{name}[{number}]", thread.source or f"training_set[{position}]")
                     found[name][number] = ContaminationExample(*sources, prompt.last_content(), is_exact)
@@ -130,7 +131,3 @@ def _summary(name: str, num_prompts: int, examples: dict[int, ContaminationExamp
     num_exact = sum(example.is_exact for example in examples.values())
     shown = tuple(example for _, example in in_order[:_NUM_EXAMPLES])
     return Contamination(name, num_prompts, num_exact, len(examples) - num_exact, shown)
-
-
-def _turns(thread: StringThread) -> object:
-    return thread.get_turns(), thread.get_tool_calls()

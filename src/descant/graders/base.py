@@ -133,7 +133,13 @@ class BaseGrader(ABC):
             ConfigurationError: not a function of one thread, or a number that cannot work.
             GradingError (when grading): no grade was returned, or too many abandoned calls have not ended.
         """
-        return _FunctionGrader(grader_key, function, timeout_s, max_attempts, max_concurrent)
+        _check_function(grader_key, function)
+        call = getattr(function, "__call__", None)  # noqa: B004 - of an object, it may be async
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+        if max_concurrent is None and not is_async:
+            max_concurrent = MAX_CONCURRENT_THREADS
+        calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
+        return _FunctionGrader(grader_key, function, is_async, calls)
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
         scope = current_scope()
@@ -141,24 +147,12 @@ class BaseGrader(ABC):
 
 
 class _FunctionGrader(BaseGrader):
-    def __init__(
-        self,
-        grader_key: str,
-        function: GradeFunction,
-        timeout_s: float | None,
-        max_attempts: int,
-        max_concurrent: int | None,
-    ) -> None:
+    def __init__(self, grader_key: str, function: GradeFunction, is_async: bool, calls: RemoteCalls) -> None:
         super().__init__(grader_key)
-        _check_function(grader_key, function)
         self.function = function
-        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
-        )
-        if max_concurrent is None and not self._is_async:
-            max_concurrent = MAX_CONCURRENT_THREADS
-        self._calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
-        self._daemon_calls = DaemonCalls(f"grader {grader_key!r}", max_concurrent)
+        self._is_async = is_async
+        self._calls = calls
+        self._daemon_calls = DaemonCalls(f"grader {grader_key!r}", calls.max_concurrent)
 
     async def grade(self, sample: StringThread) -> Grade:
         grade = checked_grade(await self._calls.run(lambda: self._call(sample)), self.grader_key)

@@ -61,6 +61,7 @@ class CombinedGrader(BaseGrader):
     ) -> None:
         super().__init__(grader_key)
         self.graders = _checked_graders(grader_key, graders)
+        self._keys = [child.grader_key for child in self.graders]
         if aggregation_method not in get_args(AggregationMethod):
             raise ConfigurationError(f"aggregation_method={aggregation_method!r} must be 'mean' or 'sum'")
         self.aggregation_method = aggregation_method
@@ -110,10 +111,6 @@ class CombinedGrader(BaseGrader):
         super().clear_logs()
         for child in self.graders:
             child.clear_logs()
-
-    @property
-    def _keys(self) -> list[str]:
-        return [child.grader_key for child in self.graders]
 
     def _combined(self, results: Sequence[Grade | Exception]) -> float:
         children = list(zip(self._keys, self.weights, results, strict=True))

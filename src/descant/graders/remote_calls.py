@@ -71,6 +71,7 @@ class RemoteCalls:
         check_finite_number("backoff_s", backoff_s, least=0)
         self.timeout_s = timeout_s
         self.max_attempts = max_attempts
+        self.max_concurrent = max_concurrent
         self.backoff_s = backoff_s
         self._limit = ConcurrencyLimit(max_concurrent)
         self._random = random.Random()  # jitter must not draw from the generator that the user may have seeded
