@@ -8,6 +8,8 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode's control, format and separator characters
+
 
 def printable(text: str, max_length: int | None = None) -> str:
     """``text`` on one line, cut to ``max_length`` characters, with control and format characters escaped.
@@ -16,7 +18,10 @@ def printable(text: str, max_length: int | None = None) -> str:
     text, are shown as what they are.
     """
     text = text if max_length is None else cut(text, max_length)
-    return "".join(_escape(character) for character in text)
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _ESCAPED else character
+        for character in text
+    )
 
 
 def cut(text: str, max_length: int = 200) -> str:
@@ -42,12 +47,6 @@ def cell_text(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return figure(value)
     return str(value) or "''"
-
-
-def _escape(character: str) -> str:
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character
 
 
 def shown(path: Path) -> str:

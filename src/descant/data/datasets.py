@@ -84,8 +84,7 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
         except (BadRow, ConfigurationError) as error:
             problems.append((rows.template_in_lists % number, str(error)))
         except (RecursionError, TypeError, ValueError) as error:  # nested too deeply, or values that JSON does not have
-            deep = isinstance(error, RecursionError)
-            reason = "it is nested too deeply" if deep else f"{error}; values must be such as JSON has"
+            reason = "nested too deeply" if isinstance(error, RecursionError) else f"{error}; JSON has no such values"
             problems.append((rows.template_in_lists % number, f"cannot be read: {reason}"))
     num_rows = len(loaded) + len(problems)
     if num_rows == 0:

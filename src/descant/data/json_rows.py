@@ -152,8 +152,7 @@ def _text(path: Path, unpack: bool) -> str:
 
 
 def _after_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position
+    return match.end() if (match := _SPACE.match(text, position)) else position
 
 
 def _not_utf8(place: str, error: UnicodeDecodeError) -> DatasetError:

@@ -45,12 +45,10 @@ class ContainsGrader(ReferenceGrader):
             texts = (self.reference_of(sample).strip(),)
             if not texts[0]:
                 raise self.unusable_reference(sample, "a string that is not empty")
-        if missing := [text for text in texts if self._folded(text) not in self._folded(completion)]:
+        fold = str.casefold if self.ignore_case else str
+        if missing := [text for text in texts if fold(text) not in fold(completion)]:
             return False, f"does not contain {', '.join(quoted(text, SHOWN_LENGTH) for text in missing)}"
         return True, f"contains {', '.join(quoted(text, SHOWN_LENGTH) for text in texts)}"
-
-    def _folded(self, text: str) -> str:
-        return text.casefold() if self.ignore_case else text
 
 
 def _checked_texts(text: object) -> tuple[str, ...]:

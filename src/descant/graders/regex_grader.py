@@ -39,7 +39,7 @@ class RegexGrader(CompletionGrader):
                 f"pattern={pattern!r} must be a string; flags of a compiled pattern go inline, such as (?i)"
             )
         check_finite_number("timeout_s", timeout_s, above=0)
-        self.pattern = BoundedPattern(pattern, timeout_s)
+        self.pattern = BoundedPattern(pattern, timeout_s, full_match)
         self.full_match = full_match
         self._limit = ConcurrencyLimit(MAX_CONCURRENT_THREADS)
         self._calls = DaemonCalls(f"grader {grader_key!r}")
@@ -48,10 +48,7 @@ class RegexGrader(CompletionGrader):
         """Whether there is a match; the reasoning shows it."""
         pattern = f"'{cut(self.pattern.pattern)}'"  # not its repr, which would double every backslash
         async with self._limit.hold():
-            if self.full_match:
-                match = await self._calls.run(self.pattern.full_match, completion.strip())
-            else:
-                match = await self._calls.run(self.pattern.search, completion)
+            match = await self._calls.run(self.pattern.search, completion.strip() if self.full_match else completion)
         if match is None:
             return False, f"{pattern} does not match{' the whole completion' if self.full_match else ''}"
         return True, f"{pattern} matches {quoted(match.group(), SHOWN_LENGTH)}"
