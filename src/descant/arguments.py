@@ -64,7 +64,7 @@ _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 def check_whole_number(name: str, value: Any, *, least: int = 1, or_none: bool = False) -> None:
     """Raises ConfigurationError if the value is not a whole number of at least ``least``; a bool is not one.
 
-    None is one if ``or_none``.
+    None is allowed if ``or_none``.
     """
     if value is None and or_none:
         return
@@ -73,11 +73,11 @@ def check_whole_number(name: str, value: Any, *, least: int = 1, or_none: bool =
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}{alternative}")
 
 
-def check_finite_number(name: str, value: Any, *, least: float | None = None) -> None:
-    """Raises ConfigurationError if the value is not a finite number (of at least ``least``). A bool is not one."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not is_number or (least is not None and value < least):
+def check_finite_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
+    """Raises ConfigurationError unless the value is a finite number, of at least ``least``, above ``above``."""
+    if not is_finite_number(value) or (least is not None and value < least) or (above is not None and value <= above):
         limit = "" if least is None else f" of at least {least:g}"
+        limit += "" if above is None else f" above {above:g}"
         raise ConfigurationError(f"{name}={value!r} must be a finite number{limit}")
 
 
@@ -87,13 +87,8 @@ def check_text(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name}={value!r} must be a string that is not empty")
 
 
-def as_path(path: str | os.PathLike[str]) -> str:
-    """A directory or hub id as it was given, with ``~`` expanded."""
-    return os.path.expanduser(os.fspath(path))
-
-
 def is_finite_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a number that a float can hold, neither NaN nor infinite; a bool is none."""
+    """Whether the value is a number that a float can hold, neither NaN nor infinite; a bool is not one."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
@@ -130,3 +125,8 @@ def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]
             hint = f"did you mean {close[0]!r}?" if close else f"arguments are {', '.join(known)}"
             hint = _SAID_ELSEWHERE.get(name, hint)
             raise ConfigurationError(f"{function} has no argument {name!r}; {hint}")
+
+
+def as_path(path: str | os.PathLike[str]) -> str:
+    """A directory or hub id as it was given, with ``~`` expanded."""
+    return os.path.expanduser(os.fspath(path))

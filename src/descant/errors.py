@@ -5,11 +5,12 @@
     ├── DatasetError       (also a ValueError)   a file or a thread cannot be used
     ├── RenderError        (also a ValueError)   the chat template cannot render or locate a thread
     ├── ModelLoadError                           a model or tokenizer cannot be loaded
-    ├── RequestError                             one request to an engine failed; others go on
+    ├── RequestError                             one request to an engine failed; others are unaffected
     │   ├── SequenceTooLongError                 it does not fit the model or the batch budget
     │   ├── NoTrainedTokensError                 nothing in it carries weight
     │   └── NonFiniteSequenceError               its log-probabilities are NaN or infinite
     ├── WeightsError                             weights that are not there, or do not fit the model
+    ├── WorkerDied                               the process that evaluates has ended while it worked
     ├── NonFiniteError                           NaN or infinity in a loss or gradient
     ├── GradingError                             a grader returned something that is not a grade
     ├── IgnoreGradeException                     a grader does not apply to a thread, which is no failure
@@ -39,13 +40,10 @@ class DatasetError(DescantError, ValueError):
     ``problems`` holds every reason as ``(place, reason)``; the message shows the first ten.
     """
 
-    NUM_SHOWN = 10
-
-    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = (), num_shown: int = 10) -> None:
         self.problems = tuple(problems)
-        lines = [f"  {place}: {reason}" for place, reason in self.problems[: self.NUM_SHOWN]]
-        if len(self.problems) > self.NUM_SHOWN:
-            lines.append(f"  ... and {len(self.problems) - self.NUM_SHOWN} more")
+        lines = [f"  {place}: {reason}" for place, reason in self.problems[:num_shown]]
+        lines += [f"  ... and {len(self.problems) - num_shown} more"] * (len(self.problems) > num_shown)
         super().__init__("\n".join([message, *lines]))
 
 
@@ -78,7 +76,7 @@ class WeightsError(DescantError):
 
 
 class WorkerDied(DescantError):
-    """The process that evaluates has ended in the middle of its work, with how; it is started anew for the next."""
+    """The process that evaluates has ended while it worked; the message says how. It is restarted for the next work."""
 
 
 class NonFiniteError(DescantError):
@@ -92,7 +90,7 @@ class GradingError(DescantError):
 class IgnoreGradeException(DescantError):
     """Raised by a grader that does not apply to a thread. It is not a failure: the thread is left out of the mean.
 
-    Whoever grades counts such threads apart from failures.
+    Such threads are counted apart from failures.
 
     Args:
         message: why the grader does not apply.
@@ -107,8 +105,8 @@ class ObserverError(DescantError):
 
 
 class CallbackError(DescantError):
-    """A callback failed under ``strict=True`` or ``on_error="raise"`` (``__cause__`` is its own exception), or goes on
-    after its time was up."""
+    """A callback failed under ``strict=True`` or ``on_error="raise"`` (``__cause__`` is its own exception), or ran
+    on when its time was up."""
 
 
 class RunLogError(DescantError):

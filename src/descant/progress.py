@@ -1,4 +1,4 @@
-"""Progress: how far a run is, as an exact rational."""
+"""Progress: completed over planned steps, as an exact rational."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def exact_fraction(value: float | Fraction | str) -> Fraction:
 
 
 def planned_steps(epochs: float | Fraction, num_samples: int, samples_per_batch: int) -> int:
-    """Steps that a run makes: ``ceil(epochs * num_samples / samples_per_batch)``, in exact arithmetic."""
+    """The number of steps of a run: ``ceil(epochs * num_samples / samples_per_batch)``, in exact arithmetic."""
     return ceil(exact_fraction(epochs) * num_samples / samples_per_batch)
 
 

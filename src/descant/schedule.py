@@ -1,4 +1,4 @@
-"""Schedules: when something is due, as small frozen objects in exact arithmetic."""
+"""Schedules: when a callback is due, as small frozen objects in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from descant.progress import Progress, exact_fraction
 
 
 class Schedule(ABC):
-    """Answers only *when*; schedules are joined with ``|``, and a step that several of them name is one call.
+    """When a callback is due. Schedules are joined with ``|``; a step at which several are due is one call.
 
     Made by ``every``, ``every_steps``, ``every_minutes`` and ``at``.
 
@@ -23,8 +23,8 @@ class Schedule(ABC):
     """
 
     @abstractmethod
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether a boundary lies in (before, after]: a jump over several is one call, and none is repeated."""
+    def num_passed(self, progress: Progress) -> int:
+        """How many boundaries lie in (0, progress]."""
 
     @abstractmethod
     def due_steps(self, num_steps: int) -> list[int]:
@@ -34,20 +34,24 @@ class Schedule(ABC):
     def __str__(self) -> str:
         """When, in words."""
 
-    @property
-    def period_s(self) -> float | None:
-        """Seconds between those times that only the clock knows; None if ``due_steps`` is all."""
-        return None
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether ``due_steps`` is all: a schedule by the clock is known only when its time has come."""
-        return self.period_s is None
+    def crossed(self, before: Progress, after: Progress) -> bool:
+        """Whether a boundary lies in (before, after]: a jump over several is one call, and none is repeated."""
+        return self.num_passed(after) > self.num_passed(before)
 
     @property
     def follows_progress(self) -> bool:
         """Whether the progress of the run alone decides, without steps or seconds."""
         return False
+
+    @property
+    def period_s(self) -> float | None:
+        """Seconds between the calls that come by the clock; None if ``due_steps`` has all calls."""
+        return None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether ``due_steps`` has all calls: those by the clock are known only when they come."""
+        return self.period_s is None
 
     def plan(self, num_steps: int) -> Plan:
         """When it is due in a run of ``num_steps`` steps, to print."""
@@ -105,19 +109,16 @@ class Plan:
         return f"{name}{self.schedule}: {self.num_calls} call{plural}, {where}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Every(Schedule):
     """Due at the first step whose progress reaches k * fraction, for k = 1, 2, ... while that is at most 1."""
 
     fraction: Fraction
+    follows_progress = True
 
-    def boundaries_passed(self, progress: Progress) -> int:
-        """How many boundaries lie in (0, progress]. Integers only: nothing can drift."""
+    def num_passed(self, progress: Progress) -> int:
+        """How many multiples have been reached. Integers only: nothing can drift."""
         return (progress.step * self.fraction.denominator) // (progress.num_steps * self.fraction.numerator)
-
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether the number of boundaries passed has grown."""
-        return self.boundaries_passed(after) > self.boundaries_passed(before)
 
     def due_steps(self, num_steps: int) -> list[int]:
         """Every step at which it is due; boundaries on one step are merged.
@@ -126,32 +127,24 @@ class Every(Schedule):
         [3, 5, 8, 10]
         """
         num_boundaries = int(1 / self.fraction)
-        if num_boundaries >= num_steps:  # at least one boundary in every step: do not list a million of them
-            return [
-                step
-                for step in range(1, num_steps + 1)
-                if self.crossed(Progress(step - 1, num_steps), Progress(step, num_steps))
-            ]
-        return sorted({ceil(k * self.fraction * num_steps) for k in range(1, num_boundaries + 1)})
-
-    @property
-    def follows_progress(self) -> bool:
-        """It does."""
-        return True
+        if num_boundaries < num_steps:
+            return sorted({ceil(k * self.fraction * num_steps) for k in range(1, num_boundaries + 1)})
+        passed = [self.num_passed(Progress(step, num_steps)) for step in range(num_steps + 1)]
+        return [step for step in range(1, num_steps + 1) if passed[step] > passed[step - 1]]
 
     def __str__(self) -> str:
         return f"every {_percent(self.fraction)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EverySteps(Schedule):
     """Due after every so many steps."""
 
     interval: int
 
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether a multiple of the interval has been reached."""
-        return after.step // self.interval > before.step // self.interval
+    def num_passed(self, progress: Progress) -> int:
+        """How many intervals have been completed."""
+        return progress.step // self.interval
 
     def due_steps(self, num_steps: int) -> list[int]:
         """The multiples of the interval."""
@@ -161,23 +154,22 @@ class EverySteps(Schedule):
         return "every step" if self.interval == 1 else f"every {self.interval} steps"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EveryMinutes(Schedule):
     """Due at the first step that ends at or after k * minutes since the start of the run, for k = 1, 2, ..."""
 
     minutes: Fraction
 
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether another interval of wall time has passed."""
-        interval_s = float(self.minutes * 60)
-        return after.elapsed_s // interval_s > before.elapsed_s // interval_s
+    def num_passed(self, progress: Progress) -> int:
+        """How many intervals of wall time have passed."""
+        return int(progress.elapsed_s // self.period_s)
 
     def due_steps(self, num_steps: int) -> list[int]:
         """None that are known before the run."""
         return []
 
     @property
-    def period_s(self) -> float | None:
+    def period_s(self) -> float:
         """The interval."""
         return float(self.minutes * 60)
 
@@ -185,38 +177,34 @@ class EveryMinutes(Schedule):
         return f"every {float(self.minutes):g} min"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class At(Schedule):
     """Due at the first step whose progress reaches a point, for each of the points."""
 
     points: tuple[Fraction, ...]
+    follows_progress = True
 
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether a point lies in (before, after]."""
-        return any(before.fraction < point <= after.fraction for point in self.points)
+    def num_passed(self, progress: Progress) -> int:
+        """How many points have been reached."""
+        return sum(point <= progress.fraction for point in self.points)
 
     def due_steps(self, num_steps: int) -> list[int]:
         """One step for each point; points on one step are merged."""
         return sorted({ceil(point * num_steps) for point in self.points})
 
-    @property
-    def follows_progress(self) -> bool:
-        """It does."""
-        return True
-
     def __str__(self) -> str:
         return f"at {', '.join(map(_percent, self.points))}" if self.points else "never"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Either(Schedule):
     """Due when any of its parts is."""
 
     parts: tuple[Schedule, ...]
 
-    def crossed(self, before: Progress, after: Progress) -> bool:
-        """Whether any part has crossed a boundary."""
-        return any(part.crossed(before, after) for part in self.parts)
+    def num_passed(self, progress: Progress) -> int:
+        """How many boundaries of all parts have been passed."""
+        return sum(part.num_passed(progress) for part in self.parts)
 
     def due_steps(self, num_steps: int) -> list[int]:
         """The steps of all parts, each once."""
@@ -238,7 +226,7 @@ class Either(Schedule):
 
 
 NEVER = At(())
-"""The schedule of what runs for other reasons than the time."""
+"""The schedule of callbacks that do not run by time, but for another reason."""
 
 
 def every(frequency: float | Fraction | str) -> Every:

@@ -1,4 +1,4 @@
-"""Seeds: independent streams of random numbers named by what they are for."""
+"""Seeds: independent streams of random numbers, named by their purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries of numbers, with the divisor of every standard deviation stated."""
+"""Statistics: means, standard deviations (each with its divisor), standard errors and pass@k."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def summarize_scores(scores: Sequence[float], groups: Sequence[Hashable] | None 
     """``score/mean``, ``score/std``, ``score/min``, ``score/max``, ``score/count`` and ``score/stderr``.
 
     The standard deviation is the sample's (divisor n - 1), and 0 for one score. ``score/stderr`` is the standard error
-    of the mean, see ``standard_error``; it is left out where it is unknown. Without scores there is only
+    of the mean, see ``standard_error``; it is left out if it is unknown. Without scores there is only
     ``score/count`` = 0: a mean of nothing is not a number.
 
     Args:
         scores: all scores.
-        groups: what each score is of (its prompt, say); by default each is of its own.
+        groups: the group of each score, such as its prompt; by default each is its own group.
     """
     if not scores:
         return {"score/count": 0}
@@ -34,7 +34,7 @@ def summarize_scores(scores: Sequence[float], groups: Sequence[Hashable] | None 
 
 def summarize_lengths(lengths: Sequence[int], groups: Sequence[Hashable] | None = None) -> dict[str, float]:
     """``generation_length_mean``, ``generation_length_std`` (population standard deviation, divisor n) and
-    ``generation_length_stderr`` (standard error of the mean, where it is known), in tokens; empty without lengths."""
+    ``generation_length_stderr`` (standard error of the mean, if it is known), in tokens; empty without lengths."""
     if not lengths:
         return {}
     error = standard_error(lengths, groups)

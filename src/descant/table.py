@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Self
 
 from descant.errors import ConfigurationError
+from descant.text import quoted
 
 
 class Table:
@@ -15,7 +16,7 @@ class Table:
     >>> table.add_row(["2+2=", "4"])["response"]
     ['4']
 
-    A column named ``example_id`` identifies a row across the run; without it the position does.
+    A column ``example_id`` identifies a row across the run; without one, its position does.
 
     Raises:
         ConfigurationError: a column name that is not text or occurs twice, or a row that has not one cell per column.
@@ -56,7 +57,7 @@ class Table:
         rows = list(rows)
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise ConfigurationError(f"row {number} (from 0) is {row!r:.60}; a dict from column to cell is needed")
+                raise ConfigurationError(f"row {number} (from 0) is {quoted(row)}; a dict of cells is needed")
         headers = list(dict.fromkeys(header for row in rows for header in row))
         return cls(headers, [[row.get(header) for header in headers] for row in rows])
 
@@ -68,7 +69,7 @@ class Table:
         """
         if isinstance(row, str | bytes | Mapping) or not isinstance(row, Sized):
             hint = "; Table.from_dicts takes dictionaries" if isinstance(row, Mapping) else ""
-            raise ConfigurationError(f"row {len(self)} (from 0) is {row!r:.60}; a list of its cells is needed{hint}")
+            raise ConfigurationError(f"row {len(self)} (from 0) is {quoted(row)}; a list of its cells is needed{hint}")
         if len(row) != len(self.headers):
             raise ConfigurationError(
                 f"row {len(self)} (from 0) has {len(row)} cells and does not fit the {len(self.headers)} columns "
@@ -131,5 +132,5 @@ class Table:
 
 def _cells(header: str, values: Any) -> list[Any]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ConfigurationError(f"column {header!r} is {values!r:.60}; a list of its cells is needed")
+        raise ConfigurationError(f"column {header!r} is {quoted(values)}; a list of its cells is needed")
     return list(values)

@@ -1,4 +1,4 @@
-"""Text and names from outside, made harmless before they are shown or handed on."""
+"""Text for people: what comes from outside made harmless and short, numbers and seconds made readable."""
 
 from __future__ import annotations
 
@@ -10,16 +10,50 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode's control, format and separator characters
+
 
 def printable(text: str, max_length: int | None = None) -> str:
-    """``text`` on one line, with control and format characters escaped, cut to ``max_length`` characters.
+    """``text`` on one line, cut to ``max_length`` characters, with control and format characters escaped.
 
     Escape sequences that would colour, clear or retitle a terminal, and characters that reverse the direction of
     text, are shown as what they are.
     """
-    if max_length is not None and len(text) > max_length:
-        text = text[: max_length - 1] + "…"
-    return "".join(_escape(character) for character in text)
+    text = text if max_length is None else cut(text, max_length)
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _ESCAPED else character
+        for character in text
+    )
+
+
+def cut(text: str, max_length: int = 200) -> str:
+    """``text`` with an ellipsis for what is beyond ``max_length`` characters."""
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
+def quoted(value: Any, max_length: int = 60) -> str:
+    """``repr(value)``, which escapes what a terminal would obey, cut to about ``max_length`` characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= max_length else f"{value[: max_length - 1]!r}…"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
+    return cut(text if text.isprintable() else repr(text)[1:-1], max_length)
+
+
+def cell_text(value: Any) -> str:
+    """A cell of a sample table: nothing for None, ``figure`` for numbers, and quotes for a text that is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return figure(value)
+    return str(value) or "''"
+
+
+def shown(path: Path) -> str:
+    """A path as it is, unless it has something that a terminal would obey: then its ``repr``."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def shortened(name: str, max_bytes: int) -> str:
@@ -31,31 +65,8 @@ def shortened(name: str, max_bytes: int) -> str:
 
 
 def with_hash(name: str, key: str) -> str:
-    """The name and behind it a hash of the key that it was made from, 13 characters in all."""
+    """The name, a dash, and 12 digits of a hash of the key that it was made from."""
     return f"{name}-{hashlib.sha256(key.encode('utf-8', 'backslashreplace')).hexdigest()[:12]}"
-
-
-def _escape(character: str) -> str:
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character
-
-
-def shown(path: Path) -> str:
-    """A path as messages show it: as it is, unless it has something that a terminal would obey."""
-    return str(path) if str(path).isprintable() else repr(str(path))
-
-
-def quoted(value: Any, max_length: int = 60) -> str:
-    """``repr(value)``, which escapes what a terminal would obey, cut to about ``max_length`` characters."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= max_length else f"{value[: max_length - 1]!r}…"
-    try:
-        text = repr(value)
-    except RecursionError:
-        return f"a {type(value).__name__} that is nested too deeply"
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def figure(value: float) -> str:
@@ -65,15 +76,6 @@ def figure(value: float) -> str:
     if isfinite(value) and value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-
-
-def cell_text(value: Any) -> str:
-    """A cell of a sample table: nothing for None, and quotes for a text that is empty."""
-    if value is None:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return figure(value)
-    return str(value) or "''"
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ class Uninitialised(RecipeCallback):
 
 
 TRAINER = {
-    "lr": ({"lr": -1}, r"lr=-1 must be a finite number at least 0"),
+    "lr": ({"lr": -1}, r"lr=-1 must be a finite number of at least 0"),
     "lr text": ({"lr": "fast"}, r"lr='fast' must be a finite number"),
     "epochs": ({"epochs": 0}, r"epochs=0 must be a finite number above 0"),
     "epochs nan": ({"epochs": float("nan")}, r"epochs=nan must be a finite number above 0"),

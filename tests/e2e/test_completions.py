@@ -283,8 +283,8 @@ async def test_prompts_that_are_trained_on_are_reported_at_the_start(qwen3_dir, 
         with pytest.raises(ConfigurationError, match=r"contamination='off' must be one of 'warn', 'error', 'ignore'"):
             trainer("wrong", contamination="off")
     finding = (
-        "validation, loss: 1 of 6 prompts also stand in the training set (1 exactly, 0 but for case, space, "
-        "punctuation and system turns); first: "
+        "validation, loss: 1 of 6 prompts also stand in the training set (1 exactly, 0 but for case, space "
+        "and system turns); first: "
     )
     warned, ignored = (
         query(tmp_path / name, "SELECT source, message FROM events WHERE kind = 'contamination'")

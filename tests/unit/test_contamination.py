@@ -20,7 +20,7 @@ def found(training, validation):
 
 
 def test_what_is_reported():
-    training = [thread("25+60=", source="train.jsonl:17"), thread("What is  it?"), thread("25+60=", source="later")]
+    training = [thread("25+60=", source="train.jsonl:17"), thread("What is  it"), thread("25+60=", source="later")]
     sets = {
         "clean": [thread("x")],
         "validation": [thread("1+1="), thread("what is it", source="v.jsonl:2"), StringThread().user("25+60=")],
@@ -33,8 +33,8 @@ def test_what_is_reported():
         ("v.jsonl:2", "training_set[1]", "what is it", False),
     ]
     assert report.describe() == (
-        "validation: 2 of 3 prompts also stand in the training set (1 exactly, 1 but for case, space, punctuation and "
-        "system turns); first: validation[2] = train.jsonl:17 '25+60=', v.jsonl:2 ≈ training_set[1] 'what is it'"
+        "validation: 2 of 3 prompts also stand in the training set (1 exactly, 1 but for case, space and system "
+        "turns); first: validation[2] = train.jsonl:17 '25+60=', v.jsonl:2 ≈ training_set[1] 'what is it'"
     )
 
 
@@ -50,39 +50,32 @@ def test_at_most_three_examples_which_are_short_and_harmless():
 SAME = {
     "case": ("What Is It", "what is it"),
     "space": ("a \t b\n", "a b"),
-    "punctuation": ('"Well, well!"', "well well"),
-    "hyphens": ("well-known", "well known"),
-    "typographic": ("«Who’s there?»", "who's there"),
     "compatibility": ("ﬁve ＝ ５", "five = 5"),
     "sharp s": ("STRASSE", "straße"),
-    "sums with spaces": ("3 - 2", "3-2"),
-    "letters with spaces": ("x * y + z", "x*y+z"),
-    "a question about a sum": ("What is 2+2?", "what is 2+2"),
-    "an exclamation": ("Hello, world!", "hello world"),
-    "quotes": ("“quoted”", '"quoted"'),
-    "dashes": ("a word — another", "a word another"),
-    "minus signs": ("5 − 3", "5-3"),
+    "no break": ("a\u00a0b", "a b"),
+    "space alone": (" ", "\n\n"),
 }
 DIFFERENT = {
     "plus": ("1+23=", "12+3="),
     "equals": ("a = b", "a b"),
     "operators": ("6/2", "6*2"),
-    "operators with spaces": ("6 / 2", "6 - 2"),
     "decimals": ("1.5", "15"),
     "currency": ("$5", "5"),
     "accents": ("café", "cafe"),
     "words": ("a b", "ab"),
     "a leading minus": ("-5+3=", "5+3="),
-    "operators of letters": ("x*y", "x/y"),
     "a difference of letters": ("x - y", "x y"),
     "names": ("C#", "C"),
     "factorials": ("What is n!", "What is n"),
-    "factorials of numbers": ("10!", "10"),
     "unequal": ("a != b", "a = b"),
     "brackets": ("2*(3+4)", "2*3+4"),
     "points": (".5", "5"),
-    "other punctuation": ("?", "!"),
+    "only punctuation": ("?", "!"),
+    "a sentence with other punctuation": ("What is 2+2?", "What is 2+2"),
+    "a sum with space": ("3 - 2", "3-2"),
+    "other quotes": ("“quoted”", '"quoted"'),
 }
+"""The last three are the same to people: what is found is a lower bound."""
 
 
 @pytest.mark.parametrize("case", SAME)
@@ -97,9 +90,7 @@ def test_prompts_that_differ(case):
     assert found([thread(left)], [thread(right)]) == (0, 0)
 
 
-def test_prompts_of_which_nothing_is_left_match_only_as_they_are():
-    assert found([thread("?"), thread("...")], [thread("!")]) == (0, 0)
-    assert found([thread("?")], [thread("?"), thread("!")]) == (1, 0)
+def test_answers_without_a_prompt_have_nothing_in_common():
     assert found([StringThread().assistant("a")], [StringThread().assistant("b")]) == (0, 0)
 
 
@@ -123,7 +114,7 @@ def test_system_turns_are_left_out_when_normalised():
 
 def test_a_system_turn_before_the_first_answer_is_the_prompt():
     story = StringThread().system("Write of a cat.").assistant("a")
-    assert found([story], [StringThread().system("write of a cat").assistant("b")]) == (0, 1)
+    assert found([story], [StringThread().system("write of  a CAT.").assistant("b")]) == (0, 1)
     assert found([story], [StringThread().system("Write of a dog.").assistant("a")]) == (0, 0)
 
 
@@ -175,6 +166,5 @@ def test_exact_matches_are_those_that_comparing_all_finds(training, validation):
 
 @given(st.text())
 def test_changes_of_form_are_always_found(text):
-    changed = f"  ({text})\n"
-    once = found([thread(text)], [thread(changed)])
-    assert once in ((0, 1), (1, 0)) or not any(character.isalnum() for character in text)
+    changed = "".join(f" {character}\n" if character == " " else character for character in f" {text}\n")
+    assert found([thread(text)], [thread(changed)]) == found([thread(changed)], [thread(text)]) == (0, 1)

@@ -79,7 +79,7 @@ BROKEN = {
     "no answer": ({"chosen": [user("x"), assistant("a")], "rejected": [user("x")]}, "'rejected' ends after the prompt"),
     "user": (
         {"chosen": [user("x"), user("y")], "rejected": [user("x"), assistant("a")]},
-        r"'chosen' goes on with a user turn after the prompt \(turns: 1\), where an answer is needed",
+        r"'chosen' continues with a user turn after the prompt \(turns: 1\), where an answer is needed",
     ),
     "ends in user": (
         {"chosen": [user("x"), assistant("a"), user("y")], "rejected": [user("x"), assistant("b")]},
@@ -185,7 +185,7 @@ def test_a_split_is_the_same_everywhere_and_another_with_another_seed():
 def test_threads_that_begin_alike_stay_together_whatever_else_they_have():
     plain, other = thread("x"), StringThread().user("y").assistant("a").user("x").assistant("b")
     same = StringThread([("user", "x"), ("assistant", "z")], {"id": 1})
-    alike = [plain, same, plain.with_tools(Tool("f")), thread(" X?"), thread("x").user("more").assistant("b")]
+    alike = [plain, same, plain.with_tools(Tool("f")), thread(" X"), thread("x").user("more").assistant("b")]
     alike.append(StringThread().system("s").user("x").assistant("c"))
     for rows in (alike, [(row.assistant("a"), row.assistant("b")) for row in alike]):
         rest = other if rows is alike else (other, other.assistant("c"))

@@ -1,5 +1,8 @@
 import asyncio
+import contextvars
 import functools
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,8 +12,8 @@ from descant import BaseGrader, ExactMatchGrader, Grade, StringThread
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import grade_many
 from descant.graders.combined_grader import CombinedGrader
-from descant.graders.daemon_pool import DaemonPool
-from descant.graders.daemon_threads import DaemonThreads
+from descant.graders.concurrency_limit import ConcurrencyLimit
+from descant.graders.daemon_calls import DaemonCalls
 from descant.graders.log_scope import log_scope
 
 THREAD = StringThread([("user", "q"), ("assistant", "four")], {"reference": "four"})
@@ -209,25 +212,46 @@ def test_ignoring_says_why():
     assert str(IgnoreGradeException("no tools in this thread")) == "no tools in this thread"
 
 
-async def test_abandoned_calls_keep_their_thread_but_not_their_place():
-    pool, release = DaemonPool("grader 'x'", max_concurrent=2), threading.Event()
-    started = [asyncio.Event() for _ in range(2)]
+async def test_abandoned_calls_keep_their_thread_but_count_no_longer_as_concurrent():
+    release = threading.Event()
+    started = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
-    def hang(event):
-        loop.call_soon_threadsafe(event.set)
-        release.wait()
+    def grade(thread):
+        if thread is THREAD:
+            loop.call_soon_threadsafe(started.put_nowait, threading.get_ident())
+            release.wait()
+        return threading.get_ident()
 
-    hanging = [asyncio.ensure_future(pool.run(hang, event)) for event in started]
-    waiting = asyncio.ensure_future(pool.run(threading.get_ident))
-    for event in started:
-        await event.wait()
+    grader = BaseGrader.from_function("x", grade, max_concurrent=2)
+    hanging = [asyncio.ensure_future(grader.grade(THREAD)) for _ in range(2)]
+    waiting = asyncio.ensure_future(grader.grade(StringThread().user("other")))
+    hung = {await started.get(), await started.get()}
     await asyncio.sleep(0)
-    assert not waiting.done()  # both places are taken
+    assert not waiting.done()  # both calls are in flight
     for task in hanging:
         task.cancel()
-    assert await waiting != threading.get_ident()
+    assert (await waiting).value not in hung
     release.set()
+
+
+async def test_calls_see_the_context_of_their_task():
+    variable = contextvars.ContextVar("variable", default="outside")
+    variable.set("inside")
+    assert await DaemonCalls("grader 'x'").run(variable.get) == "inside"
+
+
+def test_a_call_that_hangs_does_not_keep_the_process_alive():
+    code = """
+import asyncio, time
+from descant import BaseGrader, StringThread
+grader = BaseGrader.from_function("hangs", lambda thread: time.sleep(10**6), timeout_s=0.01)
+try:
+    asyncio.run(grader.grade(StringThread().user("q").assistant("a")))
+except TimeoutError:
+    print("ended")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300).stdout == "ended\n"
 
 
 async def test_calls_that_hang_are_bounded_and_those_beyond_fail_at_once():
@@ -246,9 +270,9 @@ async def test_calls_that_hang_are_bounded_and_those_beyond_fail_at_once():
         await grader.grade(THREAD)
     assert (await BaseGrader.from_function("other", len, max_concurrent=1).grade(THREAD)).value == 2
     release.set()
-    while grader._pool._running:
-        await asyncio.sleep(0)
-    assert await grader._pool.run(len, THREAD) == 2  # once they have returned, calls start again
+    for thread in [*grader._daemon_calls._abandoned]:
+        thread.join()
+    assert (await grader.grade(THREAD)).value == 1.0  # once they have returned, calls start again
 
 
 async def cancel_and_wait(_):
@@ -295,21 +319,16 @@ async def test_a_cancellation_from_outside_passes_whatever_the_judge_does_with_i
             await grading
 
 
-async def test_threads_are_used_again(monkeypatch):
-    monkeypatch.setattr("descant.graders.daemon_pool.DAEMON_THREADS", own := DaemonThreads())
-    pool = DaemonPool("grader 'x'")
-    threads = {await pool.run(threading.current_thread)}
-    while not own._num_free:  # the thread is on its way back
-        await asyncio.sleep(0)
-    threads.add(await pool.run(threading.current_thread))
-    assert len(threads) == 1
+def test_limits_serve_one_event_loop_after_another():
+    limit = ConcurrencyLimit(1)
 
+    async def use(number):
+        async with limit.hold():
+            await asyncio.sleep(0)
+        return number
 
-def test_places_serve_one_event_loop_after_another():
-    pool = DaemonPool("grader 'x'", max_concurrent=1)
+    async def use_many():
+        return await asyncio.gather(*map(use, range(3)))
 
-    async def use():
-        return await asyncio.gather(*(pool.run(lambda: 1) for _ in range(3)))
-
-    assert asyncio.run(use()) == asyncio.run(use()) == [1, 1, 1]
-    assert len(pool._places._semaphores) == 1  # that of the closed loop is gone
+    assert asyncio.run(use_many()) == asyncio.run(use_many()) == [0, 1, 2]
+    assert len(limit._semaphores) == 1  # that of the closed loop is gone

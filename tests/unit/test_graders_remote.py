@@ -287,12 +287,8 @@ def test_one_object_serves_several_event_loops():
 def test_pauses_double_up_to_a_minute_and_leave_the_global_generator_alone():
     calls, state = RemoteCalls(backoff_s=0.5), random.getstate()
 
-    class State:
-        def __init__(self, attempt_number):
-            self.attempt_number = attempt_number
-
     for number, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (8, MAX_BACKOFF_S), (10**6, MAX_BACKOFF_S)):
-        pauses = [calls._pause_s(State(number)) for _ in range(50)]
+        pauses = [calls._pause_s(number) for _ in range(50)]
         assert all(longest / 2 <= pause <= longest for pause in pauses)
         assert len(set(pauses)) > 1
     assert random.getstate() == state

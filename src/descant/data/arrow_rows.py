@@ -66,7 +66,7 @@ def dataset_rows(dataset: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _without_format(dataset: Any) -> Any:
-    """The dataset without arrays, tensors or frames in place of Python's values; transforms and columns stay."""
+    """The dataset with plain values in place of arrays, tensors or frames; transforms and columns stay."""
     form = getattr(dataset, "format", None)
     if form is None:  # an IterableDataset, whose transforms are no format
         return dataset.with_format(None)
@@ -99,7 +99,7 @@ def _row_of_slice(batch: Any) -> Any:
 def _without_filling(row: dict[str, Any]) -> dict[str, Any]:
     """A row without the nulls with which Arrow fills the keys that other rows have and this one does not.
 
-    Only tools and calls need it: elsewhere in a message, a null counts as absent anyway.
+    Only tools and calls need it: in the rest of a message, a null counts as absent anyway.
     """
     for name in CONVERSATION_COLUMNS:
         value = row.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from types import UnionType
 from typing import Any
 
 from descant.text import quoted
@@ -13,6 +14,12 @@ class BadRow(Exception):
     """Why a row cannot be used."""
 
 
+def expect(value: Any, kind: type | UnionType, place: str, what: str) -> None:
+    """Raises a ``BadRow`` if the value at this place is not of this kind, ``what`` in words."""
+    if not isinstance(value, kind):
+        raise BadRow(f"{place} is {type_of(value)}, not {what}")
+
+
 def listed(columns: Iterable[str]) -> str:
     """The names of columns or keys, at most a dozen of them."""
     names = [quoted(name, 40) for name in columns]
@@ -20,7 +27,7 @@ def listed(columns: Iterable[str]) -> str:
 
 
 def type_of(value: Any) -> str:
-    """What a value is, in the words of JSON where JSON has it."""
+    """The type of a value, in the words of JSON if JSON has it."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     if value is None:
         return "a JSON null"

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from descant.data.normal_form import normal_turns, prompts_of
+from descant.data.pairs import same_turns
 from descant.errors import ConfigurationError
 from descant.text import quoted
 from descant.threads.thread import StringThread
 
 _NUM_EXAMPLES = 3
+_Prompt = tuple[str, int, StringThread, int]  # set, number of the thread in it, thread, number of turns
 
 
 @dataclass(frozen=True)
 class ContaminationExample:
-    """A prompt of a validation set and one in the training set that is the same.
+    """One prompt that is in both a validation set and the training set.
 
     Attributes:
-        validation: the place of the one.
-        training: the place of the other, the first if there are several.
-        text: the last turn of that prompt.
-        is_exact: False if they differ in case, space, punctuation or system turns.
+        validation: the source of the validation thread.
+        training: the source of the training thread, the first if there are several.
+        text: the last turn of the prompt.
+        is_exact: False if they differ in case, space or system turns.
     """
 
     validation: str
@@ -32,13 +35,13 @@ class ContaminationExample:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What a validation set has in common with the training set.
+    """The prompts that a validation set has in common with the training set.
 
     Attributes:
         name: of the validation set.
         num_prompts: threads that have a prompt; one with several prompts counts once.
-        num_exact: how many of them have a prompt that stands in the training set as it is.
-        num_normalised: how many more have one that stands there but for case, space, punctuation and system turns.
+        num_exact: how many of them have a prompt that is in the training set as it is.
+        num_normalised: how many more have one that is there except for case, space and system turns.
         examples: the first few.
     """
 
@@ -56,28 +59,24 @@ class Contamination:
         )
         return (
             f"{self.name}: {self.num_exact + self.num_normalised} of {self.num_prompts} prompts also stand in the "
-            f"training set ({self.num_exact} exactly, {self.num_normalised} but for case, space, punctuation and "
-            f"system turns); first: {shown}"
+            f"training set ({self.num_exact} exactly, {self.num_normalised} but for case, space and system "
+            f"turns); first: {shown}"
         )
 
 
 def find_contamination(
     training_set: Iterable[StringThread], validation_sets: Mapping[str, Iterable[StringThread]]
 ) -> list[Contamination]:
-    """The validation sets of which prompts stand in the training set, too; none for those that have no such prompt.
+    """The validation sets with prompts that are also in the training set.
 
     The prompts of a thread are the turns before each assistant turn that carries weight; of a validation thread, also
-    ``thread.messages()``, which it may be prompted with. Prompts are compared as they are, and normalised:
+    ``thread.messages()``, with which it may be prompted. Prompts are compared as they are, and normalised: in Unicode's
+    compatibility form (NFKC), case folded, each white space as one space, without ids of tool calls, and without system
+    turns unless there are no others before the first answer.
 
-    - Unicode's compatibility form (NFKC), case folded; white space as one space, and none around operators.
-    - System turns are left out, unless nothing but them stands before the first answer. So are the ids of tool calls.
-    - Sentence punctuation is a space: ``. , ; : ? ! " ' ( ) [ ] { } -``, and all that is not ASCII. It stays where it
-      calculates: between digits (``1.5``); a dash between or a minus before numbers, single letters and brackets
-      (``x-y``, ``-5``); ``!`` after a number or a single letter (``n!``) or before ``=``; a point before a digit.
-      Other punctuation (``# % & * / @ \\ _``) and symbols (``+``, ``=``, ``$``) always stay, and so does a turn that is
-      nothing but punctuation.
+    What is found is a lower bound: a prompt in other words, or with other punctuation, is another prompt.
 
-    It takes time in proportion to the training set, and memory to the validation sets.
+    Time is proportional to the training set, memory to the validation sets.
 
     Raises:
         ConfigurationError: ``validation_sets`` is not a mapping of names, or a set has something that is no thread.
@@ -90,11 +89,21 @@ def find_contamination(
     for name, threads in (("training_set", training_set), *validation_sets.items()):
         if not isinstance(threads, Iterable):
             raise ConfigurationError(f"{name} is a {type(threads).__name__}; it must be a list of threads")
-    index = _Index(validation_sets)
+    index, num_prompts = _index(validation_sets)
+    found: dict[str, dict[int, ContaminationExample]] = {name: {} for name in validation_sets}
     for position, thread in enumerate(training_set):
         _check_thread(thread, "training_set", position)
-        index.look_up(thread, position)
-    return [found for name in validation_sets if (found := index.result(name)).examples]
+        for num_turns, hashed in prompts_of(thread):
+            for name, number, validation, num_held in index.get(hashed, ()):
+                known = found[name].get(number)
+                if known is not None and known.is_exact:
+                    continue
+                trained, prompt = thread.first_turns(num_turns), validation.first_turns(num_held)
+                is_exact = same_turns(trained, prompt)
+                if is_exact or (known is None and normal_turns(trained) == normal_turns(prompt)):
+                    sources = (validation.source or f"{name}[{number}]", thread.source or f"training_set[{position}]")
+                    found[name][number] = ContaminationExample(*sources, prompt.last_content(), is_exact)
+    return [_summary(name, num_prompts[name], examples) for name, examples in found.items() if examples]
 
 
 def _check_thread(thread: object, name: str, position: int) -> None:
@@ -103,57 +112,22 @@ def _check_thread(thread: object, name: str, position: int) -> None:
         raise ConfigurationError(f"{name}[{position}] is a {type(thread).__name__}, not a StringThread{advice}")
 
 
-@dataclass
-class _Held:
-    """A validation thread, and where the training set has one of its prompts, with the last turn of that prompt."""
-
-    place: str
-    exactly: list[tuple[str, str]] = field(default_factory=list)
-    nearly: list[tuple[str, str]] = field(default_factory=list)
-
-
-class _Index:
-    """The prompts of validation threads by the hash of what they are normalised to."""
-
-    def __init__(self, validation_sets: Mapping[str, Iterable[StringThread]]) -> None:
-        self.by_set: dict[str, list[_Held]] = {}
-        self.by_hash: dict[int, list[tuple[_Held, StringThread, int]]] = {}
-        for name, threads in validation_sets.items():
-            self.by_set[name] = []
-            for position, thread in enumerate(threads):
-                _check_thread(thread, f"validation_sets[{name!r}]", position)
-                held = _Held(thread.source or f"{name}[{position}]")
-                prompts = list(prompts_of(thread, len(thread.messages())))
-                self.by_set[name] += [held] * bool(prompts)
-                for num_turns, hashed in prompts:
-                    self.by_hash.setdefault(hashed, []).append((held, thread, num_turns))
-
-    def look_up(self, thread: StringThread, position: int) -> None:
-        """Notes the validation threads of which this training thread answers a prompt."""
-        for num_turns, hashed in prompts_of(thread):
-            if hashed not in self.by_hash:
-                continue
-            trained = thread.first_turns(num_turns)
-            for held, validation, num_held in self.by_hash[hashed]:
-                prompt = validation.first_turns(num_held)
-                if not held.exactly and _turns(trained) == _turns(prompt):
-                    same = held.exactly
-                elif not (held.exactly or held.nearly) and normal_turns(trained) == normal_turns(prompt):
-                    same = held.nearly
-                else:
-                    continue
-                same.append((thread.source or f"training_set[{position}]", prompt.last_content()))
-
-    def result(self, name: str) -> Contamination:
-        threads = self.by_set[name]
-        exact = [held for held in threads if held.exactly]
-        nearly = [held for held in threads if held.nearly and not held.exactly]
-        examples = tuple(
-            ContaminationExample(held.place, *(held.exactly or held.nearly)[0], bool(held.exactly))
-            for held in (*exact, *nearly)[:_NUM_EXAMPLES]
-        )
-        return Contamination(name, len(threads), len(exact), len(nearly), examples)
+def _index(validation_sets: Mapping[str, Iterable[StringThread]]) -> tuple[dict[int, list[_Prompt]], Counter[str]]:
+    """The prompts of all sets by the hash of their normal form, and how many threads of each set have one."""
+    index: dict[int, list[_Prompt]] = {}
+    num_prompts: Counter[str] = Counter()
+    for name, threads in validation_sets.items():
+        for number, thread in enumerate(threads):
+            _check_thread(thread, f"validation_sets[{name!r}]", number)
+            prompts = list(prompts_of(thread, len(thread.messages())))
+            num_prompts[name] += bool(prompts)
+            for num_turns, hashed in prompts:
+                index.setdefault(hashed, []).append((name, number, thread, num_turns))
+    return index, num_prompts
 
 
-def _turns(thread: StringThread) -> object:
-    return thread.get_turns(), thread.get_tool_calls()
+def _summary(name: str, num_prompts: int, examples: dict[int, ContaminationExample]) -> Contamination:
+    in_order = sorted(examples.items(), key=lambda item: (not item[1].is_exact, item[0]))
+    num_exact = sum(example.is_exact for example in examples.values())
+    shown = tuple(example for _, example in in_order[:_NUM_EXAMPLES])
+    return Contamination(name, num_prompts, num_exact, len(examples) - num_exact, shown)

@@ -1,4 +1,4 @@
-"""Reading datasets: every bad row is named, by place and reason, before anything is trained."""
+"""Reading datasets: every bad row is reported, with place and reason, before training starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 _T = TypeVar("_T")
-_NUM_SHOWN = 3
 
 
 def load_threads(
@@ -27,24 +26,24 @@ def load_threads(
     A row has one of these forms; all others of its columns become the thread's metadata, and those of a column
     ``metadata`` that is an object.
 
-    - ``messages``: a list of ``{"role", "content"}``. Beside them, ``weights`` may give one number for each.
+    - ``messages``: a list of ``{"role", "content"}``. A column ``weights`` may give one number for each.
     - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in
       the prompt weigh 0.
-    - ``conversations``: ShareGPT's list of ``{"from", "value"}``; a column ``system`` may stand beside it.
+    - ``conversations``: ShareGPT's list of ``{"from", "value"}``, optionally with a column ``system``.
 
     Content is a string or a list of text parts. Messages may have ``tool_calls``, ``tool_call_id``, on tool turns
     ``name``, and ``weight``; a column ``tools`` has the schemas of tools, or their JSON text. A null counts as absent.
-    ``thread.source`` says where a thread stood: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and
+    ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and
     ``train.parquet[3]`` are rows, counted from 0.
 
     Args:
-        source: the path of a ``.jsonl``, ``.json``, ``.jsonl.gz``, ``.json.gz`` or ``.parquet`` file (of a file with
-            another suffix the content decides); or a ``datasets.Dataset``; or an iterable of rows.
+        source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of
+            a Parquet file, whatever its suffix; or a ``datasets.Dataset``; or an iterable of rows.
         on_bad_row: "error", or "skip", which leaves bad rows out with one warning that counts them.
 
     Raises:
         DatasetError: the file is missing, empty, cut off or not UTF-8, or it has bad rows (under "skip": nothing
-            else); ``problems`` has all of them, the message the first ten, by place and reason.
+            else); ``problems`` has all of them as (place, reason), the message the first ten.
         ConfigurationError: the source, or ``on_bad_row``, is of another kind.
     """
     return _load(source, on_bad_row, "threads", lambda row, *place: thread_of_row(row).read_from(*place))
@@ -55,8 +54,8 @@ def load_pairs(
 ) -> list[Pair]:
     """The preference pairs of a dataset, each as ``(chosen, rejected)``: two threads with the same prompt.
 
-    A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to the
-    ``prompt`` beside them (strings or messages), or whole conversations whose common beginning is the prompt. The
+    A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to a
+    ``prompt`` (strings or messages), or whole conversations whose common beginning is the prompt. The
     answers weigh 1, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
 
     Raises:
@@ -85,8 +84,7 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
         except (BadRow, ConfigurationError) as error:
             problems.append((rows.template_in_lists % number, str(error)))
         except (RecursionError, TypeError, ValueError) as error:  # nested too deeply, or values that JSON does not have
-            deep = isinstance(error, RecursionError)
-            reason = "it is nested too deeply" if deep else f"{error}; values must be such as JSON has"
+            reason = "nested too deeply" if isinstance(error, RecursionError) else f"{error}; JSON has no such values"
             problems.append((rows.template_in_lists % number, f"cannot be read: {reason}"))
     num_rows = len(loaded) + len(problems)
     if num_rows == 0:
@@ -94,8 +92,6 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
     if problems and (on_bad_row == "error" or not loaded):
         raise DatasetError(f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what}", problems)
     if problems:
-        lines = [f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"]
-        lines += [f"  {place}: {reason}" for place, reason in problems[:_NUM_SHOWN]]
-        lines += [f"  ... and {len(problems) - _NUM_SHOWN} more"] * (len(problems) > _NUM_SHOWN)
-        warnings.warn("\n".join(lines), UserWarning, stacklevel=3)
+        message = f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"
+        warnings.warn(str(DatasetError(message, problems, num_shown=3)), UserWarning, stacklevel=3)
     return loaded

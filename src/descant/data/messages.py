@@ -1,4 +1,4 @@
-"""Messages: the turns of a row of a dataset, in each form that they are written in."""
+"""Messages: the turns of a row of a dataset, in each of their forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from descant.data.bad_row import BadRow, listed, type_of
+from descant.data.bad_row import BadRow, expect, listed, type_of
 from descant.data.tool_rows import read_calls
 from descant.text import quoted
 from descant.threads.thread import ROLES, StringThread, ToolLink
@@ -33,14 +33,13 @@ class Turns:
 
     def __init__(self, system: Any = None) -> None:
         """``system`` is the row's column of that name: a system prompt in front of the turns, if it says anything."""
-        if system is not None and not isinstance(system, str):
-            raise BadRow(f"'system' is {type_of(system)}, not a string")
+        expect(system, str | None, "'system'", "a string")
         self.roles: list[str] = ["system"] if system else []
         self.texts: list[str] = [sys.intern(system)] if system else []
         self.num_before = len(self.roles)  # turns that are not among the row's messages
         self.weights: dict[int, float] = {}
         self.links: dict[int, ToolLink] = {}
-        self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its place in the row
+        self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its message
 
     def thread(self, metadata: Any, tools: Iterable[Tool] = ()) -> StringThread:
         """The thread of these turns."""
@@ -59,7 +58,7 @@ class Turns:
         return thread
 
     def _check_names(self, thread: StringThread) -> None:
-        """A name that no call gives would be lost: a tool turn is named by the call that it answers."""
+        """A tool turn gets its name from the call that it answers; another name would be lost."""
         messages = thread.chat_messages()
         for index, (name, place) in self.names.items():
             answered = messages[index].get("name")
@@ -87,8 +86,7 @@ def read_answer(turns: Turns, answer: Any, column: str) -> None:
         turns.roles.append("assistant")
         turns.texts.append(answer)
         return
-    if not isinstance(answer, list):
-        raise BadRow(f"{column} is {type_of(answer)}, not a string or a list of messages")
+    expect(answer, list, column, "a string or a list of messages")
     start = len(turns.roles)
     read_messages(turns, answer, column)
     for index in (start, len(turns.roles) - 1):
@@ -104,7 +102,7 @@ def checked_weights(weights: Any) -> list[float]:
 
 
 def leave_untrained(turns: Turns) -> None:
-    """What stands in a prompt is not trained, unless a message says so with a weight of its own."""
+    """Weight 0 for the assistant turns of a prompt that have no weight of their own."""
     for index, role in enumerate(turns.roles):
         if role == "assistant":
             turns.weights.setdefault(index, 0.0)
@@ -116,11 +114,9 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
     Raises:
         BadRow: one of them is not a message; the text says which and why.
     """
-    if not isinstance(messages, list) or not messages:
-        if isinstance(messages, list):
-            raise BadRow(f"{column!r} is an empty list; one message is needed at least")
-        either = "a string or " if column == "prompt" else ""
-        raise BadRow(f"{column!r} is {type_of(messages)}, not {either}a list of messages")
+    expect(messages, list, repr(column), f"{'a string or ' * (column == 'prompt')}a list of messages")
+    if not messages:
+        raise BadRow(f"{column!r} is an empty list; one message is needed at least")
     roles, texts = turns.roles, turns.texts
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -134,14 +130,13 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
 
 
 def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: bool) -> tuple[str, str]:
-    """Role and text of a message that is more than these two; what else it says is noted in ``turns``."""
+    """Role and text of a message that has other keys as well, which are recorded in ``turns``."""
     by_from = sharegpt and message.get("role") is None
     role_key, text_key = ("from", "value") if by_from else ("role", "content")
     role = message.get(role_key)
     if role is None:
         _refuse_missing(message, role_key, place)
-    if not isinstance(role, str):
-        raise BadRow(f"{place}.{role_key} is {type_of(role)}, not a string")
+    expect(role, str, f"{place}.{role_key}", "a string")
     if unusable := [key for key in _UNUSABLE if message.get(key)]:
         raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold{_advice(unusable[0])}")
     if message.get("train") is not None:
@@ -179,8 +174,7 @@ def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) ->
             raise BadRow(f"{place} has 'tool_calls', but is a turn of {quoted(role)}, not of 'assistant'")
         turns.links[index] = ToolLink(read_calls(calls, f"{place}.tool_calls"))
     for key, value in (("name", name), ("tool_call_id", call_id)):
-        if value is not None and not isinstance(value, str):
-            raise BadRow(f"{place}.{key} is {type_of(value)}, not a string")
+        expect(value, str | None, f"{place}.{key}", "a string")
         if value and role != "tool":
             raise BadRow(f"{place} has {key!r}, but is a turn of {quoted(role)}; only tool turns may have one")
     if call_id is not None:
@@ -207,16 +201,13 @@ def _advice(key: str) -> str:
 
 def _joined(parts: Any, place: str) -> str:
     """The text of content that is given in parts."""
-    if not isinstance(parts, list):
-        raise BadRow(f"{place} is {type_of(parts)}, not a string")
+    expect(parts, list, place, "a string")
     texts = []
     for index, part in enumerate(parts):
-        if not isinstance(part, dict):
-            raise BadRow(f"{place}[{index}] is {type_of(part)}, not a part like {{'type': 'text', 'text': ...}}")
+        expect(part, dict, f"{place}[{index}]", "a part like {'type': 'text', 'text': ...}")
         if part.get("type") != "text":
             raise BadRow(f"{place}[{index}] is a part of type {quoted(part.get('type'))}; only 'text' can be used")
-        if not isinstance(part.get("text"), str):
-            raise BadRow(f"{place}[{index}].text is {type_of(part.get('text'))}, not a string")
+        expect(part.get("text"), str, f"{place}[{index}].text", "a string")
         texts.append(part["text"])
     return "".join(texts)
 

@@ -1,4 +1,4 @@
-"""Pairs: what one row of a preference dataset says, as a chosen and a rejected thread."""
+"""Pairs: a row of a preference dataset as a chosen and a rejected thread."""
 
 from __future__ import annotations
 
@@ -36,17 +36,20 @@ def pair_of_row(row: Any) -> Pair:
         _conversation(system, prompt, answer, name).thread(metadata and dict(metadata), tools)
         for answer, name in zip(answers, names, strict=True)
     )
-    num_prompt_turns = _common_prompt_length(chosen, rejected) if prompt is None else _num_turns(system, prompt)
+    if prompt is None:
+        num_prompt_turns = _common_prompt_length(chosen, rejected)
+    else:
+        num_prompt_turns = bool(system) + (1 if isinstance(prompt, str) else len(prompt))
     if num_prompt_turns == 0:
         raise BadRow(f"{names[0]!r} and {names[1]!r} have no turn in common that could be the prompt")
     for thread, name in ((chosen, names[0]), (rejected, names[1])):
         answer = thread.get_turns()[num_prompt_turns:]
         if not answer or answer[0].role != "assistant":
-            found = f"goes on with a {answer[0].role} turn" if answer else "ends"
+            found = f"continues with a {answer[0].role} turn" if answer else "ends"
             raise BadRow(f"{name!r} {found} after the prompt (turns: {num_prompt_turns}), where an answer is needed")
         if answer[-1].role != "assistant":
             raise BadRow(f"{name!r} ends in a {answer[-1].role} turn; an answer ends in an assistant turn")
-    if _same(chosen, rejected):
+    if same_turns(chosen, rejected):
         raise BadRow(f"{names[0]!r} and {names[1]!r} are equal, so neither is better")
     return _answer_weighted(chosen, num_prompt_turns), _answer_weighted(rejected, num_prompt_turns)
 
@@ -54,7 +57,7 @@ def pair_of_row(row: Any) -> Pair:
 def _common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
     """How many turns two conversations have in common at their beginning, final assistant turns left out."""
     prompts = [thread.without_completion() for thread in (chosen, rejected)]
-    if _same(*prompts):
+    if same_turns(*prompts):
         return len(prompts[0])
     both = (zip(thread.get_turns(), thread.get_tool_calls(), strict=True) for thread in prompts)
     num_turns = 0
@@ -65,7 +68,8 @@ def _common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
     return num_turns
 
 
-def _same(one: StringThread, other: StringThread) -> bool:
+def same_turns(one: StringThread, other: StringThread) -> bool:
+    """Whether two threads have equal turns and tool calls."""
     return (one.get_turns(), one.get_tool_calls()) == (other.get_turns(), other.get_tool_calls())
 
 
@@ -98,10 +102,6 @@ def _conversation(system: Any, prompt: Any, answer: Any, column: str) -> Turns:
     if (whole.roles[:num_turns], whole.texts[:num_turns]) != (turns.roles, turns.texts):
         raise BadRow(f"{column!r} begins with a {first['role']} turn, but not with the turns of 'prompt'")
     return whole
-
-
-def _num_turns(system: Any, prompt: Any) -> int:
-    return bool(system) + (1 if isinstance(prompt, str) else len(prompt))
 
 
 def _answer_weighted(thread: StringThread, num_prompt_turns: int) -> StringThread:

@@ -1,4 +1,4 @@
-"""Rows: what one row of a dataset says, as a thread."""
+"""Rows: one row of a dataset as a thread."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from descant.data.bad_row import BadRow, listed, type_of
-from descant.data.messages import (
-    Turns,
-    checked_weights,
-    leave_untrained,
-    read_answer,
-    read_messages,
-    read_prompt,
-)
+from descant.data.messages import Turns, checked_weights, leave_untrained, read_answer, read_messages, read_prompt
 from descant.data.tool_rows import read_tools
 from descant.text import quoted
 from descant.threads.thread import StringThread

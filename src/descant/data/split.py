@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TypeVar
 
+from descant.arguments import is_finite_number
 from descant.data.normal_form import normal_turns
 from descant.data.pairs import Pair
 from descant.errors import ConfigurationError, DatasetError
@@ -21,11 +22,11 @@ def train_validation_split(
 ) -> tuple[list[_ThreadOrPair], list[_ThreadOrPair]]:
     """The training and the validation part of threads, or of pairs, each in the order that they had.
 
-    Threads that begin alike are always on the same side: those whose first turns, system turns left out, are equal as
-    ``find_contamination`` normalises them. So it finds nothing of one side in the other, also in conversations. Which
-    side that is depends on these beginnings, their numbers and the seed, not on the order of the threads: beginnings
-    are taken in a random order, each with all of its threads, as long as they fit. So sizes are exact if each stands
-    once, and else as near as the next group lets them come. Neither side is empty.
+    Threads that begin alike are on the same side: those whose first turns, without system turns, have the same normal
+    form, so that ``find_contamination`` finds nothing of one side in the other. The side depends on the beginnings, how
+    often each occurs, and the seed, not on the order of the threads: beginnings are taken in a random order, each with
+    all of its threads, as long as they fit. So sizes are exact if each beginning occurs once, and otherwise as near as
+    the groups allow. Neither side is empty.
 
     Args:
         threads: from ``load_threads`` or ``load_pairs``.
@@ -37,10 +38,8 @@ def train_validation_split(
             that is no thread and no pair.
         DatasetError: all threads begin alike.
     """
-    if isinstance(validation_fraction, bool) or not isinstance(validation_fraction, int | float):
-        raise ConfigurationError(f"validation_fraction={quoted(validation_fraction)} must be a number between 0 and 1")
-    if not 0 < validation_fraction < 1:
-        raise ConfigurationError(f"validation_fraction={validation_fraction!r} must be above 0 and below 1")
+    if not is_finite_number(validation_fraction) or not 0 < validation_fraction < 1:
+        raise ConfigurationError(f"validation_fraction={quoted(validation_fraction)} must be above 0 and below 1")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigurationError(f"seed={quoted(seed)} must be a whole number")
     threads = list(threads)
@@ -60,7 +59,7 @@ def train_validation_split(
 
 
 def _choose(prompts: list[str], group_sizes: Counter[str], target: int) -> set[str]:
-    """Prompts of ``target`` threads together, or as near to it as the groups, in this order, come."""
+    """Prompts of ``target`` threads together, or as near to it as the groups in this order allow."""
     chosen: set[str] = set()
     missing = target
     for prompt in prompts:
@@ -75,7 +74,7 @@ def _choose(prompts: list[str], group_sizes: Counter[str], target: int) -> set[s
 
 
 def _beginning(thread: StringThread | Pair, index: int) -> str:
-    """The first turn, normalised: threads whose prompts are equal, or go on from one another, have it in common."""
+    """The first turn, normalised: threads have it in common if one prompt is the other or its beginning."""
     if isinstance(thread, StringThread):
         return "".join(f"{role}:{text}" for role, text in normal_turns(thread, 1))
     if isinstance(thread, tuple) and len(thread) == 2 and all(isinstance(side, StringThread) for side in thread):

@@ -1,4 +1,4 @@
-"""Tools and tool calls as the rows of datasets write them."""
+"""Tool rows: tools and tool calls in the forms that datasets have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from descant.data.bad_row import BadRow, type_of
-from descant.data.json_rows import Decoder
+from descant.data.bad_row import BadRow, expect
+from descant.data.json_rows import DECODER
 from descant.errors import ConfigurationError
 from descant.text import quoted
 from descant.threads.tools import Tool, ToolCall
@@ -21,12 +21,11 @@ def parsed(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        read = Decoder().decode(value)
+        return DECODER.decode(value)
+    except BadRow as error:
+        raise BadRow(f"{place}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{place} is text that is not JSON: {error}") from None
-    if isinstance(read, BadRow):
-        raise BadRow(f"{place}: {read}")
-    return read
 
 
 def read_tools(tools: Any) -> tuple[Tool, ...]:
@@ -43,32 +42,27 @@ def read_tools(tools: Any) -> tuple[Tool, ...]:
 
 @lru_cache(maxsize=64)
 def _tools_of_text(text: str) -> tuple[Tool, ...]:
-    """By their text, so that the rows of a dataset share the tools that they have in common."""
+    """Cached by their text, so that the rows of a dataset share equal tools."""
     tools = parsed(text, "tools")
-    if not isinstance(tools, list):
-        raise BadRow(f"tools is {type_of(tools)}, not a list of schemas")
+    expect(tools, list, "tools", "a list of schemas")
     return tuple(_tool(schema, f"tools[{index}]") for index, schema in enumerate(tools))
 
 
 def _tool(schema: Any, place: str) -> Tool:
     schema = parsed(schema, place)
-    if not isinstance(schema, dict):
-        raise BadRow(f"{place} is {type_of(schema)}, not an object")
+    expect(schema, dict, place, "an object")
     if schema.get("type", "function") != "function":
         raise BadRow(f"{place} is a tool of type {quoted(schema['type'])}; only 'function' can be used")
     function = schema.get("function", schema)
-    if not isinstance(function, dict):
-        raise BadRow(f"{place}.function is {type_of(function)}, not an object")
+    expect(function, dict, f"{place}.function", "an object")
     # ``strict`` tells an endpoint how to decode; templates have no use for it.
     known = ("name", "description", "parameters", "type", "strict")
     if extra := [key for key, value in function.items() if key not in known and value is not None]:
         raise BadRow(f"{place} has {quoted(extra[0])}; a tool has a name, a description and parameters")
     description, parameters = function.get("description") or "", function.get("parameters")
-    if not isinstance(description, str):
-        raise BadRow(f"{place}.description is {type_of(description)}, not a string")
+    expect(description, str, f"{place}.description", "a string")
     parameters = parsed(parameters, f"{place}.parameters")
-    if not isinstance(parameters, dict | None):
-        raise BadRow(f"{place}.parameters is {type_of(parameters)}, not an object")
+    expect(parameters, dict | None, f"{place}.parameters", "an object")
     return _named(place, Tool, function.get("name"), description, parameters)
 
 
@@ -82,13 +76,10 @@ def read_calls(calls: Any, place: str) -> tuple[ToolCall, ...]:
 
 
 def _call(call: Any, place: str) -> ToolCall:
-    if not isinstance(call, dict):
-        raise BadRow(f"{place} is {type_of(call)}, not an object")
+    expect(call, dict, place, "an object")
     function, call_id = call.get("function", call), call.get("id")
-    if not isinstance(function, dict):
-        raise BadRow(f"{place}.function is {type_of(function)}, not an object")
-    if call_id is not None and not isinstance(call_id, str):
-        raise BadRow(f"{place}.id is {type_of(call_id)}, not a string")
+    expect(function, dict, f"{place}.function", "an object")
+    expect(call_id, str | None, f"{place}.id", "a string")
     arguments = function.get("arguments")
     return _named(place, ToolCall, function.get("name"), "{}" if arguments in (None, "") else arguments, call_id)
 

@@ -1,1 +1,1 @@
-"""Graders: they turn a thread into a number, and keep the statistics of what they graded."""
+"""Graders: a number for a thread, and statistics of what was graded."""

@@ -1,4 +1,4 @@
-"""BaseGrader and Grade: the contract between graders and whatever uses them."""
+"""BaseGrader and Grade: the contract of graders."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
+from descant.arguments import check_text
 from descant.errors import ConfigurationError, GradingError
-from descant.graders.concurrency_limit import Places
-from descant.graders.daemon_pool import DaemonPool
+from descant.graders.concurrency_limit import ConcurrencyLimit
+from descant.graders.daemon_calls import DaemonCalls
 from descant.graders.log_scope import current_scope
 from descant.graders.remote_calls import RemoteCalls
 from descant.stats import summarize_scores
@@ -29,7 +30,7 @@ GradeFunction = Callable[[StringThread], "Awaitable[float | Grade] | float | Gra
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a grader says of one thread.
+    """A grader's result for one thread.
 
     Attributes:
         value: the grade, a finite number.
@@ -45,10 +46,9 @@ class Grade:
 class BaseGrader(ABC):
     """Base of every grader: override ``grade``.
 
-    A grader that cannot grade raises; whoever uses it counts the failure and goes on. It never returns a
-    made-up number. One that does not apply to a thread raises ``IgnoreGradeException``, which is counted apart.
-    ``add_log({"score": value})`` adds to the statistics of ``get_logs``; a grader that does not
-    log is still measured, by the grades that it returns.
+    A grader that cannot grade raises; the failure is counted, and other threads are graded. It never returns a made-up
+    number. One that does not apply to a thread raises ``IgnoreGradeException``, which is counted separately.
+    ``add_log({"score": value})`` adds to the statistics of ``get_logs``; evaluations use the returned grades.
 
     Args:
         grader_key: the grader's name in metrics and grades.
@@ -66,8 +66,7 @@ class BaseGrader(ABC):
             )
 
     def __init__(self, grader_key: str) -> None:
-        if not isinstance(grader_key, str) or not grader_key:
-            raise ConfigurationError(f"grader_key={grader_key!r} must be a string that is not empty")
+        check_text("grader_key", grader_key)
         self.grader_key = grader_key
         self._logs: list[dict[str, Any]] = []
 
@@ -93,10 +92,8 @@ class BaseGrader(ABC):
         """Statistics of the recorded scores since the last clearing: ``score/mean``, ``score/std`` (sample, 0 for
         one), ``score/min``, ``score/max``, ``score/count``; empty if nothing was recorded.
 
-        There is no ``score/stderr``: several completions of one prompt are not independent, and a log does not say
-        which prompt it is of.
-
-        Inside a log scope (every evaluation has one) only what was recorded in that scope is seen and cleared.
+        There is no ``score/stderr``: several completions of one prompt are not independent, and a log does not name its
+        prompt. Inside a log scope (every evaluation has one) only what was recorded there is seen and cleared.
         """
         scores = [log["score"] for log in self._scoped_logs() if "score" in log]
         if clear:
@@ -120,8 +117,8 @@ class BaseGrader(ABC):
     ) -> BaseGrader:
         """A grader from a function of a thread that returns a number or a ``Grade``, whose reasoning is kept.
 
-        Async functions run on the trainer's event loop; others run in a thread, so that they do not block it.
-        For a function that leaves the process, a judge over HTTP say, the settings are those of ``RemoteCalls``.
+        Async functions run on the trainer's event loop; others run in a thread, so that they do not block it. The
+        settings are those of ``RemoteCalls``, for functions that leave the process, such as a judge over HTTP.
 
         Args:
             grader_key: the grader's name in metrics and grades.
@@ -129,39 +126,33 @@ class BaseGrader(ABC):
                 abandoned, and keeps its thread until it returns.
             timeout_s: seconds for one attempt; None is no timeout.
             max_attempts: attempts in all; pauses between them begin at half a second.
-            max_concurrent: calls at the same time on one event loop; None is no limit for async functions and 32 for
-                others. Abandoned calls are not counted, but while there are more of them than this, every call fails.
+            max_concurrent: calls in flight on one event loop; None is no limit for async functions and 32 for others.
+                Abandoned calls are not counted, but while there are more of them than this, every call fails.
 
         Raises:
             ConfigurationError: not a function of one thread, or a number that cannot work.
             GradingError (when grading): no grade was returned, or too many abandoned calls have not ended.
         """
-        return _FunctionGrader(grader_key, function, timeout_s, max_attempts, max_concurrent)
+        _check_function(grader_key, function)
+        call = getattr(function, "__call__", None)  # noqa: B004 - of an object, it may be async
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+        if max_concurrent is None and not is_async:
+            max_concurrent = MAX_CONCURRENT_THREADS
+        calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
+        return _FunctionGrader(grader_key, function, is_async, calls)
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
         scope = current_scope()
-        return self._logs if scope is None else scope.entries(self)
+        return self._logs if scope is None else scope[self]
 
 
 class _FunctionGrader(BaseGrader):
-    def __init__(
-        self,
-        grader_key: str,
-        function: GradeFunction,
-        timeout_s: float | None,
-        max_attempts: int,
-        max_concurrent: int | None,
-    ) -> None:
+    def __init__(self, grader_key: str, function: GradeFunction, is_async: bool, calls: RemoteCalls) -> None:
         super().__init__(grader_key)
-        _check_function(grader_key, function)
         self.function = function
-        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
-        )
-        if max_concurrent is None and not self._is_async:
-            max_concurrent = MAX_CONCURRENT_THREADS
-        self._calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
-        self._pool = DaemonPool(f"grader {grader_key!r}", None, max_concurrent)  # RemoteCalls keeps the places
+        self._is_async = is_async
+        self._calls = calls
+        self._daemon_calls = DaemonCalls(f"grader {grader_key!r}", calls.max_concurrent)
 
     async def grade(self, sample: StringThread) -> Grade:
         grade = checked_grade(await self._calls.run(lambda: self._call(sample)), self.grader_key)
@@ -169,7 +160,7 @@ class _FunctionGrader(BaseGrader):
         return grade
 
     async def _call(self, sample: StringThread) -> object:
-        result = self.function(sample) if self._is_async else await self._pool.run(self.function, sample)
+        result = self.function(sample) if self._is_async else await self._daemon_calls.run(self.function, sample)
         return await result if inspect.isawaitable(result) else result
 
 
@@ -225,18 +216,18 @@ def checked_grade(result: object, grader_key: str) -> Grade:
 async def attempt_grades(
     attempts: Iterable[tuple[BaseGrader, StringThread]], max_concurrent: int | None = None
 ) -> list[Grade | Exception]:
-    """What each grader says of its thread, in order: the grade, or the exception that stands in its place."""
-    places = Places(max_concurrent)
+    """One result per grader and thread, in order: the grade, or the exception that was raised instead."""
+    limit = ConcurrencyLimit(max_concurrent)
 
     async def attempt(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
-        async with places.take():
+        async with limit.hold():
             try:
                 return checked_grade(await grader.grade(thread), grader.grader_key)
             except Exception as error:
                 return error
 
-    # gather raises CancelledError where this task itself is cancelled. In a result it is the work of a grader that
-    # raised it or cancelled the task that it runs in.
+    # gather raises CancelledError if this task itself is cancelled. As a result, it comes from a grader that raised it
+    # or cancelled the task that it runs in.
     attempts = list(attempts)
     results = await asyncio.gather(*starmap(attempt, attempts), return_exceptions=True)
     return [_without_cancellation(grader, result) for (grader, _), result in zip(attempts, results, strict=True)]
@@ -253,15 +244,14 @@ def _without_cancellation(grader: BaseGrader, result: Grade | BaseException) -> 
 async def grade_many(
     grader: BaseGrader, threads: Sequence[StringThread], max_concurrent: int | None = None
 ) -> list[Grade | Exception]:
-    """One grade per thread, in order, graded concurrently.
+    """One result per thread, in order, graded concurrently: a grade, or the exception that was raised instead.
 
-    Where there is no grade stands its exception: ``IgnoreGradeException`` if the grader does not apply to the thread,
-    else the failure.
+    The exception is an ``IgnoreGradeException`` if the grader does not apply to the thread, else the failure.
 
     Args:
-        grader: grades.
-        threads: what to grade.
-        max_concurrent: threads that are graded at the same time; None is no limit.
+        grader: the grader.
+        threads: what to grade; the last turn of each is the completion.
+        max_concurrent: how many threads are graded at once; None is no limit.
 
     Raises:
         ConfigurationError: ``max_concurrent`` is not a whole number of at least 1, nor None.

@@ -1,4 +1,4 @@
-"""BoundedPattern: a regular expression that cannot run for ever."""
+"""BoundedPattern: a regular expression with a time limit."""
 
 from __future__ import annotations
 
@@ -11,50 +11,45 @@ from descant.errors import ConfigurationError, GradingError
 
 
 class BoundedPattern:
-    """A regular expression of the ``regex`` library with a limit of time. Other threads run while it searches.
+    """A regular expression of the ``regex`` library with a time limit. Other worker threads run while it searches.
 
-    Some patterns take exponential time on some texts; and a model may find such a text.
+    Some patterns take exponential time on some texts, and a model may write such a text.
 
     Args:
         pattern: the regular expression.
         timeout_s: about how many seconds one search may take; at least half of them while other threads compute.
+        full_match: match whole texts, instead of anywhere in them.
 
     Raises:
         ConfigurationError: the pattern is not a regular expression.
     """
 
-    def __init__(self, pattern: str, timeout_s: float) -> None:
+    def __init__(self, pattern: str, timeout_s: float, full_match: bool = False) -> None:
         try:
-            self._compiled = regex.compile(pattern)
+            compiled = regex.compile(pattern)
         except regex.error as error:
             before, after = pattern[: error.pos], pattern[error.pos or 0 :]
             place = f", between {before!r} and {after!r}" if after else ", where it ends"
             raise ConfigurationError(f"pattern={pattern!r} is not a regular expression: {error}{place}") from None
+        self._find = compiled.fullmatch if full_match else compiled.search
         self.pattern = pattern
         self.timeout_s = timeout_s
 
     def search(self, text: str) -> Any:
-        """The first match in the text, or None.
+        """The first match, or None.
 
         Raises:
             GradingError: no result in time.
         """
-        return self._bounded(self._compiled.search, text)
-
-    def full_match(self, text: str) -> Any:
-        """The match of the whole text, or None; raises like ``search``."""
-        return self._bounded(self._compiled.fullmatch, text)
-
-    def _bounded(self, find: Any, text: str) -> Any:
         end = time.monotonic() + self.timeout_s
         limit = self.timeout_s
         while True:
             begin = time.monotonic()
             try:
-                return find(text, timeout=limit, concurrent=True)
+                return self._find(text, timeout=limit, concurrent=True)
             except TimeoutError:
-                # regex counts the processor time of all threads of the process: while a model computes on eight cores,
-                # its second is over after an eighth of one. Each attempt begins anew: one that is shorter is useless.
+                # regex counts the processor time of the whole process: while a model computes on eight cores, its
+                # second is over after an eighth of one. Each attempt begins anew: a shorter one would be useless.
                 spent, left = time.monotonic() - begin, end - time.monotonic()
                 if left <= spent:
                     raise GradingError(

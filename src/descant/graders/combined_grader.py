@@ -21,7 +21,7 @@ _WARNED = {"warned": True}  # an entry of a log whose readers have been warned
 
 
 class CombinedGrader(BaseGrader):
-    """Grades with several graders, its children, at the same time and gives the weighted mean or sum of their grades.
+    """The weighted mean or sum of the grades of several graders, its children, which grade concurrently.
 
     A child that raises ``IgnoreGradeException`` is left out of that thread's grade: the mean is over the weights of the
     others. If all children do, so does the combined grader. Any other failure of a child fails the grade: its exception
@@ -30,20 +30,20 @@ class CombinedGrader(BaseGrader):
     A child of weight 0 is measured and not counted.
 
     Metrics (``get_logs``):
-        ``score/*``: the combined grades. ``score/stderr``, here and of the children, is the standard error of the mean,
-        prompts being the independent units; it is left out where there is only one prompt.
+        ``score/*``: the combined grades. ``score/stderr``, here and of the children, is the standard error of the mean
+        with prompts as independent units; it is left out if there is only one prompt.
         ``<child key>/score/*``: all grades that the child returned, whether it logs them or not.
         ``<child key>/num_ignored``, ``<child key>/num_failed``: threads that the child did not apply to or failed on,
         if any.
-        ``<child key>/...``: whatever else the child's own ``get_logs`` gives.
+        ``<child key>/...``: everything else in the child's own ``get_logs``.
 
     Args:
         grader_key: the grader's name.
         graders: the children, with distinct keys without "/".
         weights: one finite number per child; None weighs all 1.
         aggregation_method: "mean" divides by the sum of the weights, "sum" does not.
-        failure_rate_warning_threshold: a fraction; if a child was left out on a larger one of the threads, ``get_logs``
-            says so through the logger "descant", once until the logs are cleared.
+        failure_rate_warning_threshold: a fraction; if a child was left out on a larger fraction of the threads,
+            ``get_logs`` warns through the logger "descant", once until the logs are cleared.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -61,6 +61,7 @@ class CombinedGrader(BaseGrader):
     ) -> None:
         super().__init__(grader_key)
         self.graders = _checked_graders(grader_key, graders)
+        self._keys = [child.grader_key for child in self.graders]
         if aggregation_method not in get_args(AggregationMethod):
             raise ConfigurationError(f"aggregation_method={aggregation_method!r} must be 'mean' or 'sum'")
         self.aggregation_method = aggregation_method
@@ -78,7 +79,7 @@ class CombinedGrader(BaseGrader):
 
     async def grade(self, sample: StringThread) -> Grade:
         """The combined grade; the reasoning has one line per child: its grade, weight and reasoning."""
-        # all are awaited, also when one has failed, so that what the children's logs count does not depend on timing
+        # all are awaited, even if one has failed, so that the counts in the children's logs do not depend on timing
         results = await attempt_grades((child, sample) for child in self.graders)
         log: dict[str, Any] = {"children": dict(zip(self._keys, map(_outcome, results), strict=True))}
         log["prompt"] = sample.without_completion().uuid()
@@ -110,10 +111,6 @@ class CombinedGrader(BaseGrader):
         super().clear_logs()
         for child in self.graders:
             child.clear_logs()
-
-    @property
-    def _keys(self) -> list[str]:
-        return [child.grader_key for child in self.graders]
 
     def _combined(self, results: Sequence[Grade | Exception]) -> float:
         children = list(zip(self._keys, self.weights, results, strict=True))

@@ -1,11 +1,12 @@
-"""CompletionGrader: base of the graders that look at the text of a completion and say yes or no."""
+"""CompletionGrader: base of the graders of a completion's text that pass or fail it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any
 
-from descant.errors import ConfigurationError, GradingError
+from descant.arguments import check_text
+from descant.errors import GradingError
 from descant.graders.base import SHOWN_LENGTH, BaseGrader, Grade
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -39,14 +40,13 @@ class CompletionGrader(BaseGrader):
 class ReferenceGrader(CompletionGrader):
     """Base of the graders that compare with ``metadata[reference_key]``.
 
-    Evaluation callbacks put the completion that a validation thread ends in there under the name ``reference``, so a
-    dataset of prompts and completions needs no more.
+    Evaluation callbacks store the completion of a validation thread there under the name ``reference``, so that a
+    dataset of prompts and completions is enough.
     """
 
     def __init__(self, grader_key: str, reference_key: str) -> None:
         super().__init__(grader_key)
-        if not isinstance(reference_key, str) or not reference_key:
-            raise ConfigurationError(f"reference_key={reference_key!r} must be a string that is not empty")
+        check_text("reference_key", reference_key)
         self.reference_key = reference_key
 
     def reference_of(self, sample: StringThread) -> str:
@@ -61,7 +61,7 @@ class ReferenceGrader(CompletionGrader):
         return reference
 
     def reference_value(self, sample: StringThread) -> Any:
-        """What stands where the reference should be, None if nothing does."""
+        """The value under the reference's key; None if there is none."""
         return sample.metadata.get(self.reference_key) if isinstance(sample.metadata, dict) else None
 
     def unusable_reference(self, sample: StringThread, needed: str) -> GradingError:
@@ -71,15 +71,5 @@ class ReferenceGrader(CompletionGrader):
         advice = "; end validation threads in their completion or add the column" if value is None else ""
         return GradingError(
             f"grader {self.grader_key!r} needs {needed} in metadata[{self.reference_key!r}]{place}, "
-            f"found {shown(value)}{advice}"
+            f"found {quoted(value, SHOWN_LENGTH)}{advice}"
         )
-
-
-def shown(value: object) -> str:
-    """``repr(value)``, cut where it is long."""
-    return quoted(value, SHOWN_LENGTH)
-
-
-def cut(text: str) -> str:
-    """The text, cut where it is long."""
-    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"

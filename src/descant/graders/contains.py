@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from descant.errors import ConfigurationError
-from descant.graders.completion_grader import ReferenceGrader, shown
+from descant.graders.base import SHOWN_LENGTH
+from descant.graders.completion_grader import ReferenceGrader
+from descant.text import quoted
 from descant.threads.thread import StringThread
 
 
@@ -13,11 +15,11 @@ class ContainsGrader(ReferenceGrader):
     """Grade 1 if the completion contains the text, or all of several texts, else 0.
 
     Args:
-        text: what the completion must contain: a string, or several of which all are needed. None is the reference of
-            each thread, ``metadata[reference_key]``, without surrounding white space.
+        text: what the completion must contain: a string, or several, all of which are needed. None means the reference
+            of each thread, ``metadata[reference_key]``, without surrounding white space.
         grader_key: the grader's name.
-        reference_key: where the reference stands if no text is given.
-        ignore_case: take upper and lower case for the same.
+        reference_key: the reference's key in the metadata, if no text is given.
+        ignore_case: treat upper and lower case as equal.
 
     Raises:
         ConfigurationError: no text, an empty one, or something that is not a string.
@@ -37,18 +39,16 @@ class ContainsGrader(ReferenceGrader):
         self.ignore_case = ignore_case
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
-        """Whether nothing is missing; the reasoning names what is, or else what was found."""
+        """Whether nothing is missing; the reasoning names what is missing, or else what was found."""
         texts = self.texts
         if texts is None:
             texts = (self.reference_of(sample).strip(),)
             if not texts[0]:
                 raise self.unusable_reference(sample, "a string that is not empty")
-        if missing := [text for text in texts if self._folded(text) not in self._folded(completion)]:
-            return False, f"does not contain {', '.join(map(shown, missing))}"
-        return True, f"contains {', '.join(map(shown, texts))}"
-
-    def _folded(self, text: str) -> str:
-        return text.casefold() if self.ignore_case else text
+        fold = str.casefold if self.ignore_case else str
+        if missing := [text for text in texts if fold(text) not in fold(completion)]:
+            return False, f"does not contain {', '.join(quoted(text, SHOWN_LENGTH) for text in missing)}"
+        return True, f"contains {', '.join(quoted(text, SHOWN_LENGTH) for text in texts)}"
 
 
 def _checked_texts(text: object) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""NumericGrader: is the number that the completion ends in the right one?"""
+"""NumericGrader: is the last number of the completion the right one?"""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from decimal import Context, Decimal, localcontext
 from typing import NamedTuple
 
-from descant.arguments import is_finite_number
-from descant.errors import ConfigurationError
-from descant.graders.completion_grader import ReferenceGrader, cut, shown
+from descant.arguments import check_finite_number, is_finite_number
+from descant.graders.base import SHOWN_LENGTH
+from descant.graders.completion_grader import ReferenceGrader
+from descant.text import cut, quoted
 from descant.threads.thread import StringThread
 
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)"
@@ -31,12 +32,7 @@ _EXACT = Context(prec=60, traps=[])  # decimal, since 0.4 is 0.1 from 0.3; witho
 
 
 class Number(NamedTuple):
-    """A number in a text.
-
-    Attributes:
-        text: as it is written.
-        value: what it is; not finite for 1/0.
-    """
+    """A number in a text: as it is written, and its value, which is not finite for 1/0."""
 
     text: str
     value: Decimal
@@ -47,11 +43,11 @@ class NumericGrader(ReferenceGrader):
 
     Numbers may have a sign, a decimal point, commas between thousands (``1,234`` is one number), an exponent (``2e-3``,
     ``2×10^-3``) and a currency sign, and may be fractions (``3/4``, ``1 3/4``). A percent sign is not part of the
-    number: ``50%`` is 50. Digits behind a letter (``H2O``) are no number. A decimal comma and LaTeX are not understood.
+    number: ``50%`` is 50. Digits after a letter (``H2O``) are no number. LaTeX and decimal commas are not understood.
 
-    The reference is ``metadata[reference_key]``, a number or a text (a worked solution that ends in the result, say).
-    They agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times the
-    reference.
+    The reference is ``metadata[reference_key]``, a number or a text, such as a solution that ends in the result. The
+    numbers agree if they differ by no more than the larger of ``absolute_tolerance`` and ``relative_tolerance`` times
+    the reference.
 
     Raises:
         ConfigurationError: a tolerance that is negative or not finite.
@@ -67,9 +63,8 @@ class NumericGrader(ReferenceGrader):
         relative_tolerance: float = 0.0,
     ) -> None:
         super().__init__(grader_key, reference_key)
-        for name, value in {"absolute_tolerance": absolute_tolerance, "relative_tolerance": relative_tolerance}.items():
-            if not is_finite_number(value) or value < 0:
-                raise ConfigurationError(f"{name}={value!r} must be a finite number of at least 0")
+        check_finite_number("absolute_tolerance", absolute_tolerance, least=0)
+        check_finite_number("relative_tolerance", relative_tolerance, least=0)
         self.absolute_tolerance = absolute_tolerance
         self.relative_tolerance = relative_tolerance
 
@@ -81,7 +76,7 @@ class NumericGrader(ReferenceGrader):
             raise self.unusable_reference(sample, "a finite number, or a text with one,")
         found = last_number(completion)
         if found is None:
-            return False, f"no number in {shown(completion)}, expected {cut(reference.text)}"
+            return False, f"no number in {quoted(completion, SHOWN_LENGTH)}, expected {cut(reference.text)}"
         with localcontext(_EXACT):
             relative = Decimal(repr(float(self.relative_tolerance))) * abs(reference.value)
             tolerance = max(Decimal(repr(float(self.absolute_tolerance))), relative)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from descant.arguments import is_finite_number
+from descant.arguments import check_finite_number
 from descant.errors import ConfigurationError
+from descant.graders.base import MAX_CONCURRENT_THREADS, SHOWN_LENGTH
 from descant.graders.bounded_pattern import BoundedPattern
-from descant.graders.completion_grader import CompletionGrader, cut, shown
-from descant.graders.daemon_pool import GRADER_THREADS
+from descant.graders.completion_grader import CompletionGrader
+from descant.graders.concurrency_limit import ConcurrencyLimit
+from descant.graders.daemon_calls import DaemonCalls
+from descant.text import cut, quoted
 from descant.threads.thread import StringThread
 
 
 class RegexGrader(CompletionGrader):
     """Grade 1 if the pattern matches somewhere in the completion, else 0.
 
-    Patterns are those of the ``regex`` library, which has all of Python's ``re`` and more. Flags go inline: ``(?i)`` at
-    the beginning ignores case, ``(?s)`` lets a dot match line ends.
+    Patterns are those of the ``regex`` library, a superset of Python's ``re``. Flags go inline: ``(?i)`` at the
+    beginning ignores case, ``(?s)`` lets a dot match line ends.
 
     Args:
         pattern: the regular expression, as a string.
         grader_key: the grader's name.
         full_match: the pattern must match the whole completion, surrounding white space aside.
-        timeout_s: seconds for one completion. Some patterns take for ever on some texts.
+        timeout_s: seconds for one completion; some patterns take exponential time on some texts.
 
     Raises:
-        ConfigurationError: a pattern that is not a regular expression, or a timeout that cannot work.
+        ConfigurationError: a pattern that is not a regular expression, or a timeout that is not positive and finite.
         GradingError (when grading): no result in time, or the thread does not end in an assistant turn.
     """
 
@@ -35,18 +38,17 @@ class RegexGrader(CompletionGrader):
             raise ConfigurationError(
                 f"pattern={pattern!r} must be a string; flags of a compiled pattern go inline, such as (?i)"
             )
-        if not is_finite_number(timeout_s) or timeout_s <= 0:
-            raise ConfigurationError(f"timeout_s={timeout_s!r} must be a finite number of seconds above 0")
-        self.pattern = BoundedPattern(pattern, timeout_s)
+        check_finite_number("timeout_s", timeout_s, above=0)
+        self.pattern = BoundedPattern(pattern, timeout_s, full_match)
         self.full_match = full_match
+        self._limit = ConcurrencyLimit(MAX_CONCURRENT_THREADS)
+        self._calls = DaemonCalls(f"grader {grader_key!r}")
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether there is a match; the reasoning shows it."""
         pattern = f"'{cut(self.pattern.pattern)}'"  # not its repr, which would double every backslash
-        if self.full_match:
-            match = await GRADER_THREADS.run(self.pattern.full_match, completion.strip())
-        else:
-            match = await GRADER_THREADS.run(self.pattern.search, completion)
+        async with self._limit.hold():
+            match = await self._calls.run(self.pattern.search, completion.strip() if self.full_match else completion)
         if match is None:
             return False, f"{pattern} does not match{' the whole completion' if self.full_match else ''}"
-        return True, f"{pattern} matches {shown(match.group())}"
+        return True, f"{pattern} matches {quoted(match.group(), SHOWN_LENGTH)}"

@@ -1,4 +1,4 @@
-"""RemoteCalls: how a grader calls what lies outside of the process and may be slow, busy or down."""
+"""RemoteCalls: timeouts, retries and a concurrency limit for calls that leave the process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
-
-from descant.arguments import is_finite_number
-from descant.errors import ConfigurationError, DescantError, IgnoreGradeException
-from descant.graders.concurrency_limit import Places
+from descant.arguments import check_finite_number, check_whole_number
+from descant.errors import DescantError, IgnoreGradeException
+from descant.graders.concurrency_limit import ConcurrencyLimit
 
 T = TypeVar("T")
 
 MAX_BACKOFF_S = 60.0
 
-# What another attempt would not cure: descant's own errors (a grader that does not apply, a grade that is not one) and
-# mistakes in the program. Everything else is retried, also ValueError and KeyError: a judge that answered in an
+# Errors that another attempt would not cure: descant's own (a grader that does not apply, a grade that is not one) and
+# mistakes in the program. All others are retried, including ValueError and KeyError: a judge that answered in an
 # unexpected form may answer well the next time.
 NOT_RETRIED = (
     DescantError,
@@ -36,24 +34,24 @@ NOT_RETRIED = (
 
 
 class RemoteCalls:
-    """A limit of calls at the same time, a timeout for each attempt, and retries with growing pauses.
+    """A concurrency limit, a timeout for each attempt, and retries with growing pauses.
 
     >>> calls = RemoteCalls(timeout_s=30.0)
     >>> answer = await calls.run(lambda: client.post(url, json=question))  # doctest: +SKIP
 
     Pauses double from attempt to attempt, up to a minute, and up to half of each is random, so that callers that failed
-    together do not return together (exponential backoff with equal jitter; M. Brooker, "Exponential Backoff And
+    together do not retry together (exponential backoff with equal jitter; M. Brooker, "Exponential Backoff And
     Jitter", AWS Architecture Blog, 2015).
 
     Not retried are descant's own errors (``IgnoreGradeException``, ``GradingError``, ...) and mistakes in the program:
     ``ArithmeticError``, ``AssertionError``, ``AttributeError``, ``ImportError``, ``MemoryError``, ``NameError``,
     ``NotImplementedError``, ``RecursionError``, ``SyntaxError``, ``TypeError``. A call that knows that another attempt
-    is useless (a wrong key, say) raises a ``GradingError``.
+    is useless (because of a wrong key, for example) raises a ``GradingError``.
 
     Args:
-        timeout_s: seconds for one attempt, its wait for a place not included; None is no timeout.
+        timeout_s: seconds for one attempt, without its wait for others to complete; None is no timeout.
         max_attempts: attempts in all; 1 is no retry.
-        max_concurrent: attempts at the same time on one event loop, pauses not included; None is no limit.
+        max_concurrent: attempts in flight on one event loop; pauses do not count. None is no limit.
         backoff_s: the longest first pause in seconds.
 
     Raises:
@@ -67,50 +65,40 @@ class RemoteCalls:
         max_concurrent: int | None = 16,
         backoff_s: float = 0.5,
     ) -> None:
-        if timeout_s is not None and not (is_finite_number(timeout_s) and timeout_s > 0):
-            raise ConfigurationError(
-                f"timeout_s={timeout_s!r} must be a finite number of seconds above 0, or None for no timeout"
-            )
-        if type(max_attempts) is not int or max_attempts < 1:
-            raise ConfigurationError(
-                f"max_attempts={max_attempts!r} must be a whole number of at least 1 (1 is no retry)"
-            )
-        if not (is_finite_number(backoff_s) and backoff_s >= 0):
-            raise ConfigurationError(f"backoff_s={backoff_s!r} must be a finite number of seconds, at least 0")
+        if timeout_s is not None:
+            check_finite_number("timeout_s", timeout_s, above=0)
+        check_whole_number("max_attempts", max_attempts)
+        check_finite_number("backoff_s", backoff_s, least=0)
         self.timeout_s = timeout_s
         self.max_attempts = max_attempts
+        self.max_concurrent = max_concurrent
         self.backoff_s = backoff_s
-        self._places = Places(max_concurrent)
+        self._limit = ConcurrencyLimit(max_concurrent)
         self._random = random.Random()  # jitter must not draw from the generator that the user may have seeded
 
     async def run(self, make_call: Callable[[], Awaitable[T]]) -> T:
-        """What the awaitable that ``make_call()`` returns gives; each attempt calls ``make_call`` again.
+        """The result of awaiting ``make_call()``; each attempt calls it again.
 
         Raises:
             TimeoutError: the last attempt took longer than ``timeout_s``.
-            Exception: whatever else the last attempt raised, as it is, with a note on the number of attempts.
+            Exception: what the last attempt raised, as it is, with a note on the number of attempts.
         """
-        if self.max_attempts == 1:
-            return await self._attempt(make_call)
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.max_attempts),
-            wait=self._pause_s,
-            retry=retry_if_exception(_is_worth_another_attempt),
-            reraise=True,
-        )
-        try:
-            result: T = await retrying(self._attempt, make_call)
-        except IgnoreGradeException:
-            raise
-        except Exception as error:
-            num_attempts = retrying.statistics["attempt_number"]
-            reason = "" if _is_worth_another_attempt(error) else f"; a {type(error).__name__} is not retried"
-            error.add_note(f"given up after {num_attempts} of {self.max_attempts} attempts{reason}")
-            raise
-        return result
+        for number in range(1, self.max_attempts + 1):
+            try:
+                return await self._attempt(make_call)
+            except IgnoreGradeException:
+                raise
+            except Exception as error:
+                if isinstance(error, NOT_RETRIED) or number == self.max_attempts:
+                    reason = f"; a {type(error).__name__} is not retried" if isinstance(error, NOT_RETRIED) else ""
+                    if self.max_attempts > 1:
+                        error.add_note(f"given up after {number} of {self.max_attempts} attempts{reason}")
+                    raise
+            await asyncio.sleep(self._pause_s(number))
+        raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, make_call: Callable[[], Awaitable[T]]) -> T:
-        async with self._places.take():
+        async with self._limit.hold():
             try:
                 async with asyncio.timeout(self.timeout_s) as timer:
                     return await make_call()
@@ -119,10 +107,6 @@ class RemoteCalls:
                     raise  # the call's own
                 raise TimeoutError(f"no answer within {self.timeout_s:g} s (timeout_s)") from error
 
-    def _pause_s(self, state: RetryCallState) -> float:
-        longest = min(MAX_BACKOFF_S, self.backoff_s * 2.0 ** min(state.attempt_number - 1, 64))
+    def _pause_s(self, attempt: int) -> float:
+        longest = min(MAX_BACKOFF_S, self.backoff_s * 2.0 ** min(attempt - 1, 64))
         return longest * self._random.uniform(0.5, 1.0)
-
-
-def _is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, Exception) and not isinstance(error, NOT_RETRIED)

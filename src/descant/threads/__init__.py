@@ -1,1 +1,1 @@
-"""Threads: conversations as text and as tokens, their rendering and their files."""
+"""Threads: conversations as text and as tokens."""

@@ -36,33 +36,32 @@ _NO_LINK = ToolLink()
 
 @lru_cache(maxsize=4096)
 def _fresh(roles: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Roles and the weights of a fresh thread of these roles: threads alike share them, which a million rows feel."""
+    """Roles and default loss weights, shared by all threads of these roles: a dataset may have a million."""
     return roles, tuple(float(role == "assistant") for role in roles)
 
 
 class StringThread:
-    """A conversation: turns, a weight for each, and metadata. Builders return a new thread.
+    """A conversation: turns, a loss weight for each, and metadata. Builders return a new thread.
 
     >>> thread = StringThread().user("2+2=").assistant("4")
     >>> thread.completion()
     '4'
 
-    A fresh thread trains on its assistant turns: they weigh 1, all others 0. ``metadata`` is whatever the
-    dataset carries beside the turns; it may be replaced and never reaches the model. ``source`` is the file and
-    line that the thread was read from, if any: messages about the thread name it. ``tools`` are what the model is
-    told that it may call.
+    A fresh thread trains on its assistant turns: they weigh 1, all others 0. ``metadata`` is what else the dataset has
+    for the thread; it may be replaced and never reaches the model. ``source`` is the file and line that the thread was
+    read from, if any: messages about the thread name it. ``tools`` are the tools that the model is told about.
 
     Args:
         turns: ``(role, content)`` pairs; roles are system, user, assistant and tool.
         metadata: anything that JSON can hold, if the thread is to be written.
         source: where the thread comes from, for messages.
-        tools: what the model may call.
+        tools: the tools that the model may call.
 
     Raises:
         ConfigurationError: an unknown role, or content that is not a string.
     """
 
-    # Turns are columns, not objects: a dataset of a million threads takes half of the memory, and most of it is text.
+    # Turns are columns, not objects, which halves the memory of a dataset of short threads.
     __slots__ = ("_contents", "_links", "_roles", "_row", "_source", "_weights", "metadata", "tools")
 
     def __init__(
@@ -85,7 +84,7 @@ class StringThread:
 
     @property
     def source(self) -> str | None:
-        """The place that the thread was read from, as ``train.jsonl:12`` or ``train.parquet[3]``."""
+        """Where the thread was read, as ``train.jsonl:12`` or ``train.parquet[3]``."""
         return self._source if self._row is None or self._source is None else self._source % self._row
 
     @source.setter
@@ -94,7 +93,7 @@ class StringThread:
         self._row: int | None = None
 
     def read_from(self, template: str, row: int) -> StringThread:
-        """This thread itself, its source being ``template % row``, which is put together when somebody asks."""
+        """This thread itself, with the source ``template % row``, which is formatted when it is read."""
         self._source, self._row = template, row
         return self
 
@@ -117,7 +116,7 @@ class StringThread:
         return self._append("tool", content, call_id=call_id)
 
     def with_tools(self, *tools: Tool) -> StringThread:
-        """This thread with these tools, in place of those that it had."""
+        """This thread with these tools instead of those that it had."""
         thread = self._copy()
         thread.tools = _checked_tools(tools)
         return thread
@@ -151,22 +150,22 @@ class StringThread:
         thread._links = links if any(link != _NO_LINK for link in links) else ()
         return thread
 
-    # Weights
+    # Loss weights
 
     def with_weight_all_assistant_turns(self) -> StringThread:
-        """This thread with weight 1 on every assistant turn and 0 elsewhere (the default of a fresh thread)."""
+        """This thread with weight 1 on every assistant turn and 0 on all others (the default of a fresh thread)."""
         return self.with_weight_assistant_turns_from_index(0)
 
     def with_weight_last_assistant_turn(self) -> StringThread:
-        """This thread with weight 1 on the last assistant turn and 0 elsewhere."""
+        """This thread with weight 1 on the last assistant turn and 0 on all others."""
         return self.with_weight_assistant_turns_from_index(-1)
 
     def with_weight_assistant_turns_from_index(self, index: int) -> StringThread:
-        """This thread with weight 1 on assistant turns number ``index`` (from 0) and later, 0 elsewhere."""
+        """This thread with weight 1 on assistant turns number ``index`` (from 0) and later, 0 on all others."""
         return self.with_turn_weights(assistant_turn_weights(self._roles, start=index))
 
     def with_turn_weights(self, weights: Sequence[float]) -> StringThread:
-        """This thread with one weight per turn, each finite and at least 0.
+        """This thread with one loss weight per turn, each finite and at least 0.
 
         Raises:
             ConfigurationError: another number of weights than turns, or a negative or non-finite weight.
@@ -186,11 +185,11 @@ class StringThread:
         return list(map(StringTurn, self._roles, self._contents))
 
     def get_turn_weights(self) -> list[float]:
-        """One weight per turn."""
+        """One loss weight per turn."""
         return list(self._weights)
 
     def get_tool_calls(self) -> list[tuple[ToolCall, ...]]:
-        """The tool calls of each turn: none but in assistant turns."""
+        """The tool calls of each turn; only assistant turns have any."""
         return [link.tool_calls for link in self._all_links()]
 
     def messages(self) -> list[StringTurn]:
@@ -239,7 +238,7 @@ class StringThread:
     def uuid(self) -> str:
         """A UUID made from turns and tools: equal conversations have equal ids, in every process and version.
 
-        Weights and metadata do not enter, so that an example keeps its id when only these change.
+        Loss weights and metadata do not count, so that an example keeps its id when only these change.
         """
         content: Any = self.get_turns()
         if self.tools or any(link.tool_calls or link.call_id for link in self._links):
@@ -251,7 +250,7 @@ class StringThread:
     def to_json(self) -> str:
         """The thread as one line of JSON, read back by ``from_json``.
 
-        It is ASCII if metadata have characters of which no UTF-8 can be written (unpaired surrogates).
+        It is ASCII if the metadata have characters that UTF-8 cannot encode (unpaired surrogates).
         """
         data: dict[str, Any] = {"messages": self.chat_messages(), "weights": self.get_turn_weights()}
         if self.tools:
@@ -338,12 +337,12 @@ def check_turn(index: int, role: str, content: str) -> None:
         raise ConfigurationError(f"turn {index} has role {quoted(role)}; roles are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ConfigurationError(f"turn {index} ({role}) has content of type {type(content).__name__}, not a string")
-    if not content.isascii():  # a million rows feel the text of a message
+    if not content.isascii():  # the text for the message costs time in a million rows
         check_unicode(content, f"the content of turn {index} ({role})")
 
 
 def assistant_turn_weights(roles: Sequence[str], start: int = 0) -> tuple[float, ...]:
-    """Weight 1 for every assistant turn from number ``start`` on (negative counts from the end), 0 elsewhere."""
+    """Weight 1 for assistant turns from number ``start`` on (negative counts from the end), 0 for all others."""
     assistants = [index for index, role in enumerate(roles) if role == "assistant"]
     weighted = set(assistants[start:])
     return tuple(float(index in weighted) for index in range(len(roles)))

@@ -1,4 +1,4 @@
-"""TokenizedThread: a conversation as the exact tokens that a model reads and writes."""
+"""TokenizedThread: a conversation as the exact tokens of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TokenizedTurn(NamedTuple):
 
 
 class TurnSpan(NamedTuple):
-    """Where a turn stands: tokens ``[start, content_end)`` are content, ``[start, end)`` include its end-of-turn."""
+    """The tokens of a turn: ``[start, content_end)`` are content, ``[start, end)`` include its end-of-turn token."""
 
     role: str
     start: int
@@ -26,15 +26,15 @@ class TurnSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedThread:
-    """A rendered conversation: every token of it, and where the located turns stand.
+    """A rendered conversation: all of its tokens, and the spans of the located turns.
 
     Assistant turns and weighted turns are located; other turns are part of the template's text.
 
     Attributes:
-        thread: the same conversation as text; a generated turn stands in it as decoded.
+        thread: the same conversation as text; a generated turn as it was decoded.
         token_ids: all tokens, markup included. Training and scoring use these, never the text again.
         spans: the located turns, in order.
-        turn_weights: one weight per located turn.
+        turn_weights: one loss weight per located turn.
         finish_reason: for a generated last turn "stop" (end of turn), "stop_string", or "length" (cut off); else None.
         logprobs: for a generated last turn the log-probability of each of its tokens, in nats, at temperature 1.
     """
@@ -51,7 +51,7 @@ class TokenizedThread:
         return [TokenizedTurn(span.role, list(self.token_ids[span.start : span.content_end])) for span in self.spans]
 
     def get_turn_weights(self) -> list[float]:
-        """One weight per located turn."""
+        """One loss weight per located turn."""
         return list(self.turn_weights)
 
     def last_content(self) -> list[int] | None:
@@ -63,7 +63,7 @@ class TokenizedThread:
         return self.spans[-1].content_end - self.spans[-1].start if self.spans else 0
 
     def token_weights(self) -> list[float]:
-        """One weight per token: that of its turn, end-of-turn token included; 0 outside of turns and at position 0.
+        """One loss weight per token: that of its turn and end-of-turn token; 0 outside of turns and at position 0.
 
         The first token of a sequence is never predicted, so it cannot be trained.
         """
@@ -75,14 +75,14 @@ class TokenizedThread:
         return weights
 
     def with_weight_all_assistant_turns(self) -> TokenizedThread:
-        """This thread with weight 1 on every assistant turn and 0 elsewhere."""
+        """This thread with weight 1 on every assistant turn and 0 on all others."""
         return self.with_weight_assistant_turns_from_index(0)
 
     def with_weight_last_assistant_turn(self) -> TokenizedThread:
-        """This thread with weight 1 on the last assistant turn and 0 elsewhere."""
+        """This thread with weight 1 on the last assistant turn and 0 on all others."""
         return self.with_weight_assistant_turns_from_index(-1)
 
     def with_weight_assistant_turns_from_index(self, index: int) -> TokenizedThread:
-        """This thread with weight 1 on assistant turns number ``index`` and later, 0 elsewhere."""
+        """This thread with weight 1 on assistant turns number ``index`` and later, 0 on all others."""
         weights = assistant_turn_weights([span.role for span in self.spans], start=index)
         return replace(self, turn_weights=weights)

@@ -1,4 +1,4 @@
-"""Tools: what a model may call, and the calls that it makes, as data of a thread."""
+"""Tools that a model may call, and its calls of them, as data of a thread."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _check_name(name: Any, what: str) -> None:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Raises a ``ConfigurationError`` if no UTF-8 can be written of this text."""
+    """Raises a ``ConfigurationError`` if UTF-8 cannot encode this text."""
     if text.isascii():
         return
     try:
@@ -111,5 +111,5 @@ def check_unicode(text: str, what: str) -> None:
 
 
 def _check_json(value: Any) -> None:
-    """Raises a ``ValueError``, ``TypeError`` or ``RecursionError`` if no JSON in UTF-8 can be written of a value."""
+    """Raises a ``ValueError``, ``TypeError`` or ``RecursionError`` if a value cannot be written as JSON in UTF-8."""
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

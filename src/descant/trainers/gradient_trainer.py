@@ -6,31 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import isfinite, nan
+from math import nan
 from typing import Any
 
-from descant.arguments import check_whole_number
+from descant.arguments import check_finite_number, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
-from descant.progress import exact_fraction
 from descant.runner.options import RunOptions, checked_by
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
-
-
-def check_number(name: str, value: Any, *, limit: float = 0, may_be_equal: bool) -> None:
-    """Raises ConfigurationError if the value is not a finite number above the limit, or equal to it where that is
-    allowed. True is no number; fractions and texts that stand for one are."""
-    is_number = isinstance(value, float | int | Fraction) and not isinstance(value, bool)
-    try:
-        number = exact_fraction(value) if is_number else None
-    except ValueError:  # NaN, infinity
-        number = None
-    if number is None or number < limit or (number == limit and not may_be_equal) or not isfinite(number):
-        relation = "at least" if may_be_equal else "above"
-        raise ConfigurationError(f"{name}={value!r} must be a finite number {relation} {limit}")
 
 
 def _check_scheduler(name: str, scheduler: Any) -> None:
@@ -75,7 +61,7 @@ class GradientTrainer(Trainer):
     model: TrainingModel = field(metadata=checked_by(_check_model))
     """What is trained, made by ``ModelBuilder.spawn_train``."""
 
-    lr: float = field(default=1e-5, metadata=checked_by(check_number, may_be_equal=True))
+    lr: float = field(default=1e-5, metadata=checked_by(check_finite_number, least=0))
     """The peak learning rate of the default scheduler."""
 
     lr_scheduler: Scheduler | None = field(default=None, metadata=checked_by(_check_scheduler))
@@ -85,13 +71,13 @@ class GradientTrainer(Trainer):
     samples_per_batch: int = field(default=512, metadata=checked_by(check_whole_number))
     """Samples per step."""
 
-    max_grad_norm: float = field(default=1.0, metadata=checked_by(check_number, may_be_equal=False))
+    max_grad_norm: float = field(default=1.0, metadata=checked_by(check_finite_number, above=0))
     """The global norm that gradients are clipped to."""
 
-    epochs: float | Fraction = field(default=1, metadata=checked_by(check_number, may_be_equal=False))
+    epochs: float | Fraction = field(default=1, metadata=checked_by(check_finite_number, above=0))
     """Passes over the dataset; may be a fraction."""
 
-    weight_decay: float = field(default=0.0, metadata=checked_by(check_number, may_be_equal=True))
+    weight_decay: float = field(default=0.0, metadata=checked_by(check_finite_number, least=0))
     """Of AdamW, on matrices and embeddings."""
 
     skip_nan_gradients: bool = False
