@@ -7,6 +7,7 @@ import pytest
 from trackers import need
 
 from descant.errors import ConfigurationError
+from descant.runner.callback_runner import TRAINING_SPECS
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.trackers import configured
@@ -92,7 +93,7 @@ def test_nothing_configured(no_trackio, capsys):
 
 async def test_what_a_trainer_logs_is_not_printed_beside_its_console(no_trackio, capsys, tmp_path):
     async with RunRecorder(tmp_path / "run", 1, get_prod_logger(), strict=True) as recorder:
-        await recorder.announce("SFT", {"lr": 0.5}, [])
+        await recorder.announce("SFT", {"lr": 0.5}, [], {"trainer": TRAINING_SPECS})
         await recorder.record(1, {"training/loss": 0.25})
         await recorder.publish()
     printed = capsys.readouterr()
