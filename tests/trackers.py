@@ -18,8 +18,7 @@ from importlib.util import find_spec
 import pytest
 
 from descant.text import printable
-from descant.trackers.mlflow import MLFlowLogger
-from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.mlflow import MLFlowLogger, mlflow_name
 from descant.trackers.rows import without_nan
 from descant.trackers.tensorboard import TBMetricsLogger
 from descant.trackers.trackio import TrackioLogger

@@ -102,10 +102,10 @@ async def test_what_a_tracker_has_missed_goes_where_the_run_has_put_the_rest(fol
     assert event_folder.name == "b"
     place = TensorBoardPlace(folder, "b")
     (folder / "here").rename(folder / "tb")
-    # a feed that nobody waits for may not save the place of what it has just delivered, so that it comes twice
+    # a feed that nobody waits for may not save the offset of what it has just delivered, so that it comes twice
     assert sorted(set(place.numbers("loss"))) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     with RunReader(folder / "runs" / "first") as reader:
-        assert {name: sink.place for name, sink in reader.sinks.items()}["tensorboard-2"] == 4
+        assert {name: sink.offset for name, sink in reader.sinks.items()}["tensorboard-2"] == 4
         assert reader.config["trackers"]["tensorboard"]["logging_dir"] == str(folder / "other")
 
 

@@ -32,8 +32,7 @@ from descant.table import Table
 from descant.text import printable
 from descant.trackers import extras
 from descant.trackers.logger import RunInfo
-from descant.trackers.mlflow import MLFlowLogger
-from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.mlflow import MLFlowLogger, mlflow_name
 from descant.trackers.tensorboard import TBMetricsLogger, _markdown, _markdown_table
 from descant.trackers.trackio import TrackioLogger
 from descant.trackers.wandb import WandbLogger

@@ -34,7 +34,7 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         RunLogError: there is no such run, or its run log is damaged.
         SyncError: the tracker has failed; what it had taken by then is not delivered again.
     """
-    tracker, place = _describe(run_dir, name)
+    tracker, offset = _describe(run_dir, name)
     yield f"delivering {run_dir} to {name}"
     try:
         num_records = replay(run_dir, tracker, everything=everything, name=name)
@@ -42,8 +42,8 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         raise
     except (Exception, SystemExit) as error:  # trackers may well call sys.exit
         raise SyncError(_describe_failure(run_dir, name, error)) from error
-    had = "they are a new run there, beside the former one" if everything else f"it had {place:,} before"
-    has_had = f"; {had}" if place else ""
+    had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
+    has_had = f"; {had}" if offset else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
     if link := tracker.training_monitoring_link or tracker.viewer:
         yield f"look at it: {link}"
@@ -67,15 +67,15 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))
         recorded = (reader.config.get("trackers") or {}).get(name)
-        place = reader.sinks[name].place if name in reader.sinks else 0
-    return make_tracker(kind, project, run, recorded), place
+        offset = reader.sinks[name].offset if name in reader.sinks else 0
+    return make_tracker(kind, project, run, recorded), offset
 
 
 def _describe_failure(run_dir: Path, name: str, error: BaseException) -> str:
     with RunReader(run_dir) as reader:
-        place = reader.sinks[name].place if name in reader.sinks else 0
+        offset = reader.sinks[name].offset if name in reader.sinks else 0
     reason = str(error).strip() or "without a reason"
     return (
-        f"{name} failed ({type(error).__name__}: {reason}); it has {place:,} records of {run_dir}. "
+        f"{name} failed ({type(error).__name__}: {reason}); it has {offset:,} records of {run_dir}. "
         "The same command goes on from there"
     )

@@ -20,8 +20,7 @@ from descant.trackers.rows import MAX_CELL_LENGTH
 from descant.trackers.stdout import StdoutLogger
 from descant.trackers.tensorboard import TBMetricsLogger
 from descant.trackers.trackio import TrackioLogger
-from descant.trackers.wandb import WandbLogger
-from descant.trackers.wandb_account import has_wandb_login, is_online
+from descant.trackers.wandb import WandbLogger, has_wandb_login, is_online
 
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
