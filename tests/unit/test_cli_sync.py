@@ -123,6 +123,20 @@ async def test_everything_once_more_is_a_new_run_and_goes_on_there(folder):
     assert never.runs[0].run_id == first
 
 
+async def test_a_run_that_shared_its_logger_goes_to_its_own_name(folder, monkeypatch):
+    need("tensorboard")
+    logger = TBMetricsLogger("addition", "tb")
+    for name in ("sft", "grpo"):
+        await record(folder / "runs" / name, logger=logger)
+    assert sorted(path.name for path in (folder / "tb").iterdir()) == ["addition", "addition-2"]
+    (folder / "tb").rename(folder / "lost")
+    assert invoke("sync", "grpo", "--to", "tensorboard", "--all").exit_code == 0
+    assert [path.name for path in (folder / "tb").iterdir()] == ["addition-2"]
+    for tb in ("tb", "lost"):
+        place = TensorBoardPlace(folder, f"../{tb}/addition-2")
+        assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
 async def test_what_cannot_be_delivered(folder):
     await record(folder / "runs" / "first")
     log = RunLog(folder / "runs" / "going")

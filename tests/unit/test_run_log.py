@@ -127,7 +127,7 @@ async def test_a_run_that_has_ended_has_the_summary_that_it_had_while_it_went_on
     with RunReader(tmp_path) as reader:
         before = reader.metrics
     await log.close()
-    assert query(tmp_path, "SELECT count(DISTINCT start) FROM parts") == [(320,)]
+    assert query(tmp_path, "SELECT count(*) FROM parts WHERE key = 'loss'") == [(320,)]
     with RunReader(tmp_path) as reader:
         assert repr(reader.metrics) == repr(before)
         assert set(before) == {"loss", "odd", "at", "rare"}
@@ -162,7 +162,8 @@ async def test_what_cannot_be_written_surfaces_at_the_next_call(tmp_path):
     log = RunLog(tmp_path)
     await log.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other:
-        other.executescript("DROP VIEW metrics; DROP TABLE points")  # stands in for a disk that fails: every later write is refused
+        # stands in for a disk that fails: every later write is refused
+        other.executescript("DROP VIEW metrics; DROP TABLE points")
     await log.log_metrics(1, {"loss": 1.0})
     with pytest.raises(RunLogError, match="no such table: points"):
         await log.flush()

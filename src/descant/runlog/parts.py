@@ -16,33 +16,31 @@ from typing import Any
 
 _MAX_PARTS = 320
 PARTS_SCHEMA = """
-CREATE TABLE parts (  -- metrics by parts of the run, once it has ended: a part has the steps from start to before stop
-    key TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, first_step INTEGER NOT NULL,
-    last_step INTEGER NOT NULL, num_points INTEGER NOT NULL, num_numbers INTEGER NOT NULL, num_texts INTEGER NOT NULL,
-    minimum, maximum, total REAL, last_record INTEGER NOT NULL, PRIMARY KEY (key, start)
+CREATE TABLE parts (  -- metrics by parts of the run, once it has ended
+    key TEXT NOT NULL, first_step INTEGER NOT NULL, last_step INTEGER NOT NULL, num_points INTEGER NOT NULL,
+    num_numbers INTEGER NOT NULL, num_texts INTEGER NOT NULL, minimum, maximum, total REAL,
+    last_record INTEGER NOT NULL, PRIMARY KEY (key, first_step)
 ) WITHOUT ROWID;
 """
 # One part after another, since points are stored by step and sorting a part by key is cheap: one GROUP BY of all
 # points takes almost twice as long. The view `metrics` is slower, too: it looks up each point's key.
 _SUMMARIZE = """
-SELECT (SELECT key FROM keys WHERE id = key_id), ?1, ?2, min(step), max(step), count(*), count(number), count(text),
+SELECT (SELECT key FROM keys WHERE id = key_id), min(step), max(step), count(*), count(number), count(text),
     min(number), max(number), total(number)
-FROM (SELECT step, key_id, number, text, max(record) FROM points WHERE step >= ?1 AND step < ?2 GROUP BY step, key_id)
+FROM (SELECT step, key_id, number, text, max(record) FROM points WHERE step >= ? AND step < ? GROUP BY step, key_id)
 GROUP BY key_id
 """
 _READ_SAVED = """
-SELECT key, start, stop, first_step, last_step, num_points, num_numbers, num_texts, minimum, maximum, total
-FROM parts WHERE last_record = (SELECT max(id) FROM records) ORDER BY start
+SELECT key, first_step, last_step, num_points, num_numbers, num_texts, minimum, maximum, total
+FROM parts WHERE last_record = (SELECT max(id) FROM records) ORDER BY first_step
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One metric within the steps from ``start`` to before ``stop``, in which it was recorded at least once."""
+    """One metric within the steps of a part, in which it was recorded at least once."""
 
     key: str
-    start: int
-    stop: int
     first_step: int
     last_step: int
     num_points: int
@@ -79,7 +77,7 @@ def read_parts(connection: sqlite3.Connection) -> Iterator[Part]:
 def save_parts(connection: sqlite3.Connection, last_record: int) -> None:
     """Keep the parts of a run that has ended with record number ``last_record``."""
     rows = [(*row, last_record) for row in _summarize(connection)]
-    connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _summarize(connection: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,6 +149,20 @@ class TrackerLogger(Logger):
             run = RunInfo(run_id, getattr(self, "run_name", run_id), Path(), config or {})
             self.start(run)
             self.run = run
+
+
+def require_extra(package: str, user: str) -> None:
+    """Refuse to continue without a package, which is looked for and not imported.
+
+    Args:
+        package: its name, which is also the name of descant's extra.
+        user: what needs it, for the message.
+
+    Raises:
+        ConfigurationError: it is not installed; the message has the command that installs it.
+    """
+    if find_spec(package) is None:
+        raise ConfigurationError(f"{user} needs {package}, which is not installed: pip install 'descant[{package}]'")
 
 
 def named_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:

@@ -15,8 +15,7 @@ from typing import Any
 from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import printable
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"

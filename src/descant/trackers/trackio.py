@@ -11,8 +11,7 @@ from shlex import quote
 from typing import Any
 
 from descant.table import Table
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _NUMBER_NAMES = ("NaN", "Infinity", "-Infinity")

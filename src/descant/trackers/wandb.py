@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 from descant.table import Table
 from descant.text import shortened
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import STEP_KEY, RunInfo, TrackerLogger
+from descant.trackers.logger import STEP_KEY, RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows, without_nan
 from descant.trackers.server import check_answers
 
@@ -67,8 +66,7 @@ class WandbLogger(TrackerLogger):
         self._link: str | None = None
         self._offline_dir: str | None = None
         self._tables: dict[str, Any] = {}
-        self._latest_steps: dict[str, int] = {}
-        self._latest: dict[str, float | str] = {}
+        self._latest: dict[str, tuple[int, float | str]] = {}
 
     @property
     def training_monitoring_link(self) -> str | None:
@@ -127,14 +125,10 @@ class WandbLogger(TrackerLogger):
                 name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
                 row[name] = grown
         self._wandb_run.log(row)
-        late = {}
-        for name, value in values.items():
-            if step >= self._latest_steps.get(name, step):
-                self._latest_steps[name], self._latest[name] = step, value
-            else:
-                late[name] = self._latest[name]
+        late = {name for name in values if self._latest.get(name, (step,))[0] > step}
+        self._latest |= {name: (step, value) for name, value in values.items() if name not in late}
         if late:
-            self._wandb_run.summary.update(late)
+            self._wandb_run.summary.update({name: self._latest[name][1] for name in late})
 
     def finish(self, outcome: str) -> None:
         """Finish the W&B run: as failed, unless training was completed or stopped."""
