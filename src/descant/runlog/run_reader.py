@@ -259,7 +259,7 @@ class RunReader:
         )
 
     def _open(self) -> sqlite3.Connection:
-        """A read-only connection that creates no file beside the log, in a transaction.
+        """A read-only connection that creates no file, in a transaction.
 
         SQLite creates the files of its write-ahead log even for a reader, unless it is told that the file is immutable
         (it is, once the run has removed them) or that they are to be taken as they are. Where that cannot work (a run
@@ -279,7 +279,7 @@ class RunReader:
         return self._open_copy()
 
     def _is_in_wal_mode(self) -> bool:
-        """Not to be asked while the run goes on in this very process: closing the file would drop SQLite's locks on it
+        """Not to be called while this process writes the run log: closing the file would drop SQLite's locks on it
         (https://www.sqlite.org/howtocorrupt.html, 2.2)."""
         with self.path.open("rb") as file:
             return file.read(20)[18:19] == b"\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3

@@ -30,7 +30,7 @@ class Logger(ABC):
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Log the metrics of one step; ``progress/step`` in them says which."""
 
-    def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every logger has a place for it
+    def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every logger records settings
         """Log the settings of the run."""
 
     @property
