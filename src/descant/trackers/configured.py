@@ -121,7 +121,7 @@ def _address(variable: str, recorded: str | None, example: str) -> str:
 
 
 def names_of(ctx: Any) -> tuple[str, str]:
-    """The names of the project and the run, from ``project``, ``recipe_name`` and ``name`` of ``ctx`` where it has them."""
+    """The names of the project and the run: ``project``, ``recipe_name`` and ``name`` of ``ctx``, if it has them."""
     recipe = getattr(ctx, "recipe_name", None)
     project = getattr(ctx, "project", None) or recipe or "descant"
     name = getattr(ctx, "name", None) or datetime.now().strftime("run-%Y%m%d-%H%M%S")
