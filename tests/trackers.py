@@ -18,8 +18,7 @@ from importlib.util import find_spec
 import pytest
 
 from descant.text import printable
-from descant.trackers.mlflow import MLFlowLogger
-from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.mlflow import MLFlowLogger, mlflow_name
 from descant.trackers.rows import without_nan
 from descant.trackers.tensorboard import TBMetricsLogger
 from descant.trackers.trackio import TrackioLogger
@@ -29,7 +28,8 @@ from descant.trackers.wandb import WandbLogger
 class Place:
     """Where a tracker writes, and how to read it: numbers by (key, step), tables as rows, strings, config, outcome.
 
-    ``curves`` and ``tables`` are all numbers and all tables that a tracker has, under its own names.
+    ``curves`` and ``tables`` are all numbers and all tables that a tracker has, under its own names; ``groups`` has the
+    group of every run by its name.
     """
 
     def __init__(self, folder, run_name="a run"):
@@ -99,6 +99,11 @@ class TensorBoardPlace(Place):
     def num_runs(self):
         return len({path.parent for path in (self.folder / "tb").rglob("events.out.tfevents.*")})
 
+    def groups(self):
+        """TensorBoard has none: runs whose names begin alike are chosen together by its filter."""
+        paths = {path.parent for path in (self.folder / "tb").rglob("events.out.tfevents.*")}
+        return {path.name: path.name.removesuffix("-2") for path in paths}
+
 
 class TrackioPlace(Place):
     def __init__(self, folder, run_name="a run", project=None):
@@ -163,6 +168,9 @@ class TrackioPlace(Place):
 
     def num_runs(self):
         return len(self._runs())
+
+    def groups(self):
+        return {run.name: run.config["_Group"] for run in import_module("trackio").Api().runs(self._project())}
 
 
 class WandbPlace(Place):
@@ -248,6 +256,10 @@ class WandbPlace(Place):
     def num_runs(self):
         return len({r.run.run_id for _, r in self._records() if r.WhichOneof("record_type") == "run"})
 
+    def groups(self):
+        records = [r for _, r in self._records() if r.WhichOneof("record_type") == "run"]
+        return {r.run.display_name: r.run.run_group for r in records}
+
 
 class MLFlowPlace(Place):
     def __init__(self, folder, uri, run_name="a run"):
@@ -321,6 +333,9 @@ class MLFlowPlace(Place):
 
     def num_runs(self):
         return len(self._runs())
+
+    def groups(self):
+        return {run.info.run_name: run.data.tags["descant.group"] for run in self._runs()}
 
 
 def _offline_records(data):

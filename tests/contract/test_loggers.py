@@ -155,6 +155,15 @@ def test_a_logger_that_is_started_again_after_a_failure_goes_on(place):
     assert place.num_runs() == 1
 
 
+def test_runs_that_share_a_logger_are_a_group(place):
+    logger = place.logger()
+    for run_id, suffix in (("0123456789abcdef", ""), ("fedcba9876543210", "-2")):
+        logger.start(RunInfo(run_id, "sft", place.folder, {"lr": 0.5}, suffix))
+        logger.write(1, NOW_S, {"loss": 2.0}, {"samples": samples(1)})
+        logger.finish("completed")
+    assert place.groups() == {"a run": "a run", "a run-2": "a run"}
+
+
 def test_by_hand(place):
     logger = place.logger()
     logger.log_config({"lr": 0.5, "judge_key": {1: ("http://me:hunter2@host", object)}, "api_key": "hunter2"})

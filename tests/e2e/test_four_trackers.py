@@ -76,7 +76,7 @@ def recorded(demo):
         assert reader.outcome == "completed"
         assert {event.source for event in reader.events if event.kind.startswith("tracker_")} <= {"mlflow"}  # its link
         num_records = sum(1 for _ in reader.records())
-        assert {name: sink.place for name, sink in reader.sinks.items()} == dict.fromkeys(TRACKERS, num_records)
+        assert {name: sink.offset for name, sink in reader.sinks.items()} == dict.fromkeys(TRACKERS, num_records)
         (run_name,) = {settings["run_name"] for settings in reader.config["trackers"].values()}
     return SimpleNamespace(curves=curves, tables=tables, run_name=run_name)
 

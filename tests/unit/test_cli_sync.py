@@ -102,10 +102,10 @@ async def test_what_a_tracker_has_missed_goes_where_the_run_has_put_the_rest(fol
     assert event_folder.name == "b"
     place = TensorBoardPlace(folder, "b")
     (folder / "here").rename(folder / "tb")
-    # a feed that nobody waits for may not save the place of what it has just delivered, so that it comes twice
+    # a feed that nobody waits for may not save the offset of what it has just delivered, so that it comes twice
     assert sorted(set(place.numbers("loss"))) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     with RunReader(folder / "runs" / "first") as reader:
-        assert {name: sink.place for name, sink in reader.sinks.items()}["tensorboard-2"] == 4
+        assert {name: sink.offset for name, sink in reader.sinks.items()}["tensorboard-2"] == 4
         assert reader.config["trackers"]["tensorboard"]["logging_dir"] == str(folder / "other")
 
 
@@ -121,6 +121,20 @@ async def test_everything_once_more_is_a_new_run_and_goes_on_there(folder):
     never = MemoryTracker()
     replay(folder / "r", never, everything=True, name="other")
     assert never.runs[0].run_id == first
+
+
+async def test_a_run_that_shared_its_logger_goes_to_its_own_name(folder, monkeypatch):
+    need("tensorboard")
+    logger = TBMetricsLogger("addition", "tb")
+    for name in ("sft", "grpo"):
+        await record(folder / "runs" / name, logger=logger)
+    assert sorted(path.name for path in (folder / "tb").iterdir()) == ["addition", "addition-2"]
+    (folder / "tb").rename(folder / "lost")
+    assert invoke("sync", "grpo", "--to", "tensorboard", "--all").exit_code == 0
+    assert [path.name for path in (folder / "tb").iterdir()] == ["addition-2"]
+    for tb in ("tb", "lost"):
+        place = TensorBoardPlace(folder, f"../{tb}/addition-2")
+        assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
 
 
 async def test_what_cannot_be_delivered(folder):

@@ -36,9 +36,9 @@ class MemoryTracker(TrackerLogger):
         self.threads = set()
         self.failed, self.has_rows = threading.Event(), threading.Event()
 
-    def _act(self, place):
+    def _act(self, call):
         self.threads.add(threading.current_thread().name)
-        if self.num_failures and self.fail_in == place:
+        if self.num_failures and self.fail_in == call:
             self.num_failures -= 1
             self.failed.set()
             raise ConnectionError("the server answers 500")
@@ -120,9 +120,9 @@ def events(run_dir, kind):
     return query(run_dir, "SELECT source, message, details FROM events WHERE kind = ? ORDER BY id", kind)
 
 
-def place(run_dir, name="memory"):
+def offset(run_dir, name="memory"):
     with RunReader(run_dir) as reader:
-        return reader.sinks[name].place
+        return reader.sinks[name].offset
 
 
 class Answers(RecipeCallback):
@@ -166,9 +166,12 @@ async def test_a_tracker_gets_every_record_in_order_and_with_its_types(tmp_path)
         assert repr(table.rows) == f"[['a', {step}, 0.5, nan], ['b', True, None, -inf], ['c', 'text', 3, inf]]"
     with RunReader(tmp_path / "r") as reader:
         assert repr([row.cells["odd"] for row in reader.samples(step=2)]) == "[nan, -inf, inf]"
-        assert repr(reader.tables("watch", "watch/table")[2].rows) == repr(table.rows)
-        assert list(reader.tables("watch", "watch/empty")) == [0, 1, 2]
-        assert reader.sinks["memory"].place == 5
+        recorded = [(record.step, record.tables) for record in reader.records() if record.tables]
+        assert [(step, list(tables)) for step, tables in recorded] == [
+            (step, ["watch/empty", "watch/table"]) for step in (0, 1, 2)
+        ]
+        assert repr(recorded[2][1]["watch/table"].rows) == repr(table.rows)
+        assert reader.sinks["memory"].offset == 5
 
 
 async def test_the_tracker_is_told_of_the_run(tmp_path):
@@ -201,9 +204,9 @@ async def test_tables_of_the_training_loop_are_delivered_too(tmp_path):
 
 async def test_a_table_that_is_recorded_again_at_its_step_replaces_the_first(tmp_path):
     log = RunLog(tmp_path)
-    await log.log_samples("c", 1, "t", Table(["x"], [[1], [2]]))
+    await log.log_metrics(1, {"t": Table(["x"], [[1], [2]])}, "c")
     await log.flush()
-    await log.log_samples("c", 1, "t", Table(["y"], [[3]]))
+    await log.log_metrics(1, {"t": Table(["y"], [[3]])}, "c")
     await log.close()
     tracker = MemoryTracker()
     assert replay(tmp_path, tracker) == 2
@@ -252,7 +255,7 @@ async def test_a_tracker_that_is_down_leaves_a_warning_with_the_command_that_del
     ]
     assert command in capsys.readouterr().err
     assert len(other.rows) == 3
-    assert (place(tmp_path), place(tmp_path, "memory-2")) == (0, 3)
+    assert (offset(tmp_path), offset(tmp_path, "memory-2")) == (0, 3)
     back = MemoryTracker()
     assert replay(tmp_path, back) == 3
     assert back.rows == other.rows
@@ -289,9 +292,9 @@ class Tracker(TrackerLogger):
             threading.Event().wait()
     def finish(self, outcome): pass
 
-def place(run_dir):
+def offset(run_dir):
     with RunReader(run_dir) as reader:
-        return reader.sinks["memory"].place
+        return reader.sinks["memory"].offset
 
 async def main(run_dir):
     tracker = Tracker()
@@ -304,7 +307,7 @@ async def main(run_dir):
         await recorder._run_log.flush()
         if tracker.hangs:
             return
-        while place(run_dir) < 3:
+        while offset(run_dir) < 3:
             await asyncio.sleep(0)
         tracker.is_down = True
         for step in range(4, 7):
@@ -333,8 +336,8 @@ async def test_a_run_that_is_cancelled_while_it_waits_leaves_at_once(tmp_path, h
     told = asyncio.Event()
     finish = feed_module.finish_feeds
 
-    async def telling(feeds, outcome, step, timeout_s, say):
-        return await finish(feeds, outcome, step, timeout_s, lambda text: (say(text), told.set()))
+    async def telling(feeds, outcome, timeout_s, say):
+        return await finish(feeds, outcome, timeout_s, lambda text: (say(text), told.set()))
 
     monkeypatch.setattr("descant.runner.recorder.finish_feeds", telling)
     task = asyncio.create_task(run(tmp_path, hanging))
@@ -354,7 +357,7 @@ def test_after_a_kill_what_is_missing_is_delivered_and_nothing_twice(tmp_path):
     assert replay(tmp_path, tracker) == 3
     assert tracker.series("loss") == [(4, 4.0), (5, 5.0), (6, 6.0)]
     assert tracker.outcomes == ["interrupted"]
-    assert place(tmp_path) == 6
+    assert offset(tmp_path) == 6
 
 
 async def test_a_replay_that_fails_goes_on_from_where_it_failed(tmp_path):
@@ -373,25 +376,26 @@ async def test_a_replay_that_fails_goes_on_from_where_it_failed(tmp_path):
     assert first.runs == second.runs
 
 
-async def test_a_second_stage_goes_on_in_the_run_of_the_first(tmp_path):
+async def test_runs_that_share_a_logger_are_runs_of_their_own(tmp_path):
     tracker = MemoryTracker()
     await run(tmp_path / "sft", tracker, num_steps=3, config={"lr": 0.1})
     await run(tmp_path / "grpo", tracker, num_steps=2, config={"lr": 0.2})
     await run(tmp_path / "more", tracker, num_steps=1)
-    assert [step for step, *_ in tracker.rows] == [1, 2, 3, 4, 5, 6]
-    assert tracker.series("progress/step") == [(step, step) for step in range(1, 7)]
-    assert {(told.run_id, told.name) for told in tracker.runs} == {(tracker.runs[0].run_id, "sft")}
-    assert tracker.runs[0].config["lr"] == 0.1
-    assert tracker.runs[1].config["grpo"]["lr"] == 0.2
+    assert [step for step, *_ in tracker.rows] == [1, 2, 3, 1, 2, 1]
+    assert tracker.series("progress/step") == [(step, step) for step in (1, 2, 3, 1, 2, 1)]
+    assert [(told.name, told.suffix) for told in tracker.runs] == [("sft", ""), ("grpo", "-2"), ("more", "-3")]
+    assert len({told.run_id for told in tracker.runs}) == 3
+    assert [told.config.get("lr") for told in tracker.runs] == [0.1, 0.2, None]
     assert tracker.outcomes == ["completed"] * 3
     assert replay(tmp_path / "grpo", again := MemoryTracker()) == 0
     assert again.runs == [tracker.runs[1]]
     assert replay(tmp_path / "grpo", again, everything=True) == 2
-    assert again.runs[1].config["lr"] == 0.2
-    assert [step for step, *_ in again.rows] == [1, 2]  # a run of its own
+    assert [told.suffix for told in again.runs] == ["-2", "-2"]
+    assert again.runs[1].run_id != again.runs[0].run_id
+    assert [step for step, *_ in again.rows] == [1, 2]
     alone = MemoryTracker()
     await run(tmp_path / "alone", alone)
-    assert alone.runs[0].name == "alone"
+    assert (alone.runs[0].name, alone.runs[0].suffix) == ("alone", "")
 
 
 async def test_two_runs_at_once_need_a_logger_each(tmp_path):
@@ -404,7 +408,7 @@ async def test_two_runs_at_once_need_a_logger_each(tmp_path):
     assert tracker.outcomes == ["completed"]
 
 
-async def test_a_stage_that_fails_or_is_not_delivered_is_followed_by_the_next(tmp_path, monkeypatch):
+async def test_a_run_that_fails_or_is_not_delivered_is_followed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "0.05")
     tracker = MemoryTracker()
     with pytest.raises(ZeroDivisionError):
@@ -415,10 +419,22 @@ async def test_a_stage_that_fails_or_is_not_delivered_is_followed_by_the_next(tm
     monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "60")
     await run(tmp_path / "three", tracker, num_steps=1)
     assert tracker.outcomes == ["failed", "completed"]
-    assert [step for step, *_ in tracker.rows] == [1, 5]  # one step, three, one
+    assert [step for step, *_ in tracker.rows] == [1, 1]
     replay(tmp_path / "two", tracker)
-    assert [step for step, *_ in tracker.rows] == [1, 5, 2, 3, 4]
-    assert len({told.run_id for told in tracker.runs}) == 1
+    assert [step for step, *_ in tracker.rows] == [1, 1, 1, 2, 3]
+    assert {(told.name, told.suffix) for told in tracker.runs} == {("one", ""), ("two", "-2"), ("three", "-3")}
+
+
+async def test_the_next_run_is_delivered_once_the_calls_of_the_one_before_have_returned(tmp_path, hanging, monkeypatch):
+    await run(tmp_path / "one", hanging)
+    await run(tmp_path / "two", hanging)
+    assert [told.name for told in hanging.runs] == ["one"]
+    monkeypatch.setenv("DESCANT_TRACKER_TIMEOUT_S", "60")
+    hanging.released.set()
+    await run(tmp_path / "three", hanging, num_steps=1)
+    assert [told.name for told in hanging.runs] == ["one", "three"]
+    assert replay(tmp_path / "two", other := MemoryTracker(), name="hanging") == 3
+    assert other.runs[0].suffix == "-2"
 
 
 async def test_a_logger_beside_trackers_is_called_in_the_loop(tmp_path):
@@ -462,33 +478,10 @@ async def test_what_cannot_be_a_logger_or_a_timeout_is_refused(tmp_path, monkeyp
             RunRecorder(tmp_path, 1, None, strict=False)
 
 
-async def test_a_run_log_without_a_journal_is_delivered_step_by_step(tmp_path):
-    table = Table(["example_id", "x"], [["a", 1], ["b", None]])
-    log = RunLog(tmp_path)
-    await log.log_config({"lr": 0.1})
-    await log.log_event(0, "run_started", "trainer", "SFT")
-    await log.log_samples("watch", 0, "watch/t", table)
-    for step in (2, 1):
-        await log.log_metrics(step, {"loss": float(step), "note": "text", "nan": math.nan})
-    await log.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as old:
-        old.executescript("DROP TABLE journal; DROP TABLE tables; DROP TABLE sinks; DROP TABLE parts")
-    tracker = MemoryTracker()
-    assert replay(tmp_path, tracker) == 3
-    assert [step for step, *_ in tracker.rows] == [0, 1, 2]
-    assert tracker.rows[0][1:] == ({}, {"watch/t": table})
-    assert tracker.rows[1][1] == pytest.approx({"loss": 1.0, "note": "text", "nan": math.nan}, nan_ok=True)
-    with RunReader(tmp_path) as reader:
-        assert reader.tables("watch", "watch/t") == {0: table}
-        assert reader.sinks["memory"].place == 3
-    assert replay(tmp_path, again := MemoryTracker()) == 0
-    assert again.runs == tracker.runs
-
-
-async def test_a_damaged_journal_is_named(tmp_path):
-    await run(tmp_path, None)
+async def test_a_damaged_table_is_named(tmp_path):
+    await run(tmp_path, None, metrics=lambda step: {"training/batch": Table(["a"], [[step]])})
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other, other:
-        other.execute("UPDATE journal SET metrics = '{' WHERE id = 2")
+        other.execute("UPDATE samples SET cells = '{' WHERE step = 2")
     tracker = MemoryTracker()
     with pytest.raises(RunLogError, match=r"is damaged"):
         replay(tmp_path, tracker)

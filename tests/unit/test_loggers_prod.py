@@ -102,9 +102,7 @@ async def test_what_a_trainer_logs_is_not_printed_beside_its_console(no_trackio,
 
 
 def test_a_tracker_that_is_configured_and_not_installed_is_a_warning(monkeypatch, no_trackio, caplog):
-    from descant.trackers import extras
-
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr("descant.trackers.logger.find_spec", lambda name: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert isinstance(get_prod_logger(), StdoutLogger)
     assert "pip install 'descant[mlflow]'" in caplog.text

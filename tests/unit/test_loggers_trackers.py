@@ -30,10 +30,8 @@ from descant.errors import ConfigurationError
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.text import printable
-from descant.trackers import extras
 from descant.trackers.logger import RunInfo
-from descant.trackers.mlflow import MLFlowLogger
-from descant.trackers.mlflow_names import mlflow_name
+from descant.trackers.mlflow import MLFlowLogger, mlflow_name
 from descant.trackers.tensorboard import TBMetricsLogger, _markdown, _markdown_table
 from descant.trackers.trackio import TrackioLogger
 from descant.trackers.wandb import WandbLogger
@@ -339,7 +337,7 @@ class TestTrackio:
     ],
 )
 def test_a_missing_package_is_an_error_with_the_command(package, make, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr("descant.trackers.logger.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=re.escape(f"pip install 'descant[{package}]'")):
         make()
 

@@ -16,8 +16,8 @@ async def test_everything_is_read_back(tmp_path):
     log = RunLog(tmp_path / "run")
     await log.log_config({"lr": 0.1, "odd": {1, 2}.__class__})
     await log.log_metrics(3, {"loss": 0.5, "count": 7, "note": "text", "bad": math.nan, "inf": math.inf})
-    await log.log_samples("watch", 3, "watch/table", Table(["example_id", "x"], [["a", 1], ["b", None]]))
-    await log.log_samples("watch", 3, "watch/plain", Table(["x"], [[1], [2]]))
+    await log.log_metrics(3, {"watch/table": Table(["example_id", "x"], [["a", 1], ["b", None]])}, "watch")
+    await log.log_metrics(3, {"watch/plain": Table(["x"], [[1], [2]])}, "watch")
     await log.log_event(3, "callback_failed", "watch", "it failed", "Traceback ...")
     await log.close()
 
@@ -51,6 +51,24 @@ async def test_the_same_row_twice_is_one_row(tmp_path):
     assert query(tmp_path, "SELECT step, key, number FROM metrics") == [(1, "loss", 2.0)]
 
 
+async def test_what_is_computed_once_more_can_be_compared_with_what_was_recorded(tmp_path):
+    log = RunLog(tmp_path)
+    for values in ({1: 0.5, 2: 0.25, 3: 0.125}, {2: 0.25, 3: math.nan, 4: 0.0625}):
+        for step, value in values.items():
+            await log.log_metrics(step, {"loss": value, "phase": "x"})
+    await log.close()
+    assert query(tmp_path, "SELECT step, number FROM metrics WHERE key = 'loss' ORDER BY step") == [
+        (1, 0.5), (2, 0.25), (3, None), (4, 0.0625),
+    ]  # fmt: skip
+    assert query(tmp_path, "SELECT record, step, number FROM points JOIN keys ON id = key_id WHERE key = 'loss'") == [
+        (1, 1, 0.5), (2, 2, 0.25), (4, 2, 0.25), (3, 3, 0.125), (5, 3, None), (6, 4, 0.0625),
+    ]  # fmt: skip
+    with RunReader(tmp_path) as reader:
+        assert reader.metrics["loss"].num_points == 4
+        assert (reader.metrics["loss"].num_nan, reader.metrics["loss"].total) == (1, 0.8125)
+        assert [record.step for record in reader.records()] == [1, 2, 3, 2, 3, 4]
+
+
 async def test_one_call_is_one_record_in_order_with_its_types(tmp_path):
     log = RunLog(tmp_path)
     odd = {
@@ -70,7 +88,7 @@ async def test_one_call_is_one_record_in_order_with_its_types(tmp_path):
     await log.close()
     with RunReader(tmp_path) as reader:
         first, *others = reader.records()
-        assert [record.id for record in reader.records(place=1)] == [2, 3]
+        assert [record.id for record in reader.records(offset=1)] == [2, 3]
         assert reader.series("int") == {7: 8}
     assert repr(dict(first.metrics)) == repr(odd)
     assert (first.id, first.step) == (1, 7)
@@ -85,7 +103,7 @@ async def test_one_call_is_one_record_in_order_with_its_types(tmp_path):
 
 async def test_cells_that_json_has_not_can_still_be_queried_around(tmp_path):
     log = RunLog(tmp_path)
-    await log.log_samples("watch", 1, "t", Table(["x", "prompt"], [[math.nan, "a"], [-math.inf, '{"float": "nan"}']]))
+    await log.log_metrics(1, {"t": Table(["x", "prompt"], [[math.nan, "a"], [-math.inf, '{"float": "nan"}']])}, "watch")
     await log.close()
     assert query(tmp_path, "SELECT json_extract(cells, '$.prompt') FROM samples ORDER BY position") == [
         ("a",),
@@ -109,13 +127,13 @@ async def test_a_run_that_has_ended_has_the_summary_that_it_had_while_it_went_on
     with RunReader(tmp_path) as reader:
         before = reader.metrics
     await log.close()
-    assert query(tmp_path, "SELECT count(DISTINCT start) FROM parts") == [(320,)]
+    assert query(tmp_path, "SELECT count(*) FROM parts WHERE key = 'loss'") == [(320,)]
     with RunReader(tmp_path) as reader:
         assert repr(reader.metrics) == repr(before)
         assert set(before) == {"loss", "odd", "at", "rare"}
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other, other:  # as if it had been continued
-        other.execute("INSERT INTO journal VALUES (1000, 0, 2001, '{}')")
-        other.execute("INSERT INTO metrics VALUES (2001, 'loss', 9.0, NULL)")
+        other.execute("INSERT INTO records VALUES (1000, 0, 2001)")
+        other.execute("INSERT INTO points SELECT 2001, id, 1000, 9.0, NULL FROM keys WHERE key = 'loss'")
     with RunReader(tmp_path) as reader:
         assert reader.metrics["loss"].last == (2001, 9.0)
 
@@ -144,11 +162,12 @@ async def test_what_cannot_be_written_surfaces_at_the_next_call(tmp_path):
     log = RunLog(tmp_path)
     await log.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as other:
-        other.execute("DROP TABLE metrics")  # stands in for a disk that fails: every later write is refused
+        # stands in for a disk that fails: every later write is refused
+        other.executescript("DROP VIEW metrics; DROP TABLE points")
     await log.log_metrics(1, {"loss": 1.0})
-    with pytest.raises(RunLogError, match="no such table: metrics"):
+    with pytest.raises(RunLogError, match="no such table: points"):
         await log.flush()
-    with pytest.raises(RunLogError, match="no such table: metrics"):
+    with pytest.raises(RunLogError, match="no such table: points"):
         await log.log_metrics(2, {"loss": 1.0})
     with pytest.raises(RunLogError):
         await log.close()

@@ -65,7 +65,7 @@ async def test_everything_is_read_back(tmp_path):
     await log.log_metrics(3, {"loss": math.nan, "note": "second", "high": math.inf})
     for step in (0, 3):
         rows = [["b", "1+1=", step], ["a", "2+2=", step + 1]]
-        await log.log_samples("watch", step, "watch/table", Table(["example_id", "prompt", "x"], rows))
+        await log.log_metrics(step, {"watch/table": Table(["example_id", "prompt", "x"], rows)}, "watch")
     await log.log_event(3, "callback_failed", "watch", "it failed", "Traceback ...")
     await log.log_event(4, "run_completed", "trainer", "done")
     await log.close()
@@ -100,7 +100,7 @@ async def test_examples_are_found_by_id_by_prompt_and_by_the_beginning_of_an_id(
     log = RunLog(tmp_path)
     for callback in ("one", "two"):
         rows = [["a1-x", "say b2"], ["b2-y", "say a1-x"], ["b2-z", "100% _"]]
-        await log.log_samples(callback, 0, "t", Table(["example_id", "prompt"], rows))
+        await log.log_metrics(0, {"t": Table(["example_id", "prompt"], rows)}, callback)
     await log.close()
     with RunReader(tmp_path) as reader:
         assert reader.find_examples("a1-x") == [("one", "a1-x"), ("two", "a1-x")]
@@ -141,7 +141,7 @@ async def test_a_reader_in_the_process_of_the_run_does_not_give_up_its_locks(tmp
     await log.flush()
     with RunReader(tmp_path) as reader:
         assert reader.latest_step == 1
-    visit = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM metrics'); c.close()"
+    visit = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM points'); c.close()"
     subprocess.run([sys.executable, "-c", visit, tmp_path / "run.sqlite"], check=True)
     assert (tmp_path / "run.sqlite-wal").exists()
     await log.log_metrics(2, {"loss": 1.0})
@@ -171,9 +171,10 @@ def test_without_a_write_ahead_log_only_what_is_committed_is_read(tmp_path):
     """As on file systems that cannot map memory, where SQLite falls back on a journal."""
     with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite", isolation_level=None)) as writer:
         writer.executescript(SCHEMA)
-        writer.execute("INSERT INTO metrics VALUES (1, 'loss', 1.0, NULL)")
+        writer.execute("INSERT INTO keys VALUES (1, 'loss')")
+        writer.execute("INSERT INTO points VALUES (1, 1, 1, 1.0, NULL)")
         writer.execute("BEGIN IMMEDIATE")
-        writer.execute("INSERT INTO metrics VALUES (2, 'loss', 1.0, NULL)")
+        writer.execute("INSERT INTO points VALUES (2, 1, 2, 1.0, NULL)")
         with nothing_touched(tmp_path), RunReader(tmp_path) as reader:
             assert reader.series("loss") == {1: 1.0}
 
@@ -263,6 +264,15 @@ async def test_what_is_not_a_run_log_or_damaged_says_so(tmp_path):
     message = r"damaged \(.*\); `sqlite3 .* \.recover` may save the rest"
     with RunReader(run_dir) as reader, pytest.raises(RunLogError, match=message):
         reader.series("loss")
+
+
+async def test_a_run_log_of_another_format_is_refused(tmp_path):
+    run_dir = await write(tmp_path / "other")
+    with contextlib.closing(sqlite3.connect(run_dir / "run.sqlite")) as other:
+        other.execute("PRAGMA user_version = 7")
+    message = r"other/run\.sqlite has format 7, and this version of descant reads format 1: read it with the version"
+    with pytest.raises(RunLogError, match=message):
+        RunReader(run_dir)
 
 
 async def test_cells_that_are_not_json_are_damage(tmp_path):

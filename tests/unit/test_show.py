@@ -90,7 +90,7 @@ async def log_evaluation(log, step, num_steps):
         ["1+1=", f"answer {step}", "id-one", "2", step / num_steps, None],
         ["2+2=", None, "id-two", "4", None, "no"],
     ]
-    await log.log_samples("answers", step, "validation/samples", Table(columns, rows))
+    await log.log_metrics(step, {"validation/samples": Table(columns, rows)}, "answers")
     traceback = f'Traceback (most recent call last):\n  File "train.py", line 7, in callback\nValueError: at {step}'
     await log.log_event(step, "callback_failed", "broken", f"callback 'broken' failed at step {step}", traceback)
 
@@ -234,8 +234,8 @@ async def test_text_of_models_and_data_is_shown_and_not_obeyed(tmp_path, options
         {"trainer": ATTACK, "model": {"name": ATTACK}, "callbacks": [{"name": clean, "prefix": clean}]}
     )
     await log.log_metrics(1, {f"{clean}/{clean}": clean, f"callbacks/{clean}/stall_s": 1.0, clean: 1.0})
-    await log.log_samples(clean, 1, clean, Table(["prompt", "response", clean], [[clean, clean, clean]]))
-    await log.log_samples(clean, 1, "other", Table([clean], [[clean]]))
+    await log.log_metrics(1, {clean: Table(["prompt", "response", clean], [[clean, clean, clean]])}, clean)
+    await log.log_metrics(1, {"other": Table([clean], [[clean]])}, clean)
     await log.log_event(1, "callback_warning", clean, ATTACK)
     await log.log_event(1, "callback_failed", clean, ATTACK, f"Traceback\n  {ATTACK}")
     await log.close()
@@ -253,7 +253,7 @@ async def test_nothing_is_wider_than_the_terminal_but_messages(tmp_path):
     await log.log_config({"trainer": "SFT", "callbacks": [{"name": wide, "prefix": "p" * 300}]})
     for step in range(200):
         await log.log_metrics(step, {f"{'p' * 300}/{'k' * 300}": 1e-5 * step, f"training/{wide}": 1.0, "t": wide})
-    await log.log_samples(wide, 5, "t", Table(["prompt", "response", "grade"], [[wide, wide, wide], ["a", "b", 0.5]]))
+    await log.log_metrics(5, {"t": Table(["prompt", "response", "grade"], [[wide, wide, wide], ["a", "b", 0.5]])}, wide)
     await log.close()
     for width in (60, 80, 132):
         output = show(log.path.parent, "--samples", 9, COLUMNS=str(width))

@@ -79,13 +79,13 @@ def test_cells_come_back_from_the_run_log_as_they_were(table):
 
     async def write(run_dir):
         log = RunLog(run_dir)
-        await log.log_samples("watch", 1, "t", table)
+        await log.log_metrics(1, {"t": table}, "watch")
         await log.close()
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(write(Path(directory)))
         with RunReader(directory) as reader:
             (record,) = reader.records()
-            assert repr(reader.tables("watch", "t")[1].rows) == repr(table.rows)
+            cells = [list(row.cells.values()) for row in reader.samples("watch", step=1)]
     assert record.tables["t"].headers == table.headers
-    assert repr(record.tables["t"].rows) == repr(table.rows)
+    assert repr(record.tables["t"].rows) == repr(cells) == repr(table.rows)

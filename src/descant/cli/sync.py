@@ -65,15 +65,15 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))
         recorded = (reader.config.get("trackers") or {}).get(name)
-        place = reader.sinks[name].place if name in reader.sinks else 0
-    return make_tracker(kind, project, run, recorded), place
+        offset = reader.sinks[name].offset if name in reader.sinks else 0
+    return make_tracker(kind, project, run, recorded), offset
 
 
 def _describe_failure(run_dir: Path, name: str, error: BaseException) -> str:
     with RunReader(run_dir) as reader:
-        place = reader.sinks[name].place if name in reader.sinks else 0
+        offset = reader.sinks[name].offset if name in reader.sinks else 0
     reason = str(error).strip() or "without a reason"
     return (
-        f"{name} failed ({type(error).__name__}: {reason}); it has {place:,} records of {run_dir}. "
+        f"{name} failed ({type(error).__name__}: {reason}); it has {offset:,} records of {run_dir}. "
         "The same command goes on from there"
     )

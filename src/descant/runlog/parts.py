@@ -1,8 +1,8 @@
-"""Part: a metric within one part of a run. Summaries and curves are made of them.
+"""Part: a metric within one part of a run. Summaries and curves are made of parts.
 
-A run is cut into at most 320 parts of about as many steps each. That takes about a second for 2 million rows, so the
-run log does it once when it is closed, and keeps the answer beside the number of the last record that it holds for. Of
-a run that goes on, or was killed, the parts are made when they are asked for.
+A run is cut into at most 320 parts of about as many steps each. That takes about a second for 2 million values, so it
+is done once when the run log is closed, and kept with the number of the last record that it covers. The parts of a run
+that has not ended, or was killed, are computed when they are asked for.
 """
 
 from __future__ import annotations
@@ -12,36 +12,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, nan
+from typing import Any
 
 _MAX_PARTS = 320
 PARTS_SCHEMA = """
-CREATE TABLE parts (  -- metrics by parts of the run, once it has ended: a part has the steps from start to before stop
-    key TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, first_step INTEGER NOT NULL,
-    last_step INTEGER NOT NULL, num_points INTEGER NOT NULL, num_numbers INTEGER NOT NULL, num_texts INTEGER NOT NULL,
-    minimum REAL, maximum REAL, total REAL, last_record INTEGER NOT NULL, PRIMARY KEY (key, start)
+CREATE TABLE parts (  -- metrics by parts of the run, once it has ended
+    key TEXT NOT NULL, first_step INTEGER NOT NULL, last_step INTEGER NOT NULL, num_points INTEGER NOT NULL,
+    num_numbers INTEGER NOT NULL, num_texts INTEGER NOT NULL, minimum, maximum, total REAL,
+    last_record INTEGER NOT NULL, PRIMARY KEY (key, first_step)
 ) WITHOUT ROWID;
 """
-# Rows are stored by step, so one part of the run after another is read, and sorting a part by key is cheap. One GROUP
-# BY for the whole table takes almost twice as long, and more when Python adds up.
+# One part after another, since points are stored by step and sorting a part by key is cheap: one GROUP BY of all
+# points takes almost twice as long. The view `metrics` is slower, too: it looks up each point's key.
 _SUMMARIZE = """
-SELECT key, ?1, ?2, min(step), max(step), count(*), count(number), count(text), min(number), max(number), sum(number)
-FROM metrics WHERE step >= ?1 AND step < ?2 GROUP BY key
+SELECT (SELECT key FROM keys WHERE id = key_id), min(step), max(step), count(*), count(number), count(text),
+    min(number), max(number), total(number)
+FROM (SELECT step, key_id, number, text, max(record) FROM points WHERE step >= ? AND step < ? GROUP BY step, key_id)
+GROUP BY key_id
 """
 _READ_SAVED = """
-SELECT key, start, stop, first_step, last_step, num_points, num_numbers, num_texts, minimum, maximum, total
-FROM parts WHERE last_record = (SELECT max(id) FROM journal) ORDER BY start
+SELECT key, first_step, last_step, num_points, num_numbers, num_texts, minimum, maximum, total
+FROM parts WHERE last_record = (SELECT max(id) FROM records) ORDER BY first_step
 """
-HAS_SAVED_PARTS = "SELECT EXISTS (SELECT 1 FROM parts WHERE last_record = (SELECT max(id) FROM journal))"
-LAST_STEP_IN_PARTS = "SELECT max(last_step) FROM parts WHERE key = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One metric within the steps from ``start`` to before ``stop``, in which it was recorded at least once."""
+    """One metric within the steps of a part, in which it was recorded at least once."""
 
     key: str
-    start: int
-    stop: int
     first_step: int
     last_step: int
     num_points: int
@@ -49,7 +48,7 @@ class Part:
     num_texts: int
     minimum: float | None
     maximum: float | None
-    total: float | None  # also None for the sum of an infinity and its opposite
+    total: float | None  # None for the sum of an infinity and its opposite
 
     @property
     def num_nan(self) -> int:
@@ -58,8 +57,8 @@ class Part:
 
     @property
     def sum(self) -> float:
-        """Of the numbers; 0 without any."""
-        return self.total if self.total is not None else nan if self.num_numbers else 0.0
+        """The sum of the numbers; 0 without any."""
+        return nan if self.total is None else self.total
 
     @property
     def mean(self) -> float:
@@ -69,27 +68,24 @@ class Part:
         return min(max(self.sum / self.num_numbers, self.minimum), self.maximum)
 
 
-def read_parts(connection: sqlite3.Connection, *, may_be_saved: bool) -> Iterator[Part]:
+def read_parts(connection: sqlite3.Connection) -> Iterator[Part]:
     """All parts of all metrics, in the order of steps."""
-    saved = connection.execute(_READ_SAVED).fetchall() if may_be_saved else []
-    if saved:
-        yield from (Part(*row) for row in saved)
-        return
-    for start, stop in _borders(connection):
-        yield from (Part(*row) for row in connection.execute(_SUMMARIZE, (start, stop)))
+    saved = connection.execute(_READ_SAVED).fetchall()
+    yield from (Part(*row) for row in saved or _summarize(connection))
 
 
 def save_parts(connection: sqlite3.Connection, last_record: int) -> None:
     """Keep the parts of a run that has ended with record number ``last_record``."""
-    connection.executemany(
-        f"INSERT INTO parts SELECT *, {last_record:d} FROM ({_SUMMARIZE})", list(_borders(connection))
-    )
+    rows = [(*row, last_record) for row in _summarize(connection)]
+    connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def _borders(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """The parts of the run, as steps from one to before another."""
-    first, last = connection.execute("SELECT min(step), max(step) FROM metrics").fetchone()
+def _summarize(connection: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    first, last = connection.execute(
+        "SELECT (SELECT min(step) FROM points), (SELECT max(step) FROM points)"  # together they would read all points
+    ).fetchone()
     if first is None:
         return
     num_parts = min(_MAX_PARTS, last - first + 1)
-    yield from pairwise(first + part * (last - first + 1) // num_parts for part in range(num_parts + 1))
+    for borders in pairwise(first + part * (last - first + 1) // num_parts for part in range(num_parts + 1)):
+        yield from connection.execute(_SUMMARIZE, borders)

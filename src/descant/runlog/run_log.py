@@ -1,4 +1,17 @@
-"""RunLog: everything that a run measured, in one SQLite file, written by its own thread."""
+"""RunLog: everything that a run measured, in one SQLite file, written by its own thread.
+
+Nothing is written twice: ``points`` has every value that was recorded, and is only appended to. Its primary key puts
+the values of a step and key next to each other, in the order of arrival, so the latest of them, which the view
+``metrics`` gives, is a matter of the index, and a step that is computed once more (by a run that is resumed) can be
+compared with what was recorded before. ``record`` is the number of the call that recorded a value: ``records`` has its
+time, and a tracker's offset (``sinks``) is the number of the last record that it was given. Keys are numbers in
+``points``, which makes it half as large. A value is a ``number``, or a ``text``, or NaN where both are NULL.
+
+Rows of tables that callbacks return are in ``samples``; there, a table that is recorded again at its step replaces the
+earlier one. ``tables`` has their columns, also when there are no rows, and the record that they belong to.
+
+``PRAGMA user_version`` is the version of this schema; readers refuse others.
+"""
 
 from __future__ import annotations
 
@@ -19,38 +32,45 @@ from descant.runlog.journal import encode_cells
 from descant.runlog.parts import PARTS_SCHEMA, save_parts
 from descant.table import Table
 
-SINKS = """
-CREATE TABLE IF NOT EXISTS sinks (  -- how far a tracker has got in the journal, as which run, its steps after which
-    name TEXT PRIMARY KEY, place INTEGER NOT NULL, run_id TEXT NOT NULL, run_name TEXT NOT NULL,
-    step_offset INTEGER NOT NULL
-);
-"""
-SCHEMA = f"""{SINKS}
+FORMAT = 1
+"""The version of the schema."""
+SCHEMA = f"""
+BEGIN;
 CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT NOT NULL);  -- value: JSON
-CREATE TABLE metrics (  -- a number, or a text, or NaN where both are NULL
-    step INTEGER NOT NULL, key TEXT NOT NULL, number REAL, text TEXT, PRIMARY KEY (step, key)
+CREATE TABLE records (  -- one call that recorded something, numbered in the order of arrival
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL
+);
+CREATE TABLE keys (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
+CREATE TABLE points (  -- a number (no type: integers stay integers), or a text, or NaN where both are NULL
+    step INTEGER NOT NULL, key_id INTEGER NOT NULL, record INTEGER NOT NULL, number, text TEXT,
+    PRIMARY KEY (step, key_id, record)
 ) WITHOUT ROWID;
+CREATE VIEW metrics AS  -- the latest value by step and key
+    SELECT step, key, number, text FROM points JOIN keys ON keys.id = key_id WHERE NOT EXISTS (
+        SELECT 1 FROM points AS later
+        WHERE later.step = points.step AND later.key_id = points.key_id AND later.record > points.record
+    );
 CREATE TABLE samples (  -- one row of a table that a callback returned; cells: a JSON object by column
     callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, example_id TEXT NOT NULL,
     position INTEGER NOT NULL, cells TEXT NOT NULL, PRIMARY KEY (callback, step, key, example_id, position)
 ) WITHOUT ROWID;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
-    message TEXT NOT NULL, details TEXT
-);
-CREATE TABLE journal (  -- what was recorded, in order (see journal.py); metrics: a JSON object by key
-    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL
-);
-CREATE TABLE tables (  -- the record of the journal that a table in samples belongs to; columns: a JSON list
+CREATE TABLE tables (  -- the record that a table in samples belongs to; columns: a JSON list
     callback TEXT NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, record INTEGER NOT NULL, columns TEXT NOT NULL,
     PRIMARY KEY (callback, step, key)
 ) WITHOUT ROWID;
 CREATE INDEX tables_by_record ON tables (record);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL, source TEXT NOT NULL,
+    message TEXT NOT NULL, details TEXT
+);
+CREATE TABLE sinks (  -- of each tracker the last record that it was given, and as which run it has this one
+    name TEXT PRIMARY KEY, offset INTEGER NOT NULL, run_id TEXT NOT NULL, suffix TEXT NOT NULL
+);
 {PARTS_SCHEMA}
+PRAGMA user_version = {FORMAT};
+COMMIT;
 """
-SAVE_SINK = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?, ?)"
-_INSERT_RECORD = "INSERT INTO journal VALUES (?, ?, ?, ?)"
-_INSERT_METRIC = "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)"
+SAVE_SINK = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?)"
 _INSERT_EVENT = "INSERT INTO events (time, step, kind, source, message, details) VALUES (?, ?, ?, ?, ?, ?)"
 _MAX_QUEUED = 10_000
 _Row = tuple[Any, ...]
@@ -68,17 +88,17 @@ class _Unwritten(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """A point in the queue: the writer says when everything before it is on disk."""
+    """A mark in the queue: the writer says when everything before it is on disk."""
 
     reached: Callable[[], object]
     closing: bool
 
 
 class RunLog:
-    """Writes ``run.sqlite`` in the run directory. Readers may open the file while the run goes on.
+    """Writes ``run.sqlite`` in the run directory; readers may open the file meanwhile.
 
-    The calls return at once; a thread encodes and writes, many rows to a transaction. When it cannot (disk full), the
-    next call raises. Every row carries the step that it describes.
+    The calls return at once; a thread encodes and writes, many rows per transaction. When it cannot (disk full), the
+    next call raises.
 
     Raises:
         RunLogError: the directory cannot be made or written, or already holds a run.
@@ -99,9 +119,10 @@ class RunLog:
         self._queue: queue.Queue[_Unwritten | _Statement | _Mark] = queue.Queue(_MAX_QUEUED)
         self._failure: Exception | None = None
         self._num_records = 0
+        self._key_ids: dict[str, int] = {}
         self._is_closed = False
         self.listeners: list[Callable[[], None]] = []
-        """Called on the writer's thread whenever records have come on disk; to return at once."""
+        """Called on the writer thread whenever there are new records on disk; to return at once."""
         self._thread = threading.Thread(target=self._write, args=(connection,), name="descant-run-log", daemon=True)
         self._thread.start()
 
@@ -116,13 +137,13 @@ class RunLog:
             await self._put("INSERT OR REPLACE INTO config VALUES (?, ?)", key, json.dumps(value))
 
     async def log_metrics(self, step: int, metrics: Mapping[str, Metric], source: str = "trainer") -> None:
-        """Record numbers, strings and tables at a step, as one record; the same key at the same step is replaced.
+        """Record numbers, strings and tables at a step, as one record.
 
         Args:
-            step: that they describe.
+            step: the step that they describe; what was recorded under the same keys at this step is superseded.
             metrics: plain values (see ``metrics.as_metric``). The rows of a table are identified by their column
                 ``example_id``, or else by their position.
-            source: the callback that has returned them, or "trainer".
+            source: the callback that returned them, or "trainer".
         """
         tables = {key: value for key, value in metrics.items() if isinstance(value, Table)}
         scalars = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
@@ -131,23 +152,19 @@ class RunLog:
         self._check()
         await self._enqueue(_Unwritten(time.time(), step, source, scalars, tables))
 
-    async def log_samples(self, callback: str, step: int, key: str, table: Table) -> None:
-        """Record one table of a callback at a step."""
-        await self.log_metrics(step, {key: table}, callback)
-
     async def log_event(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
-        """Record that something happened: a failure with its traceback, a warning, a decision."""
+        """Record an event: a failure with its traceback, a warning, a decision."""
         await self._put(_INSERT_EVENT, *_event(step, kind, source, message, details))
 
     def log_event_from_thread(
         self, step: int, kind: str, source: str, message: str, details: str | None = None
     ) -> None:
-        """The same from a thread beside the event loop, which may have to wait. Nothing once the run log is closed."""
+        """The same from another thread than the event loop's; it may block. Ignored once the run log is closed."""
         self._put_from_thread((_INSERT_EVENT, _event(step, kind, source, message, details)))
 
-    def save_sink_from_thread(self, name: str, place: int, run_id: str, run_name: str, step_offset: int) -> None:
-        """Remember how far a tracker has got, from a thread beside the event loop."""
-        self._put_from_thread((SAVE_SINK, (name, place, run_id, run_name, step_offset)))
+    def save_sink_from_thread(self, name: str, offset: int, run_id: str, suffix: str) -> None:
+        """Save a tracker's offset, from another thread than the event loop's."""
+        self._put_from_thread((SAVE_SINK, (name, offset, run_id, suffix)))
 
     async def flush(self) -> None:
         """Wait until everything recorded so far is on disk.
@@ -168,8 +185,8 @@ class RunLog:
         self._thread.join()  # it has nothing left to do
 
     async def _reach(self, *, closing: bool) -> None:
-        """Wait until the writer has reached this point of the queue, without a thread of the loop's pool: callbacks
-        and graders may have filled it with work that never ends."""
+        """Wait until the writer has reached this point of the queue, without a thread of the loop's pool, which
+        callbacks and graders may have filled with work that never ends."""
         loop, reached = asyncio.get_running_loop(), asyncio.Event()
         await self._enqueue(_Mark(lambda: loop.call_soon_threadsafe(reached.set), closing))
         await reached.wait()
@@ -220,39 +237,47 @@ class RunLog:
                     listener()
 
     def _statements(self, items: Sequence[_Unwritten | _Statement | _Mark]) -> dict[str, list[_Row]]:
-        """What is to be executed, with all rows of a statement together; rows of one statement keep their order."""
+        """The statements to execute, each with all of its rows; rows of one statement keep their order."""
+        keys: list[_Row] = []
         records: list[_Row] = []
-        metrics: list[_Row] = []
+        points: list[_Row] = []
         tables: list[tuple[str, int, str, int, Table]] = []
         statements: dict[str, list[_Row]] = {}
         for item in items:
             if isinstance(item, _Unwritten):
-                self._num_records += 1
+                self._num_records = record = self._num_records + 1
                 time_s, step, source, values, its_tables = item
-                records.append((self._num_records, time_s, step, json.dumps(values, ensure_ascii=False)))
+                records.append((record, time_s, step))
                 for key, value in values.items():
-                    if isinstance(value, str):
-                        metrics.append((step, key, None, value))
-                    else:
-                        metrics.append((step, key, None if value != value else value, None))  # noqa: PLR0124 - NaN
-                tables += [(source, step, key, self._num_records, table) for key, table in its_tables.items()]
+                    if (key_id := self._key_ids.get(key)) is None:
+                        key_id = self._key_ids[key] = len(self._key_ids) + 1
+                        keys.append((key_id, key))
+                    is_text = isinstance(value, str)  # sqlite3 writes NaN as NULL
+                    points.append((step, key_id, record, None if is_text else value, value if is_text else None))
+                tables += [(source, step, key, record, table) for key, table in its_tables.items()]
             elif not isinstance(item, _Mark):
                 statements.setdefault(item[0], []).append(item[1])
-        return {_INSERT_RECORD: records, _INSERT_METRIC: metrics, **_statements_of_tables(tables), **statements}
+        return {
+            "INSERT INTO keys VALUES (?, ?)": keys,
+            "INSERT INTO records VALUES (?, ?, ?)": records,
+            "INSERT INTO points VALUES (?, ?, ?, ?, ?)": points,
+            **_statements_of_tables(tables),
+            **statements,
+        }
 
 
 def _statements_of_tables(tables: Sequence[tuple[str, int, str, int, Table]]) -> dict[str, list[_Row]]:
-    """The last of the tables with one source, step and key replaces what there is."""
+    """The last of the tables with one source, step and key replaces the earlier ones."""
     latest = {(source, step, key): (record, table) for source, step, key, record, table in tables}
     rows: list[_Row] = []
-    for place, (_, table) in latest.items():
+    for identity, (_, table) in latest.items():
         for position, cells in enumerate(table.as_dicts()):
-            rows.append((*place, str(cells.get("example_id", position)), position, encode_cells(cells)))
+            rows.append((*identity, str(cells.get("example_id", position)), position, encode_cells(cells)))
     return {
         "DELETE FROM samples WHERE callback = ? AND step = ? AND key = ?": [*latest],
         "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)": rows,
         "INSERT OR REPLACE INTO tables VALUES (?, ?, ?, ?, ?)": [
-            (*place, record, json.dumps(table.headers)) for place, (record, table) in latest.items()
+            (*identity, record, json.dumps(table.headers)) for identity, (record, table) in latest.items()
         ],
     }
 

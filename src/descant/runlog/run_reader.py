@@ -7,25 +7,25 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 from descant.errors import RunLogError
-from descant.runlog.journal import Record, decode_cells, read_records, read_table, records_without_journal
-from descant.runlog.parts import HAS_SAVED_PARTS, LAST_STEP_IN_PARTS, Part, read_parts
-from descant.table import Table
+from descant.runlog.journal import Record, decode_cells, point_value, read_records
+from descant.runlog.parts import Part, read_parts
+from descant.runlog.run_log import FORMAT
 
-_TABLES = {"config", "metrics", "samples", "events"}
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
-_NUM_RECORDS_AT_ONCE = 200
+NUM_RECORDS_AT_ONCE = 200
+"""Records that are read together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """Something that happened; ``time`` is in seconds since 1970, ``details`` a traceback or a listing."""
+    """An event of a run; ``time`` is in seconds since 1970, ``details`` a traceback or a listing."""
 
     time: float
     step: int
@@ -78,32 +78,31 @@ class RunEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class SinkPlace:
-    """How far a tracker has got.
+class Sink:
+    """How far a tracker was given a run, and as which of its own runs.
 
     Attributes:
-        place: number of the last record that it has.
-        run_id, run_name: the tracker's run: this one, or the first of several stages that share a logger.
-        step_offset: what is added to the steps of this run there.
+        offset: number of the last record that it was given.
+        run_id: the id under which it has the run.
+        suffix: what is added to the logger's run name there: see ``RunInfo``.
     """
 
-    place: int
+    offset: int
     run_id: str
-    run_name: str
-    step_offset: int
+    suffix: str
 
 
 class RunReader:
-    """Reads a run log, also while the run goes on: the run as it was when the reader was opened.
+    """Reads a run log, also while it is written: the run as it was when the reader was opened.
 
-    Nothing in the run directory is created or changed, and the run is not held up. It is a context manager.
+    No file in the run directory is created or changed, and the run does not wait. It is a context manager.
 
     Args:
         path: the run directory, or the ``run.sqlite`` in it.
 
     Raises:
-        RunLogError: there is no such run (the message has the names that are close), it is not a run, or the file is
-            damaged; the last also from every property and method.
+        RunLogError: there is no such run (the message has the names that are close), it is not a run, another version
+            of descant wrote it, or the file is damaged; the last also from every property and method.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -118,7 +117,7 @@ class RunReader:
         self._connection: sqlite3.Connection | None = None
         try:
             self._connection = self._open()
-            self._check_tables()
+            self._check_format()
         except BaseException:
             self.close()
             raise
@@ -144,11 +143,11 @@ class RunReader:
     @cached_property
     def latest_step(self) -> int:
         """The latest step with metrics; 0 without any."""
-        return int(self._query("SELECT coalesce(max(step), 0) FROM metrics")[0][0])
+        return int(self._query("SELECT coalesce(max(step), 0) FROM points")[0][0])
 
     @cached_property
     def events(self) -> list[RunEvent]:
-        """Everything that happened, in order."""
+        """The events of the run, in order."""
         rows = self._query("SELECT time, step, kind, source, message, details FROM events ORDER BY id")
         return [RunEvent(*row) for row in rows]
 
@@ -159,14 +158,14 @@ class RunReader:
 
     @property
     def ended_at(self) -> float | None:
-        """When the run ended, in seconds since 1970; None for a run that goes on or was killed."""
+        """When the run ended, in seconds since 1970; None for a run that has not ended or was killed."""
         end = self._end()
         return None if end is None else end.time
 
     @property
     def outcome(self) -> str | None:
-        """``completed``, ``stopped``, ``interrupted``, ``failed`` or ``cancelled``; None for a run that goes on or was
-        killed."""
+        """``completed``, ``stopped``, ``interrupted``, ``failed`` or ``cancelled``; None for a run that has not ended
+        or was killed."""
         end = self._end()
         return None if end is None else end.kind.removeprefix("run_")
 
@@ -185,12 +184,9 @@ class RunReader:
     def metrics(self) -> dict[str, MetricSummary]:
         """Every metric over the whole run, by key in alphabetical order."""
         parts: dict[str, list[Part]] = {}
-        try:
-            assert self._connection is not None
-            for part in read_parts(self._connection, may_be_saved="parts" in self._table_names):
+        with self._reading() as connection:
+            for part in read_parts(connection):
                 parts.setdefault(part.key, []).append(part)
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
         return {key: self._summarize(key, of_key) for key, of_key in sorted(parts.items())}
 
     def keys(self) -> dict[str, int]:
@@ -200,21 +196,12 @@ class RunReader:
     def series(self, key: str) -> dict[int, float | str]:
         """A metric by step; empty if there is none of that key."""
         rows = self._query("SELECT step, number, text FROM metrics WHERE key = ? ORDER BY step", key)
-        return {step: _value(number, text) for step, number, text in rows}
+        return {step: point_value(number, text) for step, number, text in rows}
 
     def last_value(self, key: str) -> float | str | None:
-        """A metric at its latest step, without reading what is before; None if there is none of that key."""
-        # Rows are stored by step. Of a run that has ended it is known where to look; in another, the newest rows come
-        # first, and only a key that is not there makes SQLite read them all.
-        if self._has_saved_parts:
-            ((step,),) = self._query(LAST_STEP_IN_PARTS, key)
-            return None if step is None else self._point(key, step)[1]
+        """A metric at its latest step; None if there is none of that key."""
         rows = self._query("SELECT number, text FROM metrics WHERE key = ? ORDER BY step DESC LIMIT 1", key)
-        return _value(*rows[0]) if rows else None
-
-    @cached_property
-    def _has_saved_parts(self) -> bool:
-        return "parts" in self._table_names and bool(self._query(HAS_SAVED_PARTS)[0][0])
+        return point_value(*rows[0]) if rows else None
 
     @cached_property
     def sample_steps(self) -> dict[tuple[str, str], list[int]]:
@@ -240,54 +227,17 @@ class RunReader:
             for name, at, table, example, position, cells in rows
         ]
 
-    def tables(self, callback: str, key: str) -> dict[int, Table]:
-        """The tables that a callback has returned under a key, by step; cells have the types that they had.
-
-        NaN and infinity are None in run logs of versions without a journal.
-        """
-        if self.has_journal:
-            described = self._query(
-                "SELECT step, columns FROM tables WHERE callback = ? AND key = ? ORDER BY step", callback, key
-            )
-        else:
-            described = [(step, "null") for step in self.sample_steps.get((callback, key), [])]
-        try:
-            assert self._connection is not None
-            return {
-                step: read_table(self._connection, callback, step, key, json.loads(columns))
-                for step, columns in described
-            }
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise self._damaged(error) from error
-
-    @cached_property
-    def has_journal(self) -> bool:
-        """Whether the run log tells in which order its rows came, which the first versions did not."""
-        return "journal" in self._table_names
-
-    def records(self, place: int = 0) -> Iterator[Record]:
-        """Everything that was recorded, call by call, after record number ``place``.
-
-        Of a run log without a journal: one record per step, all with the time at which the run started.
-        """
-        try:
-            assert self._connection is not None
-            if not self.has_journal:
-                yield from (record for record in records_without_journal(self._connection) if record.id > place)
-                return
-            while records := read_records(self._connection, place, _NUM_RECORDS_AT_ONCE):
+    def records(self, offset: int = 0) -> Iterator[Record]:
+        """Everything that was recorded, call by call, after record number ``offset``."""
+        with self._reading() as connection:
+            while records := read_records(connection, offset, NUM_RECORDS_AT_ONCE):
                 yield from records
-                place = records[-1].id
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise self._damaged(error) from error
+                offset = records[-1].id
 
     @cached_property
-    def sinks(self) -> dict[str, SinkPlace]:
-        """How far each tracker has got that the run was given."""
-        if "sinks" not in self._table_names:
-            return {}
-        rows = self._query("SELECT name, place, run_id, run_name, step_offset FROM sinks ORDER BY name")
-        return {name: SinkPlace(*rest) for name, *rest in rows}
+    def sinks(self) -> dict[str, Sink]:
+        """How far each tracker was given the run."""
+        return {name: Sink(*rest) for name, *rest in self._query("SELECT * FROM sinks ORDER BY name")}
 
     def example_ids(self, callback: str) -> list[str]:
         """The ids of a callback's examples, in the order in which they first appeared."""
@@ -309,7 +259,7 @@ class RunReader:
         )
 
     def _open(self) -> sqlite3.Connection:
-        """A read-only connection that creates no file beside the log, in a transaction.
+        """A read-only connection that creates no file, in a transaction.
 
         SQLite creates the files of its write-ahead log even for a reader, unless it is told that the file is immutable
         (it is, once the run has removed them) or that they are to be taken as they are. Where that cannot work (a run
@@ -329,7 +279,7 @@ class RunReader:
         return self._open_copy()
 
     def _is_in_wal_mode(self) -> bool:
-        """Not to be asked while the run goes on in this very process: closing the file would drop SQLite's locks on it
+        """Not to be called while this process writes the run log: closing the file would drop SQLite's locks on it
         (https://www.sqlite.org/howtocorrupt.html, 2.2)."""
         with self.path.open("rb") as file:
             return file.read(20)[18:19] == b"\x02"  # https://www.sqlite.org/fileformat.html, 1.3.3
@@ -355,22 +305,30 @@ class RunReader:
             raise
         return connection
 
-    @cached_property
-    def _table_names(self) -> set[str]:
-        return {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-    def _check_tables(self) -> None:
-        if not self._table_names:
+    def _check_format(self) -> None:
+        tables = {name for (name,) in self._query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
             raise RunLogError(f"{self.path} is empty: its run was killed as it began, or begins just now")
-        if missing := _TABLES - self._table_names:
+        if missing := {"config", "events"} - tables:
             raise RunLogError(f"{self.path} is an SQLite file but not a run log: it has no table {min(missing)!r}")
+        ((version,),) = self._query("PRAGMA user_version")
+        if version != FORMAT:
+            raise RunLogError(
+                f"the run log {self.path} has format {version}, and this version of descant reads format {FORMAT}: "
+                "read it with the version that wrote it"
+            )
 
-    def _query(self, sql: str, *arguments: Any) -> list[Any]:
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
         assert self._connection is not None
         try:
-            return self._connection.execute(sql, arguments).fetchall()
-        except sqlite3.DatabaseError as error:
+            yield self._connection
+        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
             raise self._damaged(error) from error
+
+    def _query(self, sql: str, *arguments: Any) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(sql, arguments).fetchall()
 
     def _damaged(self, error: Exception) -> RunLogError:
         if isinstance(error, sqlite3.ProgrammingError):
@@ -404,7 +362,8 @@ class RunReader:
         )
 
     def _point(self, key: str, step: int) -> tuple[int, float | str]:
-        return step, _value(*self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)[0])
+        (value,) = self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)
+        return step, point_value(*value)
 
 
 def find_runs(directory: Path) -> list[Path]:
@@ -433,7 +392,3 @@ def _describe_missing(path: Path) -> str:
 def _listed(names: Sequence[str]) -> str:
     rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + rest
-
-
-def _value(number: float | None, text: str | None) -> float | str:
-    return text if text is not None else nan if number is None else number

@@ -120,7 +120,7 @@ class RunRecorder:
         timeout_s = min(_LEAVING_S, self._tracker_timeout_s) if is_cancelled else self._tracker_timeout_s
         outcome = self._describe_outcome(error).partition(" ")[0]
         try:
-            await finish_feeds(self._feeds, outcome, self.step, timeout_s, self._console.note)
+            await finish_feeds(self._feeds, outcome, timeout_s, self._console.note)
         finally:
             for feed in self._feeds:
                 if not feed.done.done():

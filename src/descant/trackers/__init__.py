@@ -1,1 +1,1 @@
-"""Where a run is written and shown: the run log on disk and the console."""
+"""Where the metrics of a run go, in addition to the run log: loggers, and the feeds of trackers."""

@@ -11,9 +11,9 @@ from descant.trackers.logger import Logger
 
 
 class CompositeLogger(Logger):
-    """Hands everything to each of its loggers, also when one of them fails.
+    """Several loggers, each of which is given everything, also when another one fails.
 
-    Given to a trainer, its trackers are fed one by one, each at its own pace.
+    Given to a trainer, its trackers are fed separately, each at its own pace.
 
     Attributes:
         loggers: those that it was given.

@@ -20,8 +20,7 @@ from descant.trackers.rows import MAX_CELL_LENGTH
 from descant.trackers.stdout import StdoutLogger
 from descant.trackers.tensorboard import TBMetricsLogger
 from descant.trackers.trackio import TrackioLogger
-from descant.trackers.wandb import WandbLogger
-from descant.trackers.wandb_account import has_wandb_login, is_online
+from descant.trackers.wandb import WandbLogger, has_wandb_login, is_online
 
 TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
@@ -38,13 +37,13 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     ============================================  ===========================================================
 
     Without any of them it is a ``StdoutLogger`` for what is logged by hand; what a trainer logs is on its console
-    already, and is not printed twice. Which it is, is printed on standard error. A tracker that is configured and not
+    already, and is not printed twice. The choice is printed on standard error. A tracker that is configured and not
     installed is a warning with the command that installs it.
 
     Args:
         ctx: gives names: ``project`` for the project, ``recipe_name`` and ``name`` for the run. ``WANDB_PROJECT``,
-            ``WANDB_NAME``, ``WANDB_ENTITY`` and ``MLFLOW_EXPERIMENT_NAME`` go before them for their trackers, and
-            ``MLFLOW_MONITORING_LINK`` and ``TENSORBOARD_MONITORING_LINK`` say where people look.
+            ``WANDB_NAME``, ``WANDB_ENTITY`` and ``MLFLOW_EXPERIMENT_NAME`` take precedence for their trackers, and
+            ``MLFLOW_MONITORING_LINK`` and ``TENSORBOARD_MONITORING_LINK`` are the addresses for people.
     """
     trackers: list[TrackerLogger] = []
     project, run = names_of(ctx)
@@ -56,15 +55,13 @@ def get_prod_logger(ctx: Any = None) -> Logger:
     if not trackers:
         print("metrics go to the run log; pip install trackio for a dashboard on this machine", file=sys.stderr)
         return _WithoutTracker()
-    places = (
-        tracker.tracker if tracker.viewer is None else f"{tracker.tracker} ({tracker.viewer})" for tracker in trackers
-    )
-    print(f"metrics go to {', '.join(places)}", file=sys.stderr)
+    shown = (f"{tracker.tracker} ({tracker.viewer})" if tracker.viewer else tracker.tracker for tracker in trackers)
+    print(f"metrics go to {', '.join(shown)}", file=sys.stderr)
     return CompositeLogger(*trackers)
 
 
 class _WithoutTracker(StdoutLogger):
-    """Prints what is logged by hand, and not what a trainer does, known by what its recorder adds to it."""
+    """Prints what is logged by hand, but not what a trainer logs, which is recognized by what its recorder adds."""
 
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         if "completion_percentage" not in metrics:
@@ -93,22 +90,21 @@ def make_tracker(tracker: str, project: str, run: str, recorded: Mapping[str, An
     Args:
         tracker: one of ``TRACKERS``.
         project, run: its names, where neither ``recorded`` nor the environment has others.
-        recorded: the settings of the tracker that a run has been given (``trackers`` of its config). Their names go
-            before those of the environment; their address is taken where the environment has none.
+        recorded: the settings of the tracker that a run was given (``trackers`` of its config). Their names take
+            precedence over those of the environment; their address is taken where the environment has none.
 
     Raises:
         ConfigurationError: the tracker is not installed, or nothing says where it is.
     """
     env, given = os.environ, recorded or {}
-    project, run = given.get("project_name") or project, given.get("run_name") or run
+    variables = {"wandb": ("WANDB_PROJECT", "WANDB_NAME"), "mlflow": ("MLFLOW_EXPERIMENT_NAME", "")}
+    of_project, of_run = variables.get(tracker, ("", ""))
+    project = given.get("project_name") or env.get(of_project) or project
+    run = given.get("run_name") or env.get(of_run) or run
     options = {"max_cell_length": given.get("max_cell_length", MAX_CELL_LENGTH)}
     if tracker == "wandb":
-        if not given:
-            project, run = env.get("WANDB_PROJECT") or project, env.get("WANDB_NAME") or run
         return WandbLogger(project, run, given.get("entity") or env.get("WANDB_ENTITY"), **options)
     if tracker == "mlflow":
-        if not given:
-            project = env.get("MLFLOW_EXPERIMENT_NAME") or project
         uri = _address("MLFLOW_TRACKING_URI", given.get("tracking_uri"), "http://127.0.0.1:5000")
         return MLFlowLogger(project, run, uri, env.get("MLFLOW_MONITORING_LINK"), **options)
     if tracker == "tensorboard":
@@ -125,7 +121,7 @@ def _address(variable: str, recorded: str | None, example: str) -> str:
 
 
 def names_of(ctx: Any) -> tuple[str, str]:
-    """Of the project and of the run, from what ``ctx`` has of ``project``, ``recipe_name`` and ``name``."""
+    """The names of the project and the run: ``project``, ``recipe_name`` and ``name`` of ``ctx``, if it has them."""
     recipe = getattr(ctx, "recipe_name", None)
     project = getattr(ctx, "project", None) or recipe or "descant"
     name = getattr(ctx, "name", None) or datetime.now().strftime("run-%Y%m%d-%H%M%S")

@@ -1,10 +1,10 @@
-"""Feed: delivers what a run records to one tracker, on a thread of its own, from its place in the run log.
+"""Feed: delivers what a run records to one tracker, on a thread of its own, from its offset in the run log.
 
-The training loop writes to the run log and knows nothing of trackers. A feed is woken when records have come on disk,
-reads those after its place, gives them to the tracker, and saves its place, in the run log, too. What the tracker
-refuses or misses is tried again from there, later and later (1 s, 2 s, ... 60 s), so a tracker that is down catches up
-when it is back. A process that is killed within a batch has delivered records whose place it could not save: at most
-that batch comes twice to a tracker that is fed again with ``replay``. MLflow and Trackio know it and keep one.
+Trackers consume the run log, not the loop, which knows nothing of them. A feed is woken when there are new records on
+disk, reads those after its offset, gives them to the tracker, and saves its offset, in the run log, too. What the
+tracker refuses or misses is tried again from there, later and later (after 1 s, 2 s, ... 60 s), so a tracker that was
+down catches up. A process that is killed within a batch has delivered records whose offset it could not save: at most
+that batch is delivered twice by ``replay``. MLflow and Trackio recognize it and keep one.
 """
 
 from __future__ import annotations
@@ -13,86 +13,42 @@ import asyncio
 import sqlite3
 import threading
 import traceback
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from uuid import NAMESPACE_URL, uuid4, uuid5
-
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
+from uuid import uuid4
 
 from descant.errors import ConfigurationError, RunLogError
 from descant.provenance import masked
 from descant.runlog.journal import Record, read_records
-from descant.runlog.run_log import SAVE_SINK, SINKS, RunLog
-from descant.runlog.run_reader import RunReader, SinkPlace
+from descant.runlog.run_log import SAVE_SINK, RunLog
+from descant.runlog.run_reader import NUM_RECORDS_AT_ONCE, RunReader, Sink
 from descant.trackers.logger import RunInfo, TrackerLogger
 
-_NUM_RECORDS_AT_ONCE = 200
-_REST_S = 0.2  # a turn costs a third of a millisecond of the processor, for one record as for many
+_REST_S = 0.2  # to deliver takes a third of a millisecond of the processor, for one record as for many
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
-_QUIET_S = 0.5  # what is done by then needs no words
+_QUIET_S = 0.5  # a wait that is shorter is not announced
 
 Report = Callable[[int, str, str, str, BaseException | None], None]
 """Takes step, kind, source, message and error of an event, on any thread."""
 
 
-@dataclass
-class _Stages:
-    """The run that a tracker's logger writes to: of one run of descant, or of several that share the logger."""
-
-    first: RunInfo | None = None
-    last_step: int = 0
-    goes_on: bool = False
-
-    def __post_init__(self) -> None:
-        self.turn = threading.Lock()
-
-    def enter(self, run: RunInfo) -> tuple[RunInfo, int]:
-        """What the tracker is told of a run, and what is added to its steps."""
-        if self.goes_on:
-            raise ConfigurationError(
-                f"the logger that {run.name} is given is in use by another run, which has not ended; "
-                "give runs that go on at the same time a logger each"
-            )
-        self.goes_on = True
-        if self.first is None:
-            self.first = run
-            return run, 0
-        return _later_stage(run, self.first.run_id, self.first.name), self.last_step
-
-
-_stages: dict[int, _Stages] = {}
-
-
-def _stages_of(tracker: TrackerLogger) -> _Stages:
-    if id(tracker) not in _stages:
-        _stages[id(tracker)] = _Stages()
-        weakref.finalize(tracker, _stages.pop, id(tracker))
-    return _stages[id(tracker)]
-
-
-def _later_stage(run: RunInfo, run_id: str, run_name: str) -> RunInfo:
-    """The settings of a later stage stand under its name: most trackers do not let those of the first be changed."""
-    return RunInfo(run_id, run_name, run.run_dir, {run.name: dict(run.config)})
-
-
 class Feed:
     """Feeds one tracker with what a run records, until ``end`` was called and everything is delivered.
 
-    A logger that was fed from an earlier run continues it: the same run in the tracker, with steps that go on after its
-    last one, as soon as the calls that the earlier run has made have returned.
+    The second run that a logger is given is a run of its own in the tracker, in the group of the first, and is fed as
+    soon as the calls that the first run made have returned.
 
     Args:
-        tracker: the logger; nobody else calls its ``start``, ``write`` and ``finish``.
-        name: what its place is saved under, distinct within the run.
+        tracker: the logger; nothing else calls its ``start``, ``write`` and ``finish``.
+        name: what its offset is saved under, distinct within the run.
         run: what it is told of the run.
-        run_log: where records come from and the place is saved.
-        report: takes what there is to say: ``tracker_started`` with its link, ``tracker_failed`` once when it begins to
-            fail, and ``tracker_recovered`` when it has caught up.
+        run_log: where records come from and the offset is saved.
+        report: takes events: ``tracker_started`` with its link, ``tracker_failed`` once when it begins to fail, and
+            ``tracker_recovered`` when it has caught up.
 
     Raises:
         ConfigurationError: another run, which has not ended, feeds the logger.
@@ -101,97 +57,91 @@ class Feed:
     def __init__(self, tracker: TrackerLogger, name: str, run: RunInfo, run_log: RunLog, report: Report) -> None:
         self.tracker, self.name = tracker, name
         self._run_log, self._report = run_log, report
-        self._stages = _stages_of(tracker)
-        self._run, self._step_offset = self._stages.enter(run)
-        self._place = 0
+        self._previous: Feed | None = tracker._feed
+        if self._previous is not None and self._previous._outcome is None:
+            raise ConfigurationError(
+                f"the logger that {run.name} is given is in use by another run, which has not ended; "
+                "give runs that overlap a logger each"
+            )
+        self._number: int = 1 if self._previous is None else self._previous._number + 1
+        self._run = replace(run, suffix=f"-{self._number}" if self._number > 1 else "")
+        tracker._feed = self
+        self._offset = 0
         self._step = 0
         self._outcome: str | None = None
-        self._is_started = self._is_failing = self._is_abandoned = False
-        self._has_told_link = False
+        self._is_started = self._is_failing = self._is_abandoned = self._has_told_link = False
         self._news = threading.Event()
         self._news.set()  # to start the tracker before there are records
         self._hurry = threading.Event()
         self.done: Future[None] = Future()
         """Has a result when everything is delivered and the tracker has finished."""
         self.done.set_running_or_notify_cancel()
-        self._retrying = Retrying(
-            retry=retry_if_exception_type(BaseException),
-            wait=wait_exponential(
-                _FIRST_RETRY_S, max=_LONGEST_RETRY_S
-            ),  # no jitter: it draws from training's generator
-            stop=lambda _: self._is_abandoned,
-            sleep=self._pause,
-            retry_error_callback=lambda _: True,
-        )
-        self._save_place()
+        self._save_offset()
         run_log.listeners.append(self._news.set)
-        threading.Thread(target=self._deliver, name=f"descant-feed-{name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._deliver, name=f"descant-feed-{name}", daemon=True)
+        self._thread.start()
 
     @property
     def num_waiting(self) -> int:
         """Records that are on disk and not delivered."""
-        return self._run_log.num_records - self._place
+        return self._run_log.num_records - self._offset
 
-    def end(self, outcome: str, step: int) -> None:
-        """Nothing more will be recorded, and everything is on disk: deliver it and finish.
-
-        Args:
-            outcome: how the run has ended.
-            step: its last one.
-        """
-        self._stages.last_step = self._step_offset + step
-        self._stages.goes_on = False
+    def end(self, outcome: str) -> None:
+        """Deliver the rest and finish: the run has ended with this outcome, and everything is on disk."""
         self._outcome = outcome
         self._news.set()
         self._hurry.set()
 
     def abandon(self) -> None:
-        """Nobody waits any more: stop after the call of the tracker that is under way, if it ever returns."""
+        """Stop after the call of the tracker that is in progress, if it ever returns: the run does not wait for it."""
         self._is_abandoned = True
         self._news.set()
         self._hurry.set()
 
     def _deliver(self) -> None:
         """The thread."""
-        with self._stages.turn:
-            while not (self._is_abandoned or self.done.done()):
-                self._news.wait()
-                self._news.clear()
-                while not self._retrying(self._catch_up):
-                    pass
-                if not self.done.done():
-                    self._pause(_REST_S)
+        if self._previous is not None:
+            self._previous._thread.join()
+            self._previous = None
+        while not (self._is_abandoned or self.done.done()):
+            self._news.wait()
+            self._news.clear()
+            retry_s = _FIRST_RETRY_S
+            while not self._is_abandoned:
+                before = self._offset
+                try:
+                    self._catch_up()
+                    break
+                except BaseException as error:  # trackers may well call sys.exit
+                    self._is_started = False
+                    self._report_failure(error)
+                if self._offset > before:
+                    retry_s = _FIRST_RETRY_S
+                else:
+                    self._pause(retry_s)
+                    retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+            if not self.done.done():
+                self._pause(_REST_S)
 
-    def _catch_up(self) -> bool:
-        """Deliver what there is. False if the tracker has failed after it took something: to be tried again at once."""
-        outcome, before = self._outcome, self._place  # an outcome that is known means that all records are on disk
-        try:
-            if not self._is_abandoned:
-                self._start()
-            while not self._is_abandoned and (records := self._read()):
-                self._write(records)
-            if self._is_abandoned:
-                return True
-            if outcome is not None:
-                self.tracker.finish(outcome)
-        except BaseException as error:  # trackers may well call sys.exit
-            self._is_started = False
-            self._begin_to_fail(error)
-            if self._place == before:
-                raise
-            return False
+    def _catch_up(self) -> None:
+        """Deliver what is on disk, and finish if that is all."""
+        outcome = self._outcome  # once it is known, all records are on disk
+        if not self._is_started:
+            self._start()
+        while not self._is_abandoned and (records := self._read()):
+            self._write(records)
+        if self._is_abandoned:
+            return
+        if outcome is not None:
+            self.tracker.finish(outcome)
         if self._is_failing:
             self._is_failing = False
-            self._report(
-                self._step, "tracker_recovered", self.name, f"{self.name} works again and has everything", None
-            )
+            message = f"{self.name} works again and has everything"
+            self._report(self._step, "tracker_recovered", self.name, message, None)
         if outcome is not None:
             self.done.set_result(None)
-        return True
 
     def _start(self) -> None:
-        if self._is_started:
-            return
         self.tracker.start(self._run)
         self._is_started = True
         if not self._has_told_link and (link := self.tracker.training_monitoring_link):
@@ -206,7 +156,7 @@ class Feed:
         """
         uri = f"{self._run_log.path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-            return read_records(connection, self._place, _NUM_RECORDS_AT_ONCE)
+            return read_records(connection, self._offset, NUM_RECORDS_AT_ONCE)
 
     def _write(self, records: Sequence[Record]) -> None:
         try:
@@ -214,16 +164,15 @@ class Feed:
                 if self._is_abandoned:
                     return
                 self._step = record.step
-                _write_record(self.tracker, record, self._step_offset)
-                self._place = record.id
+                self.tracker.write(record.step, record.time_s, record.metrics, record.tables)
+                self._offset = record.id
         finally:
-            self._save_place()
+            self._save_offset()
 
-    def _save_place(self) -> None:
-        run = self._run
-        self._run_log.save_sink_from_thread(self.name, self._place, run.run_id, run.name, self._step_offset)
+    def _save_offset(self) -> None:
+        self._run_log.save_sink_from_thread(self.name, self._offset, self._run.run_id, self._run.suffix)
 
-    def _begin_to_fail(self, error: BaseException) -> None:
+    def _report_failure(self, error: BaseException) -> None:
         if self._is_failing or self._is_abandoned:
             return
         self._is_failing = True
@@ -236,22 +185,17 @@ class Feed:
         self._hurry.clear()
 
 
-async def finish_feeds(
-    feeds: Sequence[Feed], outcome: str, step: int, timeout_s: float, say: Callable[[str], None]
-) -> list[Feed]:
-    """End feeds and wait until they have delivered everything, for a bounded time.
+async def finish_feeds(feeds: Sequence[Feed], outcome: str, timeout_s: float, say: Callable[[str], None]) -> None:
+    """End feeds and wait until they have delivered everything, for a bounded time; those that have not are abandoned.
 
     Args:
         feeds: all of a run.
-        outcome, step: how the run has ended, and after which step.
+        outcome: how the run has ended.
         timeout_s: how long to wait for all of them together.
         say: takes a line about what is waited for.
-
-    Returns:
-        The feeds that are not done; they are abandoned. Also when the wait is cancelled, they are.
     """
     for feed in feeds:
-        feed.end(outcome, step)
+        feed.end(outcome)
     waits = [asyncio.wrap_future(feed.done) for feed in feeds]
     quiet_s = min(_QUIET_S, timeout_s)
     try:
@@ -263,74 +207,55 @@ async def finish_feeds(
                 say(f"waiting up to {timeout_s:g} s for {left}; Ctrl-C twice to leave at once")
             await asyncio.wait(waits, timeout=timeout_s - quiet_s)
     finally:
-        undone = [feed for feed in feeds if not feed.done.done()]
-        for feed in undone:
-            feed.abandon()
-        for wait in waits:
+        for feed, wait in zip(feeds, waits, strict=True):
+            if not feed.done.done():
+                feed.abandon()
             wait.cancel()
-    return undone
 
 
 def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = False, name: str | None = None) -> int:
     """Deliver a run that has ended, or was killed, to a tracker, and return how many records that were.
 
-    The tracker gets what it is missing. The place that it has got to is saved in the run log, also when it fails on the
-    way. A stage that was delivered to the tracker's run of an earlier stage goes there. A run that was killed finishes
-    as "interrupted".
+    The tracker is given what it is missing. Its offset is saved in the run log, also when it fails on the way. A run
+    that was killed finishes as "interrupted".
 
     Args:
         run_dir: the run directory, or the ``run.sqlite`` in it.
-        tracker: where to; nobody else may be using it.
+        tracker: where to; nothing else may be using it.
         everything: from the first record on. If the tracker was given records before, they go to a new run in it: most
             trackers can neither replace values nor take the id of a deleted run again. What is missing later goes
             there, too.
-        name: what its place is saved under; by default the name of the tracker.
+        name: what its offset is saved under; by default the name of the tracker.
 
     Raises:
-        RunLogError: there is no such run, its run log is damaged, or the place cannot be saved in it.
+        RunLogError: there is no such run, its run log is damaged, or the offset cannot be saved in it.
         whatever the tracker raises.
     """
-    num_records, name = 0, name or tracker.tracker
+    name = name or tracker.tracker
     with RunReader(run_dir) as reader:
-        run, sink = _describe(reader, name, everything=everything)
-        place = sink.place
+        sink = reader.sinks.get(name) or Sink(0, reader.config.get("run_id", uuid4().hex), "")
+        if everything and sink.offset:
+            sink = replace(sink, offset=0, run_id=uuid4().hex)
+        offset, num_records = sink.offset, 0
         try:
-            tracker.start(run)
-            for record in reader.records(place):
-                _write_record(tracker, record, sink.step_offset)
-                place, num_records = record.id, num_records + 1
+            tracker.start(
+                RunInfo(sink.run_id, reader.run_dir.resolve().name, reader.run_dir, reader.config, sink.suffix)
+            )
+            for record in reader.records(offset):
+                tracker.write(record.step, record.time_s, record.metrics, record.tables)
+                offset, num_records = record.id, num_records + 1
             tracker.finish(reader.outcome or "interrupted")
         finally:
-            path = reader.path
-            reader.close()  # it may have been told that nobody writes
-            _save_sink(path, name, SinkPlace(place, sink.run_id, sink.run_name, sink.step_offset))
+            reader.close()  # it may take it for granted that nothing writes
+            _save_sink(reader.path, name, replace(sink, offset=offset))
     return num_records
 
 
-def _describe(reader: RunReader, name: str, *, everything: bool) -> tuple[RunInfo, SinkPlace]:
-    """What a tracker is told of a run that is replayed, and as what and how far it knows it."""
-    run_id = reader.config.get("run_id") or uuid5(NAMESPACE_URL, f"{reader.run_dir.name}/{reader.started_at}").hex
-    run = RunInfo(run_id, reader.run_dir.resolve().name, reader.run_dir, reader.config)
-    sink = reader.sinks.get(name, SinkPlace(0, run.run_id, run.name, 0))
-    if everything and sink.place:
-        run = replace(run, run_id=uuid4().hex)
-        return run, SinkPlace(0, run.run_id, run.name, 0)
-    return run if sink.run_id == run_id else _later_stage(run, sink.run_id, sink.run_name), sink
-
-
-def _save_sink(path: Path, name: str, sink: SinkPlace) -> None:
+def _save_sink(path: Path, name: str, sink: Sink) -> None:
     try:
         with closing(sqlite3.connect(path)) as connection, connection:
-            connection.executescript(SINKS)
-            connection.execute(SAVE_SINK, (name, sink.place, sink.run_id, sink.run_name, sink.step_offset))
+            connection.execute(SAVE_SINK, (name, sink.offset, sink.run_id, sink.suffix))
     except sqlite3.Error as error:
         raise RunLogError(
-            f"{name} was given everything up to record {sink.place}, but that cannot be saved in {path}: {error}"
+            f"{name} was given everything up to record {sink.offset}, but that cannot be saved in {path}: {error}"
         ) from error
-
-
-def _write_record(tracker: TrackerLogger, record: Record, step_offset: int) -> None:
-    metrics = record.metrics
-    if step_offset and "progress/step" in metrics:
-        metrics = {**metrics, "progress/step": record.step + step_offset}
-    tracker.write(record.step + step_offset, record.time_s, metrics, record.tables)

@@ -1,4 +1,4 @@
-"""Logger and TrackerLogger: where the metrics of a run go beside the run log."""
+"""Logger and TrackerLogger: where the metrics of a run go, in addition to the run log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,23 +23,23 @@ STEP_KEY = "progress/step"
 class Logger(ABC):
     """What a trainer takes as ``logger``: called with the metrics of a step, once per step.
 
-    Any callable that takes a dict will do; this adds what a tracker has beside.
+    Any callable that takes a dict will do; this adds settings, a link and an end.
     """
 
     @abstractmethod
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Log the metrics of one step; ``progress/step`` in them says which."""
 
-    def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every logger has a place for it
+    def log_config(self, config: Mapping[str, Any]) -> None:  # noqa: B027 - not every logger records settings
         """Log the settings of the run."""
 
     @property
     def training_monitoring_link(self) -> str | None:
-        """Where to look at the run in a browser, if there is such a place."""
+        """The address of the run in a browser, if there is one."""
         return None
 
     def close(self) -> None:  # noqa: B027 - not every logger has something to close
-        """Finish; nothing is logged after it. Closing twice is harmless."""
+        """Finish: nothing is logged afterwards. Closing twice is harmless."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,27 @@ class RunInfo:
     """What a tracker is told of a run when it begins.
 
     Attributes:
-        run_id: the same for ever, so that a tracker can tell one run written twice from two runs.
-        name: for people.
+        run_id: never changes, so that a tracker can tell one run written twice from two runs.
+        name: of the run directory, for people.
         run_dir: where the run log is.
         config: settings of trainer, callbacks and environment, as plain JSON values; secrets are masked.
+        suffix: to be added to the logger's run name, which is the name of the group: "" for the first run that a logger
+            is given, "-2" for its second.
     """
 
     run_id: str
     name: str
     run_dir: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    suffix: str = ""
 
 
 class TrackerLogger(Logger):
     """Base of loggers that write to an experiment tracker.
 
-    Given to a trainer, it is fed from the run log by a thread of its own: nothing that it does, or waits for, holds up
-    training; what it could not write is tried again from its place in the log. ``start``, ``write`` and ``finish`` are
-    called on that thread, one at a time, and may block and raise. Called by hand, it writes at once.
+    Given to a trainer, it is fed from the run log on a thread of its own: training does not wait for it, and what it
+    could not write is tried again from its offset in the log. ``start``, ``write`` and ``finish`` are called on that
+    thread, one at a time, and may block and raise. Called by hand, it writes at once.
     """
 
     tracker: ClassVar[str]
@@ -75,10 +79,10 @@ class TrackerLogger(Logger):
 
     @abstractmethod
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
-        """Write what belongs to a step: late and out-of-order steps land at theirs.
+        """Write what belongs to a step. Steps may be late and out of order, and come several times, with other keys.
 
         Args:
-            step: that the values describe; the same step may come several times, with other keys.
+            step: that the values describe.
             time_s: when they were recorded, in seconds since 1970.
             metrics: numbers (NaN and infinity too) and strings.
             tables: rows of this step, in addition to those of earlier ones.
@@ -90,7 +94,7 @@ class TrackerLogger(Logger):
 
     @property
     def viewer(self) -> str | None:
-        """The command that shows what is written, if it takes one."""
+        """The command that shows what is written, if one is needed."""
         return None
 
     run: RunInfo | None = None
@@ -98,11 +102,12 @@ class TrackerLogger(Logger):
 
     _num_calls = 0
     _closed = False
+    _feed: Any = None  # that fed it last, or does: see feed.py
 
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Write the metrics of one step by hand, at once; the first call starts a run of its own.
 
-        The step is ``progress/step`` in the metrics, or else the number of calls before. ``close`` ends the run.
+        The step is ``progress/step`` in the metrics, or else the number of earlier calls. ``close`` ends the run.
 
         Raises:
             TypeError: a value is not a metric; the message names its key. Nothing is written then.
@@ -141,10 +146,23 @@ class TrackerLogger(Logger):
             raise ConfigurationError(f"this {type(self).__name__} was closed; make another one to log more")
         if self.run is None:
             run_id = uuid.uuid4().hex
-            name = getattr(self, "run_name", run_id)
-            run = RunInfo(run_id, name, Path(), config or {})
+            run = RunInfo(run_id, getattr(self, "run_name", run_id), Path(), config or {})
             self.start(run)
             self.run = run
+
+
+def require_extra(package: str, user: str) -> None:
+    """Refuse to continue without a package, which is looked for and not imported.
+
+    Args:
+        package: its name, which is also the name of descant's extra.
+        user: what needs it, for the message.
+
+    Raises:
+        ConfigurationError: it is not installed; the message has the command that installs it.
+    """
+    if find_spec(package) is None:
+        raise ConfigurationError(f"{user} needs {package}, which is not installed: pip install 'descant[{package}]'")
 
 
 def named_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from descant.errors import ConfigurationError
 from descant.table import Table
-from descant.text import printable
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import RunInfo, TrackerLogger
-from descant.trackers.mlflow_names import MLFlowNames, mlflow_name
+from descant.text import printable, with_hash
+from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.mlflow_tables import MLFlowTables
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 from descant.trackers.server import address_of, check_answers
 
 _MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
 _MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
-_RUN_ID_TAG = "descant.run_id"
+_MAX_NAME_LENGTH = 250
+_RUN_ID_TAG, _GROUP_TAG = "descant.run_id", "descant.group"
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
 
 
@@ -33,11 +33,12 @@ class MLFlowLogger(TrackerLogger):
     tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so
     on when it grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and
     the artifact ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes
-    ``pass_at_4``, other characters their code in hexadecimal (``_x2b_`` for ``+``).
+    ``pass_at_4``, other characters become their code in hexadecimal (``_x2b_`` for ``+``).
 
     Args:
         project_name: of the experiment; it is made if it is not there.
-        run_name: for people; the run is found again by the id that descant gives it.
+        run_name: for people; the run is found again by the id that descant gives it. It is also the tag
+            ``descant.group`` of all runs that the logger is given.
         tracking_uri: of the server (``http://...``), or ``sqlite:///mlflow.db``.
         monitoring_link: where people look, if it is not the tracking server.
         experiment_tags: of the experiment.
@@ -46,7 +47,7 @@ class MLFlowLogger(TrackerLogger):
 
     Raises:
         ConfigurationError: mlflow is not installed, or there is no ``tracking_uri``, or it is a folder, which MLflow
-            does not write to any more unless ``MLFLOW_ALLOW_FILE_STORE`` is set.
+            no longer writes to unless ``MLFLOW_ALLOW_FILE_STORE`` is set.
     """
 
     tracker = "mlflow"
@@ -74,7 +75,7 @@ class MLFlowLogger(TrackerLogger):
         self._client: Any = None
         self._run_id = ""
         self._tables: MLFlowTables | None = None
-        self._names = MLFlowNames()
+        self._keys: dict[str, str] = {}
         self._strings: dict[str, tuple[int, str]] = {}
 
     @property
@@ -100,8 +101,9 @@ class MLFlowLogger(TrackerLogger):
             self._run_id = found[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
         else:
-            tags = {**self.run_tags, _RUN_ID_TAG: run.run_id}
-            self._run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+            tags = {_GROUP_TAG: self.run_name, **self.run_tags, _RUN_ID_TAG: run.run_id}
+            name = f"{self.run_name}{run.suffix}"
+            self._run_id = self._client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
         self._tables = MLFlowTables(self._client, self._run_id)
         self._strings.clear()
         if self._link is None and self.tracking_uri.startswith("http"):
@@ -128,14 +130,14 @@ class MLFlowLogger(TrackerLogger):
             self._client.log_batch(self._run_id, params=new[start : start + _MAX_TEXTS])
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
-        """Log metrics and tags in batches, then add to the tables; to write the same once more changes nothing."""
+        """Log metrics and tags in batches, then add to the tables; writing the same again changes nothing."""
         entities = import_module("mlflow.entities")
         assert self._tables is not None
         time_ms = round(time_s * 1000)
         numbers, tags, changes = [], [], Table(["step", "key", "value"])
         for key, value in metrics.items():
             if not isinstance(value, str):
-                numbers.append(entities.Metric(self._names[key], float(value), time_ms, step))
+                numbers.append(entities.Metric(self._name(key), float(value), time_ms, step))
                 continue
             since, latest = self._strings.get(key, (step, None))
             if value != latest:
@@ -149,7 +151,7 @@ class MLFlowLogger(TrackerLogger):
         if changes.rows:
             self._tables.append("strings", changes)
         for key, table in tables.items():
-            self._tables.append(self._names[key], tracker_rows(table, step, self.max_cell_length))
+            self._tables.append(self._name(key), tracker_rows(table, step, self.max_cell_length))
         for key, value in metrics.items():
             if isinstance(value, str) and step >= self._strings.get(key, (step, ""))[0]:
                 self._strings[key] = (step, value)
@@ -161,6 +163,13 @@ class MLFlowLogger(TrackerLogger):
             self._client.set_terminated(self._run_id, _STATUS.get(outcome, "FAILED"))
         self.run = None
 
+    def _name(self, key: str) -> str:
+        """The key's name in MLflow. Where two keys of a run would have the same one, the second gets a hash."""
+        name = mlflow_name(key)
+        if self._keys.setdefault(name, key) == key:
+            return name
+        return with_hash(name[: _MAX_NAME_LENGTH - 13], key)
+
     def _experiment(self) -> str:
         """The id of the experiment, which is made if it is not there."""
         experiment = self._client.get_experiment_by_name(self.project_name)
@@ -168,7 +177,7 @@ class MLFlowLogger(TrackerLogger):
             try:
                 return str(self._client.create_experiment(self.project_name, tags=self.experiment_tags))
             except import_module("mlflow.exceptions").MlflowException:
-                experiment = self._client.get_experiment_by_name(self.project_name)  # somebody else was quicker
+                experiment = self._client.get_experiment_by_name(self.project_name)  # another client was quicker
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage != "active":
@@ -180,13 +189,13 @@ class MLFlowLogger(TrackerLogger):
 
 
 def _check_uri(tracking_uri: str) -> None:
-    """Refuse what MLflow would refuse only when it is written to, or take for a database in the working directory."""
+    """Refuse what MLflow would refuse only at the first write, or take for a database in the working directory."""
     if not tracking_uri:
-        raise ConfigurationError(f"tracking_uri={tracking_uri!r} says nothing: sqlite:///mlflow.db, or http://...")
+        raise ConfigurationError(f"tracking_uri={tracking_uri!r} is empty: use sqlite:///mlflow.db, or http://...")
     is_folder = "://" not in tracking_uri or tracking_uri.startswith("file:")
     if is_folder and tracking_uri != "databricks" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
         raise ConfigurationError(
-            f"tracking_uri={tracking_uri!r} is a folder, which MLflow does not write to any more: use a database such "
+            f"tracking_uri={tracking_uri!r} is a folder, which MLflow no longer writes to: use a database such "
             "as sqlite:///mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"
         )
 
@@ -206,5 +215,27 @@ def _text(value: Any) -> str:
 
 
 def _tag_name(key: str) -> str:
-    """MLflow's own tags, which rename a run, say, are out of reach, and so are descant's."""
+    """MLflow's own tags, one of which renames a run, cannot be set by a metric, nor can descant's."""
     return mlflow_name(f"metric.{key}" if key.startswith(("mlflow.", "descant.")) else key)
+
+
+def mlflow_name(key: str) -> str:
+    """The key if MLflow takes it, else a name made from it, always the same.
+
+    MLflow takes letters, digits and ``_ - . :``, space and ``/`` between parts that are not empty, ``.`` or ``..``, 250
+    in all. ``@`` becomes ``_at_``, ``%`` ``_percent_``, and other characters their code in hexadecimal. An empty part
+    becomes ``_``, a part of dots only gets ``_`` at its end, and a name that begins with two dots ``_`` in front. The
+    end of a name that is too long becomes a hash.
+
+    >>> mlflow_name("validation/pass@4"), mlflow_name("a//b+c")
+    ('validation/pass_at_4', 'a/_/b_x2b_c')
+    """
+    name = re.sub(r"[^\w.\- :/]", _spelled, key)
+    name = "/".join(f"{part}_" if set(part) <= {"."} else part for part in name.split("/"))
+    if name.startswith(".."):
+        name = f"_{name}"
+    return name if len(name) <= _MAX_NAME_LENGTH else with_hash(name[: _MAX_NAME_LENGTH - 13], key)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return {"@": "_at_", "%": "_percent_"}.get(found[0], f"_x{ord(found[0]):x}_")

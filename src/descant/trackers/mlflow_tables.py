@@ -19,10 +19,10 @@ _TABLES_TAG = "mlflow.loggedArtifacts"
 
 
 class MLFlowTables:
-    """The tables of one run. An artifact is written as a whole, so a table goes on in another one beyond a megabyte.
+    """The tables of one run. An artifact is written as a whole, so a table continues in another one after a megabyte.
 
     They are written as ``MlflowClient.log_table`` writes them, but without pandas, which rounds floats and turns
-    integers beside None into floats.
+    integers in a column with None into floats.
 
     Args:
         client: an ``MlflowClient``.
@@ -35,8 +35,8 @@ class MLFlowTables:
         self._parts: dict[str, tuple[int, Table]] = {}  # of each table, the number and the rows of the last part
 
     def append(self, name: str, rows: Table) -> None:
-        """Add rows, which have their step. What is there already, one below the other, from an attempt that failed or
-        was killed behind it, is not added again."""
+        """Add rows, which have their step. Rows that are there already, from an attempt that failed or was killed after
+        it had written them, are not added again."""
         new = Table(rows.headers, [[without_nan(cell) for cell in row] for row in rows.rows])
         if not new.rows:
             return

@@ -10,7 +10,7 @@ from descant.table import Table
 from descant.trackers.logger import STEP_KEY
 
 MAX_CELL_LENGTH = 10_000
-"""Characters of a cell that a tracker is given, unless it is told otherwise. The run log has all of them."""
+"""Characters of a cell that a tracker is given by default. The run log has all of them."""
 
 
 def tracker_rows(table: Table, step: int, max_cell_length: int) -> Table:

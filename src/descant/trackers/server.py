@@ -1,4 +1,4 @@
-"""Servers of trackers: whether one answers, asked before its library is, which may try for minutes."""
+"""A check that a tracker's server answers, made before its library is started, which may try for minutes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TIMEOUT_S = 10.0
 
 
 def check_answers(url: str) -> None:
-    """Ask for a page and be content with any answer below 500.
+    """Request a page; any status below 500 will do.
 
-    Proxies of the environment are used. What only the library can settle (certificates) is left to it.
+    Proxies of the environment are used. Problems that only the library can solve (certificates) are left to it.
 
     Raises:
-        ConnectionError: there is no answer within ten seconds, or the server says that it is in trouble.
+        ConnectionError: there is no answer within ten seconds, or it is an error of the server.
     """
     url = address_of(url)
     try:

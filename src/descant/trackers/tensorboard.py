@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import string
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from math import isinf
+from math import copysign, inf
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,8 +15,7 @@ from typing import Any
 from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import printable
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"
@@ -27,11 +27,12 @@ class TBMetricsLogger(TrackerLogger):
     """Writes to ``<logging_dir>/<run_name>``: numbers as scalars, strings, tables and the config as text.
 
     Values have the step and time that they were recorded at. Each evaluation's table is one text of that step. Nothing
-    in a text is taken for Markdown or HTML. Scalars are float32, as TensorBoard has them: a larger number is shown as
-    infinity. TensorBoard keeps 10 texts per tag in memory by itself: start it with ``--samples_per_plugin text=1000``.
+    in a text is taken for Markdown or HTML. Scalars are float32, as in all of TensorBoard: a larger number is shown as
+    infinity. TensorBoard keeps 10 texts per tag in memory unless it is started with ``--samples_per_plugin text=1000``.
 
     Args:
-        run_name: where another run has that folder already, ``-`` and the start of the run's id are added.
+        run_name: the folder of the first run that the logger is given; that of the second is ``<run_name>-2``. Where
+            another run has that folder already, ``-`` and the start of the run's id are added.
         logging_dir: what ``tensorboard --logdir`` is given.
         monitoring_link: where that TensorBoard is.
         max_cell_length: characters of a string or a cell that are written.
@@ -73,7 +74,8 @@ class TBMetricsLogger(TrackerLogger):
         """Open an event file in the run's folder; a run that is continued gets another one there."""
         self._close_writer()
         writers = import_module("tensorboard.summary.writer.event_file_writer")
-        self._writer = writers.EventFileWriter(str(_claim_folder(self.logging_dir / self.run_name, run.run_id)))
+        folder = _claim_folder(self.logging_dir / f"{self.run_name}{run.suffix}", run.run_id)
+        self._writer = writers.EventFileWriter(str(folder))
         self.run = run
         self.write_config(run.config)
 
@@ -81,7 +83,7 @@ class TBMetricsLogger(TrackerLogger):
         """Write the settings as a table of the text ``config``, at step 0."""
         if config:
             rows = [[key, bounded(str(value), self.max_cell_length)] for key, value in config.items()]
-            self._add([self._text("config", _markdown_table(["setting", "value"], rows))], step=0, time_s=None)
+            self._add([self._text("config", _markdown_table(["setting", "value"], rows))], step=0)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Write and flush one event with everything of the step."""
@@ -92,9 +94,9 @@ class TBMetricsLogger(TrackerLogger):
         self._add(values, step, time_s)
 
     def finish(self, outcome: str) -> None:
-        """Close the event file; the outcome stands in it as text."""
+        """Write the outcome as text and close the event file."""
         if self._writer is not None:
-            self._add([self._text("outcome", _markdown(outcome))], step=0, time_s=None)
+            self._add([self._text("outcome", _markdown(outcome))], step=0)
         self._close_writer()
         self.run = None
 
@@ -102,8 +104,8 @@ class TBMetricsLogger(TrackerLogger):
         if isinstance(value, str):
             return self._text(key, _markdown(bounded(value, self.max_cell_length)))
         number = float(value)
-        if not isinf(number) and abs(number) > _LARGEST_FLOAT32:
-            number = float("inf") if number > 0 else -float("inf")
+        if abs(number) > _LARGEST_FLOAT32:
+            number = copysign(inf, number)
         return _proto("summary").Summary.Value(tag=key, simple_value=number)
 
     def _text(self, key: str, markdown: str) -> Any:
@@ -111,11 +113,9 @@ class TBMetricsLogger(TrackerLogger):
         tensor = _proto("tensor").TensorProto(dtype=_proto("types").DT_STRING, string_val=[markdown.encode()])
         return _proto("summary").Summary.Value(tag=key, tensor=tensor, metadata=metadata)
 
-    def _add(self, values: Sequence[Any], step: int, time_s: float | None) -> None:
-        recorded_s = time.time() if time_s is None else time_s
+    def _add(self, values: Sequence[Any], step: int, time_s: float | None = None) -> None:
         summary = _proto("summary").Summary(value=values)
-        event = _proto("event").Event(wall_time=recorded_s, step=step, summary=summary)
-        self._writer.add_event(event)
+        self._writer.add_event(_proto("event").Event(wall_time=time_s or time.time(), step=step, summary=summary))
         self._writer.flush()
 
     def _close_writer(self) -> None:
@@ -129,12 +129,9 @@ def _proto(name: str) -> Any:
 
 
 def _claim_folder(folder: Path, run_id: str) -> Path:
-    """The folder of a run: the one of its name, or beside it if that is another run's."""
-    for candidate in (
-        folder,
-        folder.with_name(f"{folder.name}-{run_id[:8]}"),
-        folder.with_name(f"{folder.name}-{run_id}"),
-    ):
+    """The folder of a run: the one of its name, or, if that is another run's, one with a part of the run's id."""
+    for end in ("", f"-{run_id[:8]}", f"-{run_id}"):
+        candidate = folder.with_name(f"{folder.name}{end}")
         candidate.mkdir(parents=True, exist_ok=True)
         owner = candidate / _RUN_ID_FILE
         if not owner.exists() and not any(candidate.glob("events.out.tfevents.*")):
@@ -145,18 +142,11 @@ def _claim_folder(folder: Path, run_id: str) -> Path:
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    cells = [
-        [cell if index == 1 else _markdown("" if cell is None else str(cell)) for cell in line]
-        for index, line in enumerate(lines)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    first, *others = ([_markdown("" if cell is None else str(cell)) for cell in line] for line in (headers, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (first, ["---"] * len(headers), *others))
 
 
 def _markdown(text: str) -> str:
     """Text that Markdown shows as it is: what could be markup becomes entities, line ends become breaks."""
-    lines = (printable(line).translate(_ESCAPES) for line in text.split("\n"))
-    shown = "<br>".join(lines)
-    return (
-        shown.replace("  ", " &#160;") if not shown.startswith(" ") else "&#160;" + shown[1:].replace("  ", " &#160;")
-    )
+    shown = "<br>".join(printable(line).translate(_ESCAPES) for line in text.split("\n"))
+    return re.sub("^ |(?<= ) ", "&#160;", shown)

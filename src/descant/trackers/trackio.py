@@ -11,8 +11,7 @@ from shlex import quote
 from typing import Any
 
 from descant.table import Table
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _NUMBER_NAMES = ("NaN", "Infinity", "-Infinity")
@@ -21,16 +20,17 @@ _NUMBER_NAMES = ("NaN", "Infinity", "-Infinity")
 class TrackioLogger(TrackerLogger):
     """Writes to Trackio's local database; ``trackio show --project NAME`` opens the dashboard.
 
-    Nothing is sent anywhere: neither a Space nor a server is used, whatever ``TRACKIO_SPACE_ID`` and
-    ``TRACKIO_SERVER_URL`` say. Values have the step and time that they were recorded at. Each evaluation's table is an
-    entry of its step. ``TRACKIO_DIR`` says where the database is.
+    Nothing is sent anywhere: neither a Space nor a server is used, also where ``TRACKIO_SPACE_ID`` or
+    ``TRACKIO_SERVER_URL`` is set. Values have the step and time that they were recorded at. Each evaluation's table is
+    an entry of its step. ``TRACKIO_DIR`` says where the database is.
 
     It is written through Trackio's storage and not ``trackio.log``, which drops what cannot be stored, takes no time,
     and knows one run per program.
 
     Args:
         project_name: of the dashboard.
-        run_name: for people; the run is found again by the id that descant gives it.
+        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
+            of all runs that the logger is given.
         max_cell_length: characters of a string or a cell that are written.
 
     Raises:
@@ -45,6 +45,7 @@ class TrackioLogger(TrackerLogger):
         self.run_name = run_name
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._config: dict[str, Any] = {}
+        self._identity: dict[str, str] = {}
         self._fragments: Any = None
 
     @property
@@ -61,13 +62,17 @@ class TrackioLogger(TrackerLogger):
         _storage().validate_project_name(self.project_name)
         self._fragments = import_module("trackio.fragments").FragmentWriter()
         self.run = run
+        name = f"{self.run_name}{run.suffix}"
+        self._identity = {"project": self.project_name, "run": name, "run_id": run.run_id}
         self._config = {}
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Add settings to the run's config. Trackio keeps names that begin with ``_``: they get an ``x`` before it."""
+        """Add settings to the run's config; those that begin with ``_``, as Trackio's own do, get an ``x`` in front."""
         self._config |= {f"x{key}" if key.startswith("_") else key: value for key, value in config.items()}
-        self._store(0, datetime.now(UTC).timestamp(), {}, self._stored_config())
+        now = datetime.now(UTC)
+        own = {"_Username": None, "_Created": now.isoformat(), "_Group": self.run_name}
+        self._store(0, now.timestamp(), {}, {**self._config, **own})
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Store one row of values."""
@@ -77,7 +82,7 @@ class TrackioLogger(TrackerLogger):
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
             stored = import_module("trackio").Table(columns=shown.headers, data=shown.rows)
-            values[_name(key)] = stored._to_dict(project=self.project_name, run=self.run_name, step=step)
+            values[_name(key)] = stored._to_dict(project=self.project_name, run=self._identity["run"], step=step)
         self._store(step, time_s, values)
 
     def finish(self, outcome: str) -> None:
@@ -86,24 +91,17 @@ class TrackioLogger(TrackerLogger):
             self.write_config({"outcome": outcome})
         self.run = None
 
-    def _stored_config(self) -> dict[str, Any]:
-        created = datetime.now(UTC).isoformat()
-        return {**self._config, "_Username": None, "_Created": created, "_Group": None}
-
     def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
-        run_id = "" if self.run is None else self.run.run_id
         timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
-        entry = {"project": self.project_name, "run": self.run_name, "run_id": run_id, "metrics": values, "step": step}
-        # the same values of a step that are written again after a failure have the same id, and are not stored twice
+        entry = {**self._identity, "metrics": values, "step": step}
+        # values of a step that are written again after a failure get the same id, and are not stored twice
         digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:32]
-        entry |= {"timestamp": timestamp, "config": config, "log_id": digest}
-        if import_module("trackio.utils").get_storage_mode() == "jsonl":  # a network file system: no place for SQLite
+        if import_module("trackio.utils").get_storage_mode() == "jsonl":  # on a network file system
+            entry |= {"timestamp": timestamp, "config": config, "log_id": digest}
             self._fragments.write_local([import_module("trackio.fragments").metric_record(entry)])
             return
         _storage().bulk_log(
-            project=self.project_name,
-            run=self.run_name,
-            run_id=run_id,
+            **self._identity,
             metrics_list=[values],
             steps=[step],
             timestamps=[timestamp],
@@ -117,11 +115,11 @@ def _storage() -> Any:
 
 
 def _name(key: str) -> str:
-    """The key; names that Trackio keeps for itself get ``__`` before them, as Trackio has it."""
+    """The key; names that Trackio reserves get ``__`` in front, as Trackio itself does it."""
     reserved = import_module("trackio.utils").RESERVED_KEYS
     return f"__{key}" if key in reserved or key.startswith("__") else key
 
 
 def _plain(text: str) -> str:
-    """Text that Trackio takes as text: a space before what it would read as a number or as a media file."""
+    """Text that Trackio takes as text: with a space in front of what it would read as a number or as a media file."""
     return f" {text}" if text in _NUMBER_NAMES or text.startswith("{") else text

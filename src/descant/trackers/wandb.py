@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
+import netrc
 import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from shlex import quote
 from typing import Any
+from urllib.parse import urlsplit
 
 from descant.table import Table
 from descant.text import shortened
-from descant.trackers.extras import require_extra
-from descant.trackers.logger import STEP_KEY, RunInfo, TrackerLogger
+from descant.trackers.logger import STEP_KEY, RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows, without_nan
 from descant.trackers.server import check_answers
-from descant.trackers.wandb_account import is_online, wandb_address
 
+_DEFAULT_ADDRESS = "https://api.wandb.ai"
 _RESERVED = ("_step", "_timestamp", "_runtime", "_wandb")
 _MAX_TABLE_NAME = 75  # an artifact's name has 128 characters, with the run's id, and its file begins with a number
+_MAX_GROUP_NAME = 128
 _FINISH_TIMEOUT_S = 60
 
 
 class WandbLogger(TrackerLogger):
     """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
 
-    W&B's own step counter only rises, so it is left alone: a late value lands at its step, and the summary has the
+    W&B's own step counter only rises, so it is left alone: a late value is charted at its step, and the summary has the
     value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
     per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
     ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
     variables. The console is not captured, and W&B prints only warnings.
 
     Args:
-        project_name: where the run is.
-        run_name: for people; the run is found again by the id that descant gives it.
+        project_name: the project of the run.
+        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
+            of all runs that the logger is given, unless ``WANDB_RUN_GROUP`` is set.
         entity: user or team, W&B's default if None.
         max_cell_length: characters of a string or a cell that are written.
 
@@ -61,8 +66,7 @@ class WandbLogger(TrackerLogger):
         self._link: str | None = None
         self._offline_dir: str | None = None
         self._tables: dict[str, Any] = {}
-        self._latest_steps: dict[str, int] = {}
-        self._latest: dict[str, float | str] = {}
+        self._latest: dict[str, tuple[int, float | str]] = {}
 
     @property
     def training_monitoring_link(self) -> str | None:
@@ -75,7 +79,7 @@ class WandbLogger(TrackerLogger):
         return None if self._offline_dir is None else f"wandb sync {quote(self._offline_dir)}"
 
     def start(self, run: RunInfo) -> None:
-        """Begin the W&B run whose id is made from ``run.run_id``, or continue it.
+        """Begin or continue the W&B run whose id is made from ``run.run_id``.
 
         Raises:
             ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
@@ -89,7 +93,8 @@ class WandbLogger(TrackerLogger):
             settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
         self._wandb_run = wandb.init(
             project=self.project_name,
-            name=self.run_name,
+            name=f"{self.run_name}{run.suffix}",
+            group=os.environ.get("WANDB_RUN_GROUP") or shortened(self.run_name, _MAX_GROUP_NAME),
             entity=self.entity,
             id=_wandb_id(run.run_id),
             resume="allow",
@@ -120,14 +125,10 @@ class WandbLogger(TrackerLogger):
                 name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
                 row[name] = grown
         self._wandb_run.log(row)
-        late = {}
-        for name, value in values.items():
-            if step >= self._latest_steps.get(name, step):
-                self._latest_steps[name], self._latest[name] = step, value
-            else:
-                late[name] = self._latest[name]
+        late = {name for name in values if self._latest.get(name, (step,))[0] > step}
+        self._latest |= {name: (step, value) for name, value in values.items() if name not in late}
         if late:
-            self._wandb_run.summary.update(late)
+            self._wandb_run.summary.update({name: self._latest[name][1] for name in late})
 
     def finish(self, outcome: str) -> None:
         """Finish the W&B run: as failed, unless training was completed or stopped."""
@@ -168,11 +169,42 @@ class WandbLogger(TrackerLogger):
 
 
 def _name(key: str) -> str:
-    """The key, but for what W&B cannot have: ``_step`` becomes ``metric_step``, an empty name ``_``, and backslashes,
-    at which its service crashes, and control characters their code in hexadecimal."""
+    """The key as W&B takes it: ``_step`` becomes ``metric_step``, an empty name ``_``, and backslashes, at which its
+    service crashes, and control characters become their code in hexadecimal."""
     name = re.sub(r"[\\\x00-\x1f\x7f]", lambda found: f"_x{ord(found[0]):x}_", key) or "_"
     return f"metric{name}" if name in _RESERVED else name
 
 
 def _wandb_id(run_id: str) -> str:
     return run_id if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:32]
+
+
+def is_online() -> bool:
+    """Whether W&B sends what it is given. Otherwise it writes to files only, or, if "disabled", nowhere."""
+    return os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled")
+
+
+def wandb_address() -> str:
+    """``WANDB_BASE_URL``, or what ``wandb login --host`` has written to W&B's settings, or W&B's own."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(folder / "settings", encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError):
+        settings.clear()
+    recorded = settings.get("default", "base_url", fallback="")
+    return os.environ.get("WANDB_BASE_URL") or recorded or _DEFAULT_ADDRESS
+
+
+def has_wandb_login() -> bool:
+    """Whether there is a key: ``WANDB_API_KEY`` or ``WANDB_IDENTITY_TOKEN_FILE`` is set, or it is where ``wandb login``
+    puts it, in the netrc file (``NETRC``, ``~/.netrc``)."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        paths = [Path(given)] if (given := os.environ.get("NETRC")) else [Path("~/.netrc"), Path("~/_netrc")]
+        path = next((path.expanduser() for path in paths if path.expanduser().exists()), None)
+        found = None if path is None else netrc.netrc(path).authenticators(urlsplit(wandb_address()).netloc)
+    except (netrc.NetrcParseError, OSError, RuntimeError, UnicodeDecodeError):
+        return False
+    return found is not None and bool(found[2])
