@@ -8,8 +8,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from descant.errors import ModelLoadError, RenderError
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread, TurnSpan
@@ -285,7 +283,7 @@ class Renderer:
         tools: list[Any] | None = [tool.as_schema() for tool in thread.tools] or None
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=tokenize, **options)
-        except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
+        except _refusals() as error:
             roles = ", ".join(message["role"] for message in messages) or "no turns"
             raise RenderError(
                 f"the chat template of {self.name!r} refuses {_place(thread)} (turns: {roles}): {error}"
@@ -309,3 +307,10 @@ class Renderer:
 
 def _place(thread: StringThread) -> str:
     return thread.source or f"thread {thread.uuid()}"
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What a template raises, in its own words or by what it does with a thread."""
+    from jinja2 import TemplateError  # noqa: PLC0415  # Transformers has it by then; the runner imports neither
+
+    return TemplateError, ValueError, TypeError, KeyError, IndexError

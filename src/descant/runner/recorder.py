@@ -21,7 +21,6 @@ from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
 from descant.provenance import plain_config, plain_settings
 from descant.runlog.run_log import RunLog
-from descant.runner.console import Console
 from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
 from descant.table import Table
@@ -66,6 +65,8 @@ class RunRecorder:
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
         self._unpublished: dict[int, dict[str, Metric]] = {}
+        from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
+
         self._console = Console(num_steps)
         loggers = flat_loggers("logger", logger)
         self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
