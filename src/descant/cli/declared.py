@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from descant.metrics import MetricSpec
@@ -12,8 +12,3 @@ def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:
     """What the trainer and the callbacks of a run declare, from its config: single keys, then families."""
     specs = [MetricSpec(**declared) for declared in config.get("metrics") or ()]
     return sorted(specs, key=lambda spec: "*" in spec.key)
-
-
-def spec_of(key: str, specs: Sequence[MetricSpec]) -> MetricSpec:
-    """The declaration of a key, or one without unit and direction."""
-    return next((spec for spec in specs if spec.covers(key)), MetricSpec(key))
