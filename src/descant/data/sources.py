@@ -17,13 +17,9 @@ from descant.text import did_you_mean, quoted, shown
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a source.
+    """The rows of a source with their numbers; a ``BadRow`` for one that cannot be read.
 
-    Attributes:
-        name: what messages call the source.
-        template: where a row is: ``template % number`` is ``train.jsonl:12`` or ``train.parquet[3]``.
-        template_in_lists: the same in lists of problems, which are headed by the name.
-        items: each row with its number; a ``BadRow`` for one that cannot be read.
+    ``template % number`` is where a row is, as ``train.jsonl:12``; ``template_in_lists`` where the name stands above.
     """
 
     name: str

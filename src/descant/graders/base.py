@@ -142,7 +142,7 @@ class BaseGrader(ABC):
         return _FunctionGrader(grader_key, function, is_async, calls)
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
-        scope = current_scope()
+        scope = current_scope.get()
         return self._logs if scope is None else scope[self]
 
 

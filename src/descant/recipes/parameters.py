@@ -101,29 +101,26 @@ class Model(_Parameter):
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load it for training; see ``ModelBuilder.spawn_train``."""
-        with self._hint():
-            return await self._builder().spawn_train(name, max_batch_size)
+        with self._builder() as builder:
+            return await builder.spawn_train(name, max_batch_size)
 
     async def spawn_inference(self, name: str) -> InferenceModel:
         """Load it for generation and scoring; see ``ModelBuilder.spawn_inference``."""
-        with self._hint():
-            return await self._builder().spawn_inference(name)
+        with self._builder() as builder:
+            return await builder.spawn_inference(name)
 
     @contextmanager
-    def _hint(self) -> Iterator[None]:
-        """Add the closest directory to the error of a name that could have been a hub id."""
+    def _builder(self) -> Iterator[ModelBuilder]:
+        """Its errors name the closest directory, since the name of one could have been a hub id."""
+        from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
+
+        settings = {name: value for name, value in asdict(self).items() if value is not None}
         try:
-            yield
+            yield ModelBuilder(settings.pop("model_key"), **settings)
         except ModelLoadError as error:
             if self._path.is_dir() or not (close := self._close()):
                 raise
             raise ModelLoadError(f"{error}{close}") from error
-
-    def _builder(self) -> ModelBuilder:
-        from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
-
-        settings = {name: value for name, value in asdict(self).items() if value is not None}
-        return ModelBuilder(settings.pop("model_key"), **settings)
 
 
 @dataclass(frozen=True, config=_SETTINGS)

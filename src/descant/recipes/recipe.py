@@ -126,8 +126,7 @@ def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
     marked = {
         id(value): value for value in vars(module).values() if inspect.isfunction(value) and hasattr(value, _MARK)
     }
-    own = [function for function in marked.values() if function.__module__ == module.__name__]
-    found = own or list(marked.values())
+    found = [function for function in marked.values() if function.__module__ == module.__name__] or [*marked.values()]
     if not found:
         raise ConfigurationError(f"recipe {file} has no function under @recipe_main (from descant.recipes)")
     if len(found) > 1:
