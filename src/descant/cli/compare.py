@@ -9,9 +9,8 @@ from typing import Any
 from rich.text import Text
 
 from descant.cli.curves import HIDDEN
-from descant.cli.declared import declared_metrics
 from descant.cli.grid import grid_lines
-from descant.cli.runs import flattened
+from descant.cli.runs import declared_metrics, flattened
 from descant.metrics import MetricSpec, find_spec
 from descant.runlog.run_reader import MetricSummary, RunReader
 from descant.text import cell_text, printable

@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
-from descant.cli.declared import declared_metrics
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, RunLogError
+from descant.metrics import MetricSpec
 from descant.runlog.run_reader import RunReader, find_runs
 from descant.text import cell_text, did_you_mean, duration, printable
 
@@ -112,6 +112,12 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
         written_at = (path / "run.sqlite").stat().st_mtime
         facts = (path.name, "", "", "broken", "", date(written_at))
         return ListedRun(dict(zip(_HEADERS, facts, strict=True)), written_at, broken=str(error))
+
+
+def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:
+    """What the trainer and the callbacks of a run declare, from its config: single keys, then families."""
+    specs = [MetricSpec(**declared) for declared in config.get("metrics") or ()]
+    return sorted(specs, key=lambda spec: "*" in spec.key)
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:

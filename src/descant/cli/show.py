@@ -14,10 +14,9 @@ from rich.text import Text
 from descant.cli.answers import latest_sample_lines, prompt_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
-from descant.cli.declared import declared_metrics
 from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
-from descant.cli.runs import date
+from descant.cli.runs import date, declared_metrics
 from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration, printable
