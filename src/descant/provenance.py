@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 import re
@@ -11,8 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
+
+from descant.arguments import argument_names
 
 MASK = "***"
 _PACKAGES = ("descant", "torch", "transformers", "tokenizers", "numpy", "peft", "datasets")
@@ -64,9 +66,8 @@ def describe_environment() -> dict[str, Any]:
 def plain_settings(configured: object) -> dict[str, Any]:
     """Arguments of an object's constructors, its bases' too, that it keeps under their names: plain values, paths."""
     settings: dict[str, Any] = {}
-    constructors = [vars(base)["__init__"] for base in type(configured).__mro__[:-1] if "__init__" in vars(base)]
-    for name in dict.fromkeys(name for init in constructors for name in inspect.signature(init).parameters):
-        value = inspect.getattr_static(configured, name, None)
+    for name in argument_names(type(configured)):
+        value = getattr_static(configured, name, None)
         if isinstance(value, Path):
             value = str(value.absolute())
         if isinstance(value, str | int | float | bool):
@@ -163,15 +164,9 @@ def _describe_git() -> dict[str, Any] | None:
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", *arguments]
+    no = subprocess.DEVNULL
     try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        return subprocess.check_output(command, stdin=no, stderr=no, text=True, timeout=_GIT_TIMEOUT_S).strip()
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

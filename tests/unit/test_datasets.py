@@ -86,7 +86,7 @@ BROKEN = {
     '{"messages": [{"role": "user", "content": "x", "name": "Ann"}]}': "has 'name', but is a turn of 'user'; only tool",
     '{"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}': "has 'tool_calls', but is a turn of",
     '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}': "tool_calls[0]: the ",
-    '{"messages": [{"role": "tool", "content": "x", "name": "f"}]}': "messages[0].name is 'f', but no tool call is",
+    '{"messages": [{"role": "tool", "content": "x", "name": "f"}]}': "messages[0].name is 'f', but the turn has no",
     '{"messages": [{"from": "human", "value": "x"}]}': "messages[0] has no 'role' (it has 'from', 'value')",
     '{"conversations": [{"from": "alien", "value": "x"}]}': "conversations[0].from is 'alien'; known are human, user",
     '{"conversations": [{"from": "system", "value": "x"}], "system": 3}': "'system' is a JSON number, not a string",

@@ -38,7 +38,7 @@ def pack(data, suffix):
 
 def missing(path, suffix):
     path.with_name(f"date.{suffix}").write_bytes(b"")
-    return rf"data\.{suffix} is not there; did you mean date\.{suffix}\?"
+    return rf"data\.{suffix} is not there; did you mean 'date\.{suffix}'\?"
 
 
 def empty(path, suffix):
@@ -179,7 +179,7 @@ IN_MEMORY = {
     "transform": (
         datasets.Dataset.from_list([ROW]).with_transform(lambda batch: {"prompt": ["x"], "completion": ["y", "z"]}),
         DatasetError,
-        r"the dataset, from row \[0\] on: its columns are not of one length \('prompt' 1, 'completion' 2\)",
+        r"the dataset, from row \[0\] on: its transform gives a .*, not a dict of columns of one length",
     ),
     "splits": (
         datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]), test=datasets.Dataset.from_list([ROW])),

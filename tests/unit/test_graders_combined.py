@@ -91,10 +91,7 @@ async def test_a_child_that_fails_fails_the_grade_with_its_own_exception():
     with pytest.raises(LookupError) as error:
         await combined.grade(thread("na"))
     assert error.value.args == ("b is down",)
-    assert error.value.__notes__ == [
-        "raised by child 'b' of grader 'all'",
-        "child 'd' failed on the thread as well: LookupError: d is down",
-    ]
+    assert error.value.__notes__ == ["raised by child 'b' of grader 'all'"]
     logs = combined.get_logs()
     assert {key: value for key, value in logs.items() if "num_" in key} == {
         "a/num_ignored": 1, "b/num_failed": 1, "d/num_failed": 1,
@@ -238,7 +235,7 @@ B = ExactMatchGrader("b")
         ({"graders": [A, B], "weights": "12"}, "a list with one number per grader"),
         ({"graders": [A, B], "weights": [1, -1]}, "sum to 0, so there is no mean"),
         ({"graders": [A, B, LengthGrader()], "weights": [0.1, 0.2, -0.3]}, "sum to 0, so there is no mean"),
-        ({"graders": [A], "aggregation_method": "max"}, "aggregation_method='max' must be 'mean' or 'sum'"),
+        ({"graders": [A], "aggregation_method": "max"}, "aggregation_method='max' must be one of 'mean', 'sum'"),
         ({"graders": [A], "failure_rate_warning_threshold": 20}, "threshold=20 must be a fraction"),
         ({"graders": [A], "failure_rate_warning_threshold": float("nan")}, "threshold=nan must be a fraction"),
     ],

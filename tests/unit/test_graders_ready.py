@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from descant import ExactMatchGrader, StringThread
 from descant.errors import ConfigurationError, GradingError
-from descant.graders.bounded_pattern import BoundedPattern
 from descant.graders.contains import ContainsGrader
 from descant.graders.numeric import NumericGrader, last_number
 from descant.graders.regex_grader import RegexGrader
@@ -63,7 +62,7 @@ def test_a_timeout_of_a_pattern_is_a_positive_number(timeout_s):
 
 
 def test_the_limit_of_a_pattern_is_time_and_not_processor_time():
-    pattern, limits = BoundedPattern("a", timeout_s=60), []
+    pattern, limits = RegexGrader("a", timeout_s=60), []
 
     def find(text, timeout, concurrent):
         """regex while other threads compute: its clock, the processor time of the process, runs ahead."""
@@ -89,7 +88,7 @@ def test_the_limit_of_a_pattern_is_time_and_not_processor_time():
 )
 def test_a_pattern_does_not_begin_anew_where_that_would_take_longer_than_is_left(monkeypatch, seconds, expected):
     now, limits, lasting = 0.0, [], iter(seconds)
-    monkeypatch.setattr("descant.graders.bounded_pattern.time.monotonic", lambda: now)
+    monkeypatch.setattr("descant.graders.regex_grader.time.monotonic", lambda: now)
 
     def find(text, timeout, concurrent):
         nonlocal now
@@ -97,7 +96,7 @@ def test_a_pattern_does_not_begin_anew_where_that_would_take_longer_than_is_left
         limits.append(timeout)
         raise TimeoutError
 
-    pattern = BoundedPattern("a", timeout_s=1)
+    pattern = RegexGrader("a", timeout_s=1)
     pattern._find = find
     with pytest.raises(GradingError, match="no result on a text of 4 characters after 1 s"):
         pattern.search("text")

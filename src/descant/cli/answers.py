@@ -29,11 +29,7 @@ def latest_sample_lines(reader: RunReader, callbacks: Sequence[str], num_samples
 
 
 def prompt_lines(reader: RunReader, callbacks: Sequence[str], wanted: str | None, width: int) -> Iterator[Text]:
-    """The same prompt at every step: the one that is wanted, or the first one of each callback.
-
-    Raises:
-        ConfigurationError: no sample has the wanted prompt.
-    """
+    """The same prompt at every step: the one that is wanted, or the first one of each callback."""
     for callback, examples in _wanted_examples(reader, callbacks, wanted).items():
         rows_of_key: dict[str, list[SampleRow]] = {}
         for row in reader.samples(callback, example_id=examples[0]):
@@ -42,7 +38,9 @@ def prompt_lines(reader: RunReader, callbacks: Sequence[str], wanted: str | None
         for key, rows in rows_of_key.items():
             yield from _heading_lines(rows[-1], _title(reader, callback, key), width, in_full=wanted is not None)
             if wanted is None and len(rows) > _NUM_STEPS_SHOWN:
-                yield from _across_the_run(_spread(rows, _NUM_STEPS_SHOWN), width)
+                last = _NUM_STEPS_SHOWN - 1
+                spread = [rows[index * (len(rows) - 1) // last] for index in range(_NUM_STEPS_SHOWN)]
+                yield from _across_the_run(spread, width)
                 yield Text(f"  {_NUM_STEPS_SHOWN} of {len(rows):,} steps; --prompt {examples[0][:8]} shows all", "dim")
             else:
                 yield from _across_the_run(rows, width)
@@ -73,21 +71,13 @@ def _heading_lines(row: SampleRow, title: str, width: int, *, in_full: bool) -> 
     line = f"{title}: {cell_text(prompt)}" if prompt is not None else f"{title}, example {row.example_id}"
     yield Text(printable(line), style="bold") if in_full else heading(line, width)
     if reference is not None:
-        line = printable(f"  reference: {cell_text(reference)}", None if in_full else width)
-        yield Text(line)
+        yield Text(printable(f"  reference: {cell_text(reference)}", None if in_full else width))
 
 
 def _across_the_run(rows: Sequence[SampleRow], width: int) -> Iterator[Text]:
     columns = [column for column in _columns(rows) if column not in ("prompt", "reference")]
     cells = [[f"{row.step:,}", *(cell_text(row.cells.get(column)) for column in columns)] for row in rows]
     yield from grid_lines(["step", *columns], cells, width, right=("step", "grade"))
-
-
-def _spread(rows: Sequence[SampleRow], num_rows: int) -> list[SampleRow]:
-    """The first, the last and evenly spaced rows between."""
-    if len(rows) <= num_rows:
-        return list(rows)
-    return [rows[index * (len(rows) - 1) // (num_rows - 1)] for index in range(num_rows)]
 
 
 def _columns(rows: Sequence[SampleRow]) -> list[str]:

@@ -238,17 +238,14 @@ def _errors_as_lines() -> Iterator[None]:
     """Errors are one line on standard error, and the exit code 1."""
     try:
         yield
-    except DescantError as error:
-        typer.echo(f"descant: {printable(str(error))}", err=True)
-        raise typer.Exit(1) from None
-    except OSError as error:  # the disk is full, say; a closed pipe is Page's
-        silence_output()
+    except (DescantError, OSError) as error:
+        if isinstance(error, OSError):  # the disk is full, say; a closed pipe is Page's
+            silence_output()
         typer.echo(f"descant: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
 
 
 def _find(run: Path | None) -> Path:
-    """The run that is meant."""
     if run is None:
         if runs := find_runs(_RUNS):
             return runs[0]

@@ -9,10 +9,9 @@ from typing import Any
 from rich.text import Text
 
 from descant.cli.curves import HIDDEN
-from descant.cli.declared import declared_metrics, spec_of
 from descant.cli.grid import grid_lines
-from descant.cli.runs import flattened
-from descant.metrics import MetricSpec
+from descant.cli.runs import declared_metrics, flattened
+from descant.metrics import MetricSpec, find_spec
 from descant.runlog.run_reader import MetricSummary, RunReader
 from descant.text import cell_text, printable
 
@@ -21,10 +20,7 @@ _ABSENT = "–"
 
 
 def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterator[Text]:
-    """The settings that differ, then every metric with its last and best value in each run, headline metrics first.
-
-    The best value is the lowest or highest one, as the run declares it; of other metrics it is not known.
-    """
+    """The settings that differ, then every metric with its last and best value in each run, headline metrics first."""
     names = (first.run_dir.name, second.run_dir.name)
     if names[0] == names[1]:
         names = (str(first.run_dir), str(second.run_dir))
@@ -40,7 +36,8 @@ def comparison_lines(first: RunReader, second: RunReader, width: int) -> Iterato
 
 def _metric_rows(first: RunReader, second: RunReader) -> list[list[str]]:
     declared = declared_metrics(first.config) + declared_metrics(second.config)
-    specs = {key: spec_of(key, declared) for key in sorted(first.metrics.keys() | second.metrics.keys())}
+    keys = sorted(first.metrics.keys() | second.metrics.keys())
+    specs = {key: find_spec(declared, key) or MetricSpec(key) for key in keys}
     return [
         [key, *_numbers(first.metrics.get(key), spec), *_numbers(second.metrics.get(key), spec)]
         for key, spec in sorted(specs.items(), key=lambda item: not item[1].headline)

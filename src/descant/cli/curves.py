@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from math import isfinite, isinf, nan
+from math import isfinite, isinf
+from statistics import mean
 from typing import Any
 
 from rich.cells import cell_len
 from rich.text import Text
 
-from descant.cli.declared import spec_of
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError
-from descant.metrics import MetricSpec
+from descant.metrics import MetricSpec, find_spec
 from descant.runlog.run_reader import MetricSummary
 from descant.text import cell_text, figure, printable
 
@@ -36,27 +36,20 @@ def curve_lines(
 ) -> Iterator[Text]:
     """One line per metric, grouped by prefix: training, the callbacks in their order, others; headline metrics first.
 
-    Args:
-        metrics: of the run.
-        specs: what the run declares of them.
-        callbacks: the prefix of each callback's keys, by name.
-        pattern: a part of a key, or with ``*`` or ``?`` a pattern for a whole one.
-        width: of the page; from 100 columns on, units are shown.
-
-    Raises:
-        ConfigurationError: nothing matches the pattern.
+    ``specs`` is what the run declares of its metrics, ``callbacks`` has the prefix of each callback's keys by name.
     """
     groups: dict[str, list[MetricSummary]] = {}
     for metric in _choose(metrics, pattern):
         groups.setdefault(_group(metric.key, callbacks), []).append(metric)
+    declared = {metric.key: find_spec(specs, metric.key) or MetricSpec(metric.key) for metric in metrics.values()}
     rows: list[list[str] | str] = []
     drawn: list[tuple[list[str], MetricSummary]] = []
     for group in sorted(groups, key=lambda group: _rank(group, callbacks)):
         rows.append(_title(group, callbacks))
         latest_step = max(metric.last[0] for metric in groups[group])
-        for metric in sorted(groups[group], key=lambda metric: not spec_of(metric.key, specs).headline):
+        for metric in sorted(groups[group], key=lambda metric: not declared[metric.key].headline):
             name = printable(metric.key.removeprefix(f"{group}/" if group else ""))
-            unit = spec_of(metric.key, specs).unit if width >= _WIDTH_WITH_UNITS else ""
+            unit = declared[metric.key].unit if width >= _WIDTH_WITH_UNITS else ""
             row = [name, "", *_numbers(metric), _note(metric, unit, latest_step)]
             rows.append(row)
             drawn.append((row, metric))
@@ -64,16 +57,13 @@ def curve_lines(
     columns = zip(headers, *(row for row, _ in drawn), strict=True)
     left = width - sum(2 + max(map(cell_len, column)) for column in columns)
     for row, metric in drawn:
-        row[1] = _curve(metric, max(_NARROWEST, min(_WIDEST, left)))
+        widest = max(_NARROWEST, min(_WIDEST, left))
+        if isinstance(metric.last[1], str):
+            row[1] = cut(metric.last[1], widest)
+        elif metric.num_points > 1:
+            row[1] = sparkline(metric.curve, widest)
     if rows:
         yield from grid_lines(headers, rows, width, right=_NUMBERS, has_keys=True)
-
-
-def _curve(metric: MetricSummary, width: int) -> str:
-    """The curve, or of a metric that is text its latest value."""
-    if isinstance(metric.last[1], str):
-        return cut(metric.last[1], width)
-    return sparkline(metric.curve, width) if metric.num_points > 1 else ""
 
 
 def _choose(metrics: Mapping[str, MetricSummary], pattern: str | None) -> list[MetricSummary]:
@@ -137,21 +127,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """
     if len(values) > width:
         borders = [part * len(values) // width for part in range(width + 1)]
-        values = [_mean(values[start:end]) for start, end in pairwise(borders)]
+        values = [mean(values[start:end]) for start, end in pairwise(borders)]
     finite = [value for value in values if isfinite(value)]
-    if not finite:
-        return _NOT_FINITE * len(values)
-    low, high = min(finite), max(finite)
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = 0.5 if isinf(high - low) else 1.0  # a range beyond the largest float
     span = high * scale - low * scale
     return "".join(
         _LEVELS[min(7, int((value * scale - low * scale) / (span or 1.0) * 8))] if isfinite(value) else _NOT_FINITE
         for value in values
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean, without overflow and not beyond the values, or NaN if one of them is not finite."""
-    if not all(map(isfinite, values)):
-        return nan
-    return min(max(sum(value / len(values) for value in values), min(values)), max(values))

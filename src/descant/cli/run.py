@@ -20,15 +20,9 @@ from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-
 
 def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> None:
-    """Run a recipe: see the options of the command.
-
-    Raises:
-        typer.Exit: the recipe has failed (1), cannot be started (2) or was interrupted (130), which has been printed.
-    """
+    """Run a recipe: see the options of the command."""
     with _errors_as_exit_codes(path):
         recipe = load_recipe(path)
         config_class = recipe.config_class
@@ -45,7 +39,7 @@ def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str
 
 
 def recipe_help(path: Path) -> None:
-    """Print what a recipe does and the keys of its config; raises as ``run_recipe``."""
+    """Print what a recipe does and the keys of its config."""
     with _errors_as_exit_codes(path):
         recipe = load_recipe(path)
     print("\n".join(printable(line) for line in _help_lines(recipe)))
@@ -57,13 +51,13 @@ def _errors_as_exit_codes(path: Path, *, is_running: bool = False) -> Iterator[N
         yield
     except KeyboardInterrupt:
         _say("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(130) from None
     except (Exception, CancelledError) as error:
         if isinstance(error, ConfigurationError) and not is_running:
             _say(str(error))
-            raise typer.Exit(USAGE) from None
+            raise typer.Exit(2) from None
         _show_traceback(error, path)
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(1) from None
 
 
 def _help_lines(recipe: Recipe) -> Iterator[str]:
@@ -93,13 +87,12 @@ def _show_traceback(error: BaseException, path: Path) -> None:
 
 
 def _own_part(trace: TracebackType | None, directory: Path) -> TracebackType | None:
-    while trace is not None and not _is_in(trace.tb_frame.f_code.co_filename, directory):
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not filename.startswith("<") and Path(filename).resolve().parent == directory:  # <frozen importlib>
+            break
         trace = trace.tb_next
     return trace
-
-
-def _is_in(filename: str, directory: Path) -> bool:
-    return not filename.startswith("<") and Path(filename).resolve().parent == directory  # <frozen importlib>
 
 
 def _say(message: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
-from descant.cli.declared import declared_metrics
 from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, RunLogError
+from descant.metrics import MetricSpec
 from descant.runlog.run_reader import RunReader, find_runs
 from descant.text import cell_text, did_you_mean, duration, printable
 
@@ -26,15 +26,7 @@ _EXPENDABLE = ("started", "trainer", "took")
 
 @dataclass(frozen=True, slots=True)
 class ListedRun:
-    """A run of the list.
-
-    Attributes:
-        facts: its cells by header.
-        started_at: seconds since 1970.
-        settings: its config as one level of dotted keys.
-        values: the last values of the metrics that are asked for, or of the headline ones that have a better direction.
-        broken: why it cannot be read, if it cannot.
-    """
+    """A run of the list: its cells by header, its config as dotted keys, last values of metrics, why it is broken."""
 
     facts: Mapping[str, str]
     started_at: float
@@ -52,11 +44,7 @@ def run_list_lines(
     descending: bool = False,
     metrics: Sequence[str] = (),
 ) -> Iterator[Text]:
-    """The runs in a directory, newest first, with the last values of metrics: see the options of the command.
-
-    Raises:
-        ConfigurationError: there are no runs, none is what is wanted, or no run has a metric that is asked for.
-    """
+    """The runs in a directory, newest first, with the last values of metrics: see the options of the command."""
     paths = find_runs(directory)
     if not paths:
         hint = "it is one: descant show shows it" if (directory / "run.sqlite").is_file() else ""
@@ -116,14 +104,20 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
             planned = reader.config.get("num_steps")
             steps = f"{reader.latest_step:,}" + (f"/{planned:,}" if isinstance(planned, int) else "")
             trainer = str(reader.config.get("trainer", ""))
-            facts = (path.name, trainer, steps, _outcome(reader), duration(took_s), _date(started_at))
+            facts = (path.name, trainer, steps, _outcome(reader), duration(took_s), date(started_at))
             keys = metrics or [spec.key for spec in declared_metrics(reader.config) if spec.headline and spec.better]
             values = {key: value for key in keys if (value := reader.last_value(key)) is not None}
             return ListedRun(dict(zip(_HEADERS, facts, strict=True)), started_at, flattened(reader.config), values)
     except RunLogError as error:
         written_at = (path / "run.sqlite").stat().st_mtime
-        facts = (path.name, "", "", "broken", "", _date(written_at))
+        facts = (path.name, "", "", "broken", "", date(written_at))
         return ListedRun(dict(zip(_HEADERS, facts, strict=True)), written_at, broken=str(error))
+
+
+def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:
+    """What the trainer and the callbacks of a run declare, from its config: single keys, then families."""
+    specs = [MetricSpec(**declared) for declared in config.get("metrics") or ()]
+    return sorted(specs, key=lambda spec: "*" in spec.key)
 
 
 def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,12 +150,10 @@ def _matches(run: ListedRun, wanted: str) -> bool:
 
 
 def _is_equal(fact: Any, value: str) -> bool:
-    if isinstance(fact, bool) or fact is None:
-        return value.lower() in (str(fact).lower(), *(["null"] if fact is None else []))
     try:
         return float(fact) == float(value)
     except (TypeError, ValueError):
-        return str(fact) == value
+        return value.lower() == str(fact).lower() or (fact is None and value.lower() == "null")
 
 
 def _sort_value(value: float | str | None, *, descending: bool) -> tuple[bool, float]:
@@ -171,7 +163,8 @@ def _sort_value(value: float | str | None, *, descending: bool) -> tuple[bool, f
     return False, -value if descending else value
 
 
-def _date(seconds: float) -> str:
+def date(seconds: float) -> str:
+    """The minute of a time in seconds since 1970."""
     return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
 
 

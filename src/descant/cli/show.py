@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
@@ -15,9 +14,9 @@ from rich.text import Text
 from descant.cli.answers import latest_sample_lines, prompt_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
-from descant.cli.declared import declared_metrics
 from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
+from descant.cli.runs import date, declared_metrics
 from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration, printable
@@ -61,12 +60,7 @@ def show_run(
     failures: bool,
     keys: str | None,
 ) -> None:
-    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command.
-
-    Raises:
-        ConfigurationError: a callback, prompt or key that is not in the run.
-        RunLogError: the run log is damaged.
-    """
+    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command."""
     page = Page()
     width = page.width
     try:
@@ -108,6 +102,8 @@ def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str 
 def _head_lines(reader: RunReader, width: int) -> list[Text]:
     config, parts = reader.config, []
     model, dataset = config.get("model"), config.get("dataset")
+    if not model:  # a loop that is not one of descant's trainers
+        parts.append(str(config.get("title", "a run whose settings were not recorded")))
     if "trainer" in config:
         parts.append(str(config["trainer"]))
     if model:
@@ -117,13 +113,9 @@ def _head_lines(reader: RunReader, width: int) -> list[Text]:
         parts.append(f"{dataset['num_samples']:,} samples")
     if "seed" in config:
         parts.append(f"seed {config['seed']}")
-    if not model:  # a loop that is not one of descant's trainers
-        parts.insert(0, str(config.get("title", "a run whose settings were not recorded")))
     planned = config.get("num_steps")
-    steps = (
-        f"{reader.latest_step:,} of {planned:,} steps" if isinstance(planned, int) else f"{reader.latest_step:,} steps"
-    )
-    started = [f"started {datetime.fromtimestamp(reader.started_at):%Y-%m-%d %H:%M}"] if reader.started_at else []
+    steps = f"{reader.latest_step:,}{f' of {planned:,}' if isinstance(planned, int) else ''} steps"
+    started = [f"started {date(reader.started_at)}"] if reader.started_at else []
     first, *others = _packed(parts, width)
     return [
         heading(first, width),
@@ -134,18 +126,13 @@ def _head_lines(reader: RunReader, width: int) -> list[Text]:
 
 
 def _describe_outcome(reader: RunReader) -> list[str]:
-    seconds = duration(_run_seconds(reader))
+    started_at = reader.started_at or reader.last_written_at
+    seconds = duration(max(0.0, (reader.ended_at or reader.last_written_at) - started_at))
     if reader.outcome is None:
         silent = duration(max(0.0, time.time() - reader.last_written_at))
         return [f"running or killed, after {seconds}", f"last written {silent} ago"]
     outcome = printable(reader.outcome if reader.reason is None else f"{reader.outcome} ({reader.reason})")
     return [f"{outcome} {'in' if reader.outcome == 'completed' else 'after'} {seconds}"]
-
-
-def _run_seconds(reader: RunReader) -> float:
-    if reader.started_at is None:
-        return 0.0
-    return max(0.0, (reader.ended_at or reader.last_written_at) - reader.started_at)
 
 
 def _packed(parts: Sequence[str], width: int) -> list[str]:

@@ -21,26 +21,20 @@ class SyncError(DescantError):
 
 
 def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
-    """Deliver a run to a tracker; yields lines to print.
-
-    Args:
-        run_dir: the run directory.
-        name: "wandb", "mlflow", "tensorboard" or "trackio"; "trackio-2" for the second one that a run was given.
-        everything: from the first record on, into a new run of the tracker if it has some.
-
-    Raises:
-        ConfigurationError: there is no such tracker, it is not installed or configured, or the run has not ended.
-        RunLogError: there is no such run, or its run log is damaged.
-        SyncError: the tracker has failed; what it had taken by then is not delivered again.
-    """
-    tracker, offset = _describe(run_dir, name)
+    """Deliver a run to a tracker, ``everything`` or what it lacks; yields lines to print."""
+    tracker = _tracker(run_dir, name)
+    offset = _offset(run_dir, name)
     yield f"delivering {run_dir} to {name}"
     try:
         num_records = replay(run_dir, tracker, everything=everything, name=name)
     except DescantError:
         raise
     except (Exception, SystemExit) as error:  # trackers may well call sys.exit
-        raise SyncError(_describe_failure(run_dir, name, error)) from error
+        reason = str(error).strip() or "without a reason"
+        raise SyncError(
+            f"{name} failed ({type(error).__name__}: {reason}); it has {_offset(run_dir, name):,} records of "
+            f"{run_dir}. The same command goes on from there"
+        ) from error
     had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
     has_had = f"; {had}" if offset else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
@@ -48,8 +42,13 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         yield f"look at it: {link}"
 
 
-def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
-    """The logger of the tracker, and the number of the last record that it has."""
+def _offset(run_dir: Path, name: str) -> int:
+    """The number of the last record that the tracker has."""
+    with RunReader(run_dir) as reader:
+        return reader.sinks[name].offset if name in reader.sinks else 0
+
+
+def _tracker(run_dir: Path, name: str) -> TrackerLogger:
     with RunReader(run_dir) as reader:
         kind = name.partition("-")[0]
         if kind not in TRACKERS or (kind != name and name not in reader.sinks):
@@ -65,15 +64,4 @@ def _describe(run_dir: Path, name: str) -> tuple[TrackerLogger, int]:
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
         project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))
         recorded = (reader.config.get("trackers") or {}).get(name)
-        offset = reader.sinks[name].offset if name in reader.sinks else 0
-    return make_tracker(kind, project, run, recorded), offset
-
-
-def _describe_failure(run_dir: Path, name: str, error: BaseException) -> str:
-    with RunReader(run_dir) as reader:
-        offset = reader.sinks[name].offset if name in reader.sinks else 0
-    reason = str(error).strip() or "without a reason"
-    return (
-        f"{name} failed ({type(error).__name__}: {reason}); it has {offset:,} records of {run_dir}. "
-        "The same command goes on from there"
-    )
+    return make_tracker(kind, project, run, recorded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,7 @@ _BATCH_SIZE = 4096
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a Parquet file, numbered from 0.
-
-    Raises:
-        DatasetError: pyarrow is missing, or the file is damaged.
-    """
+    """The rows of a Parquet file, numbered from 0."""
     try:
         import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415
         import pyarrow.parquet as pq  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -42,25 +38,18 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def dataset_rows(dataset: Any) -> Iterator[tuple[int, Any]]:
-    """The rows of a ``datasets.Dataset`` or ``IterableDataset``, numbered from 0; transforms apply to them.
-
-    Raises:
-        DatasetError: a transform gives something else than columns of one length.
-    """
+    """The rows of a ``datasets.Dataset`` or ``IterableDataset``, numbered from 0; transforms apply to them."""
     number = -1
     for batch in _without_format(dataset).iter(batch_size=_BATCH_SIZE):
-        if not isinstance(batch, Mapping) or not all(isinstance(column, Sized) for column in batch.values()):
-            found = type(batch).__name__
+        try:
+            rows = list(zip(*batch.values(), strict=True))
+        except (AttributeError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"the dataset, from row [{number + 1}] on: its transform gives a {found}, not a dict of columns"
-            )
-        if len(set(map(len, batch.values()))) > 1:
-            lengths = ", ".join(f"{quoted(name)} {len(column)}" for name, column in batch.items())
-            raise DatasetError(
-                f"the dataset, from row [{number + 1}] on: its columns are not of one length ({lengths})"
-            )
+                f"the dataset, from row [{number + 1}] on: its transform gives a {type(batch).__name__}, not a dict of "
+                f"columns of one length ({error})"
+            ) from None
         names = list(batch)
-        for values in zip(*batch.values(), strict=True):
+        for values in rows:
             number += 1
             yield number, _without_filling(dict(zip(names, values, strict=True)))
 
@@ -97,10 +86,7 @@ def _row_of_slice(batch: Any) -> Any:
 
 
 def _without_filling(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls with which Arrow fills the keys that other rows have and this one does not.
-
-    Only tools and calls need it: in the rest of a message, a null counts as absent anyway.
-    """
+    """A row whose tools and calls are without the nulls that Arrow fills in; in other keys they count as absent."""
     for name in CONVERSATION_COLUMNS:
         value = row.get(name)
         if type(value) is list and (

@@ -72,11 +72,9 @@ def find_contamination(
     The prompts of a thread are the turns before each assistant turn that carries weight; of a validation thread, also
     ``thread.messages()``, with which it may be prompted. Prompts are compared as they are, and normalised: in Unicode's
     compatibility form (NFKC), case folded, each white space as one space, without ids of tool calls, and without system
-    turns unless there are no others before the first answer.
-
-    What is found is a lower bound: a prompt in other words, or with other punctuation, is another prompt.
-
-    Time is proportional to the training set, memory to the validation sets.
+    turns unless there are no others before the first answer. What is found is a lower bound: a prompt in other words,
+    or with other punctuation, is another prompt. Time is proportional to the training set, memory to the validation
+    sets.
 
     Raises:
         ConfigurationError: ``validation_sets`` is not a mapping of names, or a set has something that is no thread.

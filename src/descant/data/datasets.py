@@ -31,10 +31,9 @@ def load_threads(
       the prompt weigh 0.
     - ``conversations``: ShareGPT's list of ``{"from", "value"}``, optionally with a column ``system``.
 
-    Content is a string or a list of text parts. Messages may have ``tool_calls``, ``tool_call_id``, on tool turns
-    ``name``, and ``weight``; a column ``tools`` has the schemas of tools, or their JSON text. A null counts as absent.
-    ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and
-    ``train.parquet[3]`` are rows, counted from 0.
+    Messages may have ``tool_calls``, ``tool_call_id`` and ``weight``; a column ``tools`` has schemas of tools. A null
+    counts as absent. ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1;
+    ``train.json[3]`` and ``train.parquet[3]`` are rows, counted from 0.
 
     Args:
         source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of

@@ -40,11 +40,7 @@ def is_json_list(path: Path, unpack: bool) -> bool:
 
 
 def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
-    """The rows of a file that has one a line, numbered from 1 as editors do; blank lines are ignored.
-
-    Raises:
-        DatasetError: the file is not UTF-8, or its gzip data are damaged.
-    """
+    """The rows of a file that has one a line, numbered from 1 as editors do; blank lines are ignored."""
     number = 0
     try:
         # The buffer is for GzipFile, whose own lines cost a call of Python each.
@@ -62,11 +58,7 @@ def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
 
 
 def json_list(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
-    """The rows of a file that is one JSON list, numbered from 0 as in Python. They are decoded as they are asked for.
-
-    Raises:
-        DatasetError: the file is not UTF-8 or not JSON, or its gzip data are damaged.
-    """
+    """The rows of a file that is one JSON list, numbered from 0 as in Python; decoded as they are asked for."""
     text = _text(path, unpack)
     position = _after_space(text, _after_space(text, 0) + 1)
     number, separator = 0, text[position : position + 1]

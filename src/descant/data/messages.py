@@ -12,7 +12,14 @@ from descant.text import quoted
 from descant.threads.thread import ROLES, StringThread, ToolLink
 from descant.threads.tools import Tool
 
-_UNUSABLE = ("function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images")
+_UNUSABLE = {
+    "function_call": "write it as 'tool_calls'",
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking"),
+        "write it into the content as the model's template does (often <think>…</think>), or leave it out",
+    ),
+    **dict.fromkeys(("refusal", "audio", "images"), "leave it out, or write it as content"),
+}
 """Keys of messages that some templates render and no thread can hold: leaving them out would train something else."""
 
 _SHAREGPT_ROLES = {
@@ -23,7 +30,6 @@ _SHAREGPT_ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
     "system": "system",
 }
-_SHAREGPT_CALLS = ("function_call", "tool_call")
 
 
 class Turns:
@@ -53,22 +59,16 @@ class Turns:
             for index, weight in self.weights.items():
                 weights[index] = weight
             thread = thread.with_turn_weights(weights)
-        if self.names:
-            self._check_names(thread)
-        return thread
-
-    def _check_names(self, thread: StringThread) -> None:
-        """A tool turn gets its name from the call that it answers; another name would be lost."""
-        messages = thread.chat_messages()
-        for index, (name, place) in self.names.items():
+        messages = thread.chat_messages() if self.names else []
+        for index, (name, place) in self.names.items():  # a name that is not that of the call would be lost
             answered = messages[index].get("name")
-            if answered is None:
-                raise BadRow(f"{place}.name is {quoted(name)}, but no tool call is left that the turn could answer")
             if answered != name:
+                found = f"answers the call of {quoted(answered)}" if answered else "has no call left to answer"
                 raise BadRow(
-                    f"{place}.name is {quoted(name)}, but the turn answers the call of {quoted(answered)}; give "
-                    "call and answer the same id (tool_calls[].id and tool_call_id)"
+                    f"{place}.name is {quoted(name)}, but the turn {found}; give call and answer the same id "
+                    "(tool_calls[].id and tool_call_id)"
                 )
+        return thread
 
 
 def read_prompt(turns: Turns, prompt: Any) -> None:
@@ -109,11 +109,7 @@ def leave_untrained(turns: Turns) -> None:
 
 
 def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = False) -> None:
-    """A list of messages, by ``role`` and ``content``, or by ShareGPT's keys and roles.
-
-    Raises:
-        BadRow: one of them is not a message; the text says which and why.
-    """
+    """A list of messages, by ``role`` and ``content``, or by ShareGPT's keys and roles."""
     expect(messages, list, repr(column), f"{'a string or ' * (column == 'prompt')}a list of messages")
     if not messages:
         raise BadRow(f"{column!r} is an empty list; one message is needed at least")
@@ -138,7 +134,7 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
         _refuse_missing(message, role_key, place)
     expect(role, str, f"{place}.{role_key}", "a string")
     if unusable := [key for key in _UNUSABLE if message.get(key)]:
-        raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold{_advice(unusable[0])}")
+        raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold; {_UNUSABLE[unusable[0]]}")
     if message.get("train") is not None:
         raise BadRow(f"{place} has 'train', which is not read; write 'weight' instead (1 is trained, 0 is not)")
     index = len(turns.roles)
@@ -146,9 +142,8 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
         if not _is_number(weight):
             raise BadRow(f"{place}.weight is {type_of(weight)}, not a number")
         turns.weights[index] = weight
-    if sharegpt and role in _SHAREGPT_CALLS:
-        calls = read_calls(message.get(text_key), f"{place}.{text_key}")
-        turns.links[index] = ToolLink(calls)
+    if sharegpt and role in ("function_call", "tool_call"):
+        turns.links[index] = ToolLink(read_calls(message.get(text_key), f"{place}.{text_key}"))
         return "assistant", ""
     if sharegpt:
         if role not in _SHAREGPT_ROLES:
@@ -189,14 +184,6 @@ def _refuse_missing(message: dict[str, Any], key: str, place: str) -> None:
         found = "an empty list" if message[key] == [] else type_of(message[key])
         raise BadRow(f"{place}.{key} is {found}{beside}")
     raise BadRow(f"{place} has no {key!r} (it has {listed(message) if message else 'nothing'})")
-
-
-def _advice(key: str) -> str:
-    if key == "function_call":
-        return "; write it as 'tool_calls'"
-    if key in ("reasoning_content", "reasoning", "thinking"):
-        return "; write it into the content as the model's template does (often <think>…</think>), or leave it out"
-    return "; leave it out, or write it as content"
 
 
 def _joined(parts: Any, place: str) -> str:

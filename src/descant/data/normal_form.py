@@ -1,8 +1,4 @@
-"""Normal form: prompts in Unicode's compatibility form (NFKC), case folded, each white space as one space.
-
-A prompt that was written again with other punctuation or in other words has another normal form, so that what is found
-is a lower bound.
-"""
+"""Normal form: prompts in Unicode's compatibility form (NFKC), case folded, each white space as one space."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from descant.data.bad_row import BadRow, listed
@@ -15,13 +16,7 @@ Pair = tuple[StringThread, StringThread]
 
 
 def pair_of_row(row: Any) -> Pair:
-    """The preference pair that a row is, its other columns as metadata of both threads.
-
-    The answers carry weight, the prompt does not.
-
-    Raises:
-        BadRow, ConfigurationError: the row is not a preference pair; the text says why.
-    """
+    """The preference pair that a row is, its other columns as metadata of both; only the answers carry weight."""
     row = columns_of(row)
     names = pair_columns(row)
     if names is None:
@@ -36,10 +31,9 @@ def pair_of_row(row: Any) -> Pair:
         _conversation(system, prompt, answer, name).thread(metadata and dict(metadata), tools)
         for answer, name in zip(answers, names, strict=True)
     )
+    num_prompt_turns = bool(system) + (1 if isinstance(prompt, str) else len(prompt or ()))
     if prompt is None:
         num_prompt_turns = _common_prompt_length(chosen, rejected)
-    else:
-        num_prompt_turns = bool(system) + (1 if isinstance(prompt, str) else len(prompt))
     if num_prompt_turns == 0:
         raise BadRow(f"{names[0]!r} and {names[1]!r} have no turn in common that could be the prompt")
     for thread, name in ((chosen, names[0]), (rejected, names[1])):
@@ -51,21 +45,18 @@ def pair_of_row(row: Any) -> Pair:
             raise BadRow(f"{name!r} ends in a {answer[-1].role} turn; an answer ends in an assistant turn")
     if same_turns(chosen, rejected):
         raise BadRow(f"{names[0]!r} and {names[1]!r} are equal, so neither is better")
-    return _answer_weighted(chosen, num_prompt_turns), _answer_weighted(rejected, num_prompt_turns)
+    chosen, rejected = (
+        thread.with_turn_weights([0.0] * num_prompt_turns + thread.get_turn_weights()[num_prompt_turns:])
+        for thread in (chosen, rejected)
+    )
+    return chosen, rejected
 
 
 def _common_prompt_length(chosen: StringThread, rejected: StringThread) -> int:
     """How many turns two conversations have in common at their beginning, final assistant turns left out."""
     prompts = [thread.without_completion() for thread in (chosen, rejected)]
-    if same_turns(*prompts):
-        return len(prompts[0])
     both = (zip(thread.get_turns(), thread.get_tool_calls(), strict=True) for thread in prompts)
-    num_turns = 0
-    for left, right in zip(*both, strict=False):
-        if left != right:
-            break
-        num_turns += 1
-    return num_turns
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=False)))
 
 
 def same_turns(one: StringThread, other: StringThread) -> bool:
@@ -102,8 +93,3 @@ def _conversation(system: Any, prompt: Any, answer: Any, column: str) -> Turns:
     if (whole.roles[:num_turns], whole.texts[:num_turns]) != (turns.roles, turns.texts):
         raise BadRow(f"{column!r} begins with a {first['role']} turn, but not with the turns of 'prompt'")
     return whole
-
-
-def _answer_weighted(thread: StringThread, num_prompt_turns: int) -> StringThread:
-    weights = thread.get_turn_weights()
-    return thread.with_turn_weights([0.0] * num_prompt_turns + weights[num_prompt_turns:])

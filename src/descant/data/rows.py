@@ -40,11 +40,7 @@ _FORM_NAMES = _PAIR_NAMES | {*FORMS, "completion"}
 
 
 def thread_of_row(row: Any) -> StringThread:
-    """The thread that a row is, its other columns as metadata.
-
-    Raises:
-        BadRow, ConfigurationError: the row is not a thread; the text says why.
-    """
+    """The thread that a row is, its other columns as metadata."""
     row = columns_of(row)
     if pair := pair_columns(row):
         raise BadRow(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,14 @@ from descant.data.arrow_rows import dataset_rows, parquet_rows
 from descant.data.json_rows import is_json_list, json_lines, json_list
 from descant.data.rows import CONVERSATION_COLUMNS
 from descant.errors import ConfigurationError, DatasetError
-from descant.text import quoted, shown
+from descant.text import did_you_mean, quoted, shown
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a source.
+    """The rows of a source with their numbers; a ``BadRow`` for one that cannot be read.
 
-    Attributes:
-        name: what messages call the source.
-        template: where a row is: ``template % number`` is ``train.jsonl:12`` or ``train.parquet[3]``.
-        template_in_lists: the same in lists of problems, which are headed by the name.
-        items: each row with its number; a ``BadRow`` for one that cannot be read.
+    ``template % number`` is where a row is, as ``train.jsonl:12``; ``template_in_lists`` where the name stands above.
     """
 
     name: str
@@ -34,12 +29,7 @@ class Rows:
 
 
 def rows_of(source: Any) -> Rows:
-    """The rows of a path, a ``datasets`` object or an iterable.
-
-    Raises:
-        ConfigurationError: a source of another kind.
-        DatasetError: a file that is missing or cannot be read.
-    """
+    """The rows of a path, a ``datasets`` object or an iterable."""
     if isinstance(source, str | PathLike):
         return _rows_of_file(Path(source))
     if isinstance(source, Mapping):
@@ -98,15 +88,9 @@ def _first_bytes(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise DatasetError(f"{shown(path)} is a link to {shown(path.readlink())}, which is not there") from None
-        raise DatasetError(f"{shown(path)} is not there{_did_you_mean(path)}") from None
+        no_directory = "" if path.parent.is_dir() else f"there is no directory {path.parent}; "
+        otherwise = f"{no_directory}the working directory is {Path.cwd()}"
+        hint = did_you_mean(path.name, [entry.name for entry in path.parent.glob("*")], otherwise)
+        raise DatasetError(f"{shown(path)} is not there; {hint}") from None
     except OSError as error:  # no permission, a loop of links, a name that is too long
         raise DatasetError(f"{quoted(str(path), 200)} cannot be read: {error.strerror}") from None
-
-
-def _did_you_mean(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (there is no directory {path.parent}; the working directory is {Path.cwd()})"
-    close = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=3)
-    if not close:
-        return f" (the working directory is {Path.cwd()})"
-    return f"; did you mean {' or '.join(shown(Path(name)) for name in close)}?"

@@ -142,7 +142,7 @@ class BaseGrader(ABC):
         return _FunctionGrader(grader_key, function, is_async, calls)
 
     def _scoped_logs(self) -> list[dict[str, Any]]:
-        scope = current_scope()
+        scope = current_scope.get()
         return self._logs if scope is None else scope[self]
 
 
@@ -182,16 +182,11 @@ def _check_function(grader_key: str, function: object) -> None:
 
 
 def checked_grade(result: object, grader_key: str) -> Grade:
-    """``result`` as a grade.
-
-    Raises:
-        GradingError: it is neither a number nor a ``Grade``, its value is not finite, or its reasoning is not a text.
-    """
-    grade = result if isinstance(result, Grade) else None
-    value = result if grade is None else grade.value
+    """``result`` as a grade; a ``GradingError`` if it is none, its value not finite, or its reasoning not a text."""
+    grade = result if isinstance(result, Grade) else Grade(result, grader_key)  # type: ignore[arg-type]
+    value: Any = grade.value
     try:
-        if not isinstance(value, Real):
-            value = value.item()  # type: ignore[attr-defined]  # a torch scalar
+        value = value if isinstance(value, Real) else value.item()  # of a torch scalar
         number = float(value)
     except OverflowError:
         number = inf
@@ -203,8 +198,6 @@ def checked_grade(result: object, grader_key: str) -> Grade:
         )
     if not isfinite(number):
         raise GradingError(f"grader {grader_key!r} returned {number}; a grade must be finite")
-    if grade is None:
-        return Grade(number, grader_key)
     if not isinstance(grade.reasoning, str | None):
         raise GradingError(
             f"grader {grader_key!r} returned a Grade with the reasoning {quoted(grade.reasoning, SHOWN_LENGTH)}; a "
@@ -228,17 +221,16 @@ async def attempt_grades(
 
     # gather raises CancelledError if this task itself is cancelled. As a result, it comes from a grader that raised it
     # or cancelled the task that it runs in.
-    attempts = list(attempts)
+    attempts, graded = list(attempts), list[Grade | Exception]()
     results = await asyncio.gather(*starmap(attempt, attempts), return_exceptions=True)
-    return [_without_cancellation(grader, result) for (grader, _), result in zip(attempts, results, strict=True)]
-
-
-def _without_cancellation(grader: BaseGrader, result: Grade | BaseException) -> Grade | Exception:
-    if isinstance(result, asyncio.CancelledError):
-        return GradingError(f"grader {grader.grader_key!r} was cancelled from within: {result!r}")
-    if isinstance(result, Grade | Exception):
-        return result
-    raise result
+    for (grader, _), result in zip(attempts, results, strict=True):
+        if isinstance(result, asyncio.CancelledError):
+            graded.append(GradingError(f"grader {grader.grader_key!r} was cancelled from within: {result!r}"))
+        elif isinstance(result, Grade | Exception):
+            graded.append(result)
+        else:
+            raise result
+    return graded
 
 
 async def grade_many(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import fsum, inf
 from typing import Any, Literal, get_args
 
-from descant.arguments import is_finite_number
+from descant.arguments import check_one_of, is_finite_number
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, attempt_grades, checked_grade
 from descant.stats import summarize_scores
@@ -62,8 +62,7 @@ class CombinedGrader(BaseGrader):
         super().__init__(grader_key)
         self.graders = _checked_graders(grader_key, graders)
         self._keys = [child.grader_key for child in self.graders]
-        if aggregation_method not in get_args(AggregationMethod):
-            raise ConfigurationError(f"aggregation_method={aggregation_method!r} must be 'mean' or 'sum'")
+        check_one_of("aggregation_method", aggregation_method, allowed=get_args(AggregationMethod))
         self.aggregation_method = aggregation_method
         self.weights = _checked_weights(self.graders, weights)
         if aggregation_method == "mean" and _sum_to_zero(self.weights):
@@ -114,39 +113,27 @@ class CombinedGrader(BaseGrader):
 
     def _combined(self, results: Sequence[Grade | Exception]) -> float:
         children = list(zip(self._keys, self.weights, results, strict=True))
-        failures = [
-            (key, result)
-            for key, _, result in children
-            if isinstance(result, Exception) and not isinstance(result, IgnoreGradeException)
-        ]
-        if failures:
-            raise self._first_failure(failures)
+        for key, _, result in children:
+            if isinstance(result, Exception) and not isinstance(result, IgnoreGradeException):
+                result.add_note(f"raised by child {key!r} of grader {self.grader_key!r}")
+                raise result
         applied = [(key, weight, result.value) for key, weight, result in children if isinstance(result, Grade)]
         if not applied:
             reasons = "; ".join(f"{key}: {result}" for key, _, result in children)
             raise IgnoreGradeException(f"no child of grader {self.grader_key!r} applies ({reasons})")
         weights = [weight for _, weight, _ in applied]
-        divisor = 1.0
-        if self.aggregation_method == "mean":
-            divisor = fsum(weights)
-            if _sum_to_zero(weights):
-                keys = ", ".join(repr(key) for key, _, _ in applied)
-                raise GradingError(
-                    f"grader {self.grader_key!r} has no mean here: of its children only {keys} applied, and their "
-                    f"weights {weights} sum to 0"
-                )
+        divisor = fsum(weights) if self.aggregation_method == "mean" else 1.0
+        if self.aggregation_method == "mean" and _sum_to_zero(weights):
+            keys = ", ".join(repr(key) for key, _, _ in applied)
+            raise GradingError(
+                f"grader {self.grader_key!r} has no mean here: of its children only {keys} applied, and their "
+                f"weights {weights} sum to 0"
+            )
         try:
             total = fsum(weight * value for _, weight, value in applied)
         except (OverflowError, ValueError):  # beyond what a float can hold
             total = inf
         return checked_grade(total / divisor, self.grader_key).value
-
-    def _first_failure(self, failures: Sequence[tuple[str, Exception]]) -> Exception:
-        (key, error), *others = failures
-        error.add_note(f"raised by child {key!r} of grader {self.grader_key!r}")
-        for other, failure in others:
-            error.add_note(f"child {other!r} failed on the thread as well: {type(failure).__name__}: {failure}")
-        return error
 
     def _warn_of_ignored(self, samples: Sequence[dict[str, float | str]]) -> None:
         num_incomplete = sum(_IGNORED in sample.values() for sample in samples)
@@ -180,14 +167,9 @@ def _outcome(result: Grade | Exception) -> float | str:
 
 
 def _line(key: str, weight: float, result: Grade | Exception) -> str:
-    if not isinstance(result, Grade):
-        return f"{key} left out (weight {weight:g}): {_in_one_line(str(result))}"
-    reasoning = f": {_in_one_line(result.reasoning)}" if result.reasoning else ""
-    return f"{key} {result.value:g} (weight {weight:g}){reasoning}"
-
-
-def _in_one_line(text: str) -> str:
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    value, why = (f"{result.value:g}", result.reasoning) if isinstance(result, Grade) else ("left out", str(result))
+    lines = [line.strip() for line in (why or "").splitlines() if line.strip()]
+    return f"{key} {value} (weight {weight:g}){': ' * bool(lines)}{'; '.join(lines)}"
 
 
 def _sum_to_zero(weights: Sequence[float]) -> bool:
@@ -221,10 +203,8 @@ def _checked_graders(grader_key: str, graders: object) -> tuple[BaseGrader, ...]
 def _checked_weights(graders: Sequence[BaseGrader], weights: object) -> tuple[float, ...]:
     if weights is None:
         return (1.0,) * len(graders)
-    if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise ConfigurationError(f"weights={weights!r} must be a list with one number per grader")
+    if not isinstance(weights, Sequence) or not all(map(is_finite_number, weights)):
+        raise ConfigurationError(f"weights={weights!r} must be finite numbers: a list with one number per grader")
     if len(weights) != len(graders):
         raise ConfigurationError(f"weights={weights!r}: {len(weights)} weights for {len(graders)} graders")
-    if not all(map(is_finite_number, weights)):
-        raise ConfigurationError(f"weights={weights!r} must be finite numbers")
     return tuple(map(float, weights))

@@ -50,11 +50,7 @@ class ReferenceGrader(CompletionGrader):
         self.reference_key = reference_key
 
     def reference_of(self, sample: StringThread) -> str:
-        """The reference.
-
-        Raises:
-            GradingError: there is none, or it is not a string.
-        """
+        """The reference; a ``GradingError`` if it is not a string."""
         reference = self.reference_value(sample)
         if not isinstance(reference, str):
             raise self.unusable_reference(sample, "a string")

@@ -13,12 +13,6 @@ class ConcurrencyLimit:
     """``async with limit.hold():`` waits until fewer than ``max_concurrent`` calls are in flight, in order.
 
     The limit is that of one event loop: one object serves programs that run several, one after another or in threads.
-
-    Args:
-        max_concurrent: how many; None is no limit.
-
-    Raises:
-        ConfigurationError: not a whole number of at least 1, nor None.
     """
 
     def __init__(self, max_concurrent: int | None) -> None:

@@ -17,11 +17,8 @@ class DaemonCalls:
 
     A function cannot be stopped from outside. A call whose caller is cancelled is abandoned: it keeps its thread until
     the function returns. The thread pools of the standard library are joined when the interpreter exits, so that a
-    judge that hangs would keep a finished run from ending; daemon threads are not.
-
-    Args:
-        owner: whose calls they are, for messages.
-        max_abandoned: while more abandoned calls than this hang, others fail; None is no limit.
+    judge that hangs would keep a finished run from ending; daemon threads are not. While more than ``max_abandoned``
+    calls hang, others raise a ``GradingError``.
     """
 
     def __init__(self, owner: str, max_abandoned: int | None = None) -> None:
@@ -34,11 +31,14 @@ class DaemonCalls:
 
         Raises what the function raises. An exception that would end more than the call (``SystemExit``,
         ``KeyboardInterrupt``, cancellation) becomes a ``RuntimeError``.
-
-        Raises:
-            GradingError: too many abandoned calls hang.
         """
-        self._check_abandoned()
+        self._abandoned -= {thread for thread in [*self._abandoned] if not thread.is_alive()}
+        if self.max_abandoned is not None and len(self._abandoned) > self.max_abandoned:
+            raise GradingError(
+                f"{self.owner} has {len(self._abandoned)} calls that were abandoned, for example after a timeout, "
+                f"and have not returned; above {self.max_abandoned} (max_concurrent) no other is started. A function "
+                "that is not async cannot be stopped from outside: give its client a timeout shorter than timeout_s"
+            )
         future: Future[Any] = Future()
         context = contextvars.copy_context()
 
@@ -61,12 +61,3 @@ class DaemonCalls:
         except asyncio.CancelledError:
             self._abandoned.add(thread)
             raise
-
-    def _check_abandoned(self) -> None:
-        self._abandoned -= {thread for thread in [*self._abandoned] if not thread.is_alive()}
-        if self.max_abandoned is not None and len(self._abandoned) > self.max_abandoned:
-            raise GradingError(
-                f"{self.owner} has {len(self._abandoned)} calls that were abandoned, for example after a timeout, "
-                f"and have not returned; above {self.max_abandoned} (max_concurrent) no other is started. A function "
-                "that is not async cannot be stopped from outside: give its client a timeout shorter than timeout_s"
-            )

@@ -16,12 +16,8 @@ class LogScope(defaultdict[object, list[dict[str, Any]]]):
         super().__init__(list)
 
 
-_current_scope: ContextVar[LogScope | None] = ContextVar("descant_log_scope", default=None)
-
-
-def current_scope() -> LogScope | None:
-    """The innermost scope of this task, or None outside of every scope."""
-    return _current_scope.get()
+current_scope: ContextVar[LogScope | None] = ContextVar("descant_log_scope", default=None)
+"""The innermost scope of this task, or None outside of every scope."""
 
 
 @contextmanager
@@ -31,8 +27,8 @@ def log_scope(scope: LogScope | None = None) -> Iterator[LogScope]:
     Inside, only the logs of this scope are read, written and cleared.
     """
     scope = LogScope() if scope is None else scope
-    token = _current_scope.set(scope)
+    token = current_scope.set(scope)
     try:
         yield scope
     finally:
-        _current_scope.reset(token)
+        current_scope.reset(token)

@@ -8,16 +8,15 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from descant.arguments import check_finite_number, check_whole_number
-from descant.errors import DescantError, IgnoreGradeException
+from descant.errors import DescantError
 from descant.graders.concurrency_limit import ConcurrencyLimit
 
 T = TypeVar("T")
 
 MAX_BACKOFF_S = 60.0
 
-# Errors that another attempt would not cure: descant's own (a grader that does not apply, a grade that is not one) and
-# mistakes in the program. All others are retried, including ValueError and KeyError: a judge that answered in an
-# unexpected form may answer well the next time.
+# Another attempt would not cure them. ValueError and KeyError are retried: a judge that answered in an unexpected form
+# may answer well the next time.
 NOT_RETRIED = (
     DescantError,
     ArithmeticError,
@@ -43,10 +42,9 @@ class RemoteCalls:
     together do not retry together (exponential backoff with equal jitter; M. Brooker, "Exponential Backoff And
     Jitter", AWS Architecture Blog, 2015).
 
-    Not retried are descant's own errors (``IgnoreGradeException``, ``GradingError``, ...) and mistakes in the program:
-    ``ArithmeticError``, ``AssertionError``, ``AttributeError``, ``ImportError``, ``MemoryError``, ``NameError``,
-    ``NotImplementedError``, ``RecursionError``, ``SyntaxError``, ``TypeError``. A call that knows that another attempt
-    is useless (because of a wrong key, for example) raises a ``GradingError``.
+    Not retried (``NOT_RETRIED``) are descant's own errors, such as ``IgnoreGradeException``, and mistakes in the
+    program, such as ``TypeError``. A call that knows that another attempt is useless (because of a wrong key, for
+    example) raises a ``GradingError``.
 
     Args:
         timeout_s: seconds for one attempt, without its wait for others to complete; None is no timeout.
@@ -86,8 +84,6 @@ class RemoteCalls:
         for number in range(1, self.max_attempts + 1):
             try:
                 return await self._attempt(make_call)
-            except IgnoreGradeException:
-                raise
             except Exception as error:
                 if isinstance(error, NOT_RETRIED) or number == self.max_attempts:
                     reason = f"; a {type(error).__name__} is not retried" if isinstance(error, NOT_RETRIED) else ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from descant.data.bad_row import BadRow
+from descant.data.json_rows import DECODER
 from descant.errors import ConfigurationError
 from descant.recipes.problems import key_of
 from descant.text import did_you_mean, quoted
@@ -25,11 +27,7 @@ _Config = TypeVar("_Config", bound="InputConfig")
 
 
 def read_input(config_class: type[_Config], file: Path | None, settings: Sequence[str]) -> _Config:
-    """A recipe's config: the defaults of the class, over them the file, over it ``key=value`` settings in their order.
-
-    Raises:
-        ConfigurationError: the file or a setting cannot be read, or values are not allowed, all of them listed.
-    """
+    """A recipe's config: the defaults of the class, over them the file, over it the ``key=value`` settings."""
     values = {} if file is None else read_config(file)
     written = dict(apply_setting(values, setting) for setting in settings)
     for parts, text in written.items():  # --set name=123 is text where the field is text
@@ -42,11 +40,7 @@ def read_input(config_class: type[_Config], file: Path | None, settings: Sequenc
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The values of a config file, in the language of its suffix.
-
-    Raises:
-        ConfigurationError: it is not there, not text, or has a syntax error (with line and column).
-    """
+    """The values of a config file, in the language of its suffix."""
     path = Path(path)
     readers = {".toml": _read_toml, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
     if path.suffix not in readers:
@@ -66,16 +60,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> tuple[tuple[str, ...], str]:
-    """Put ``key=value`` or ``table.key=value`` into the values, over what is there.
-
-    The value is read as TOML (``3``, ``true``, ``[1, 2]``, ``"text"``), ``null`` or ``None``; all else is text.
-
-    Returns:
-        the parts of the key, and the value as it was written.
-
-    Raises:
-        ConfigurationError: no key, no equals sign, or a key within something that is not a table.
-    """
+    """Put ``key=value`` or ``table.key=value`` into the values; returns the parts of the key, and the value's text."""
     key, equals, written = setting.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
@@ -129,15 +114,11 @@ def _read_toml(path: Path, text: str) -> Any:
 
 
 def _read_json(path: Path, text: str) -> Any:
-    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ConfigurationError(f"config {path}: the key {quoted(twice[0])} stands there twice")
-        return dict(pairs)
-
     try:
-        return json.loads(text, object_pairs_hook=as_dict)
-    except json.JSONDecodeError as error:
+        return DECODER.decode(text)
+    except BadRow as error:
+        raise ConfigurationError(f"config {path}: {error}") from None
+    except JSONDecodeError as error:
         raise _syntax_error(path, error.lineno, error.colno, error.msg) from None
 
 
@@ -154,12 +135,11 @@ def _read_yaml(path: Path, text: str) -> Any:
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            seen: list[Any] = []
-            for key, _ in node.value:
-                if key.value in seen:
-                    problem = f"the key {key.value!r} stands there twice"
+            values = [key.value for key, _ in node.value]
+            for index, (key, _) in enumerate(node.value):
+                if key.value in values[:index]:
+                    problem = f"the key {key.value!r} stands twice in one object; keep one of them"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                seen.append(key.value)
             return node
 
     try:

@@ -13,8 +13,10 @@ from pydantic.fields import FieldInfo
 
 from descant.provenance import MASK, is_secret
 
-_LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of"}
-_LENGTHS = {"min_length": "at least {} long", "max_length": "at most {} long", "pattern": "matching {}"}
+_LIMITS = {
+    **{"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "multiple_of": "a multiple of {}"},
+    **{"min_length": "at least {} long", "max_length": "at most {} long", "pattern": "matching {}"},
+}
 
 
 def field_lines(
@@ -22,7 +24,7 @@ def field_lines(
 ) -> Iterator[str]:
     """Every field with its type, limits, default and description; those of nested configs with their full keys.
 
-    ``prefix`` is put before the keys; ``above`` are the configs that this one is nested in, which are not repeated.
+    A config that is nested in itself (``above``) is not repeated.
     """
     above = (*above, config_class)
     for name, field in config_class.model_fields.items():
@@ -46,23 +48,16 @@ def field_lines(
 
 def _nested(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """The configs within a type, each with the path from the key of the type to its keys."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
-    elif origin is Annotated:
-        yield from _nested(arguments[0])
-    elif origin in (Union, types.UnionType):
-        for argument in arguments:
-            yield from _nested(argument)
-    elif origin is dict:
-        yield from ((f".NAME{path}", kind) for path, kind in _nested(arguments[1]))
-    elif origin is not None:
-        yield from ((f"[]{path}", kind) for argument in arguments for path, kind in _nested(argument))
+    step = {Annotated: "", Union: "", types.UnionType: "", dict: ".NAME"}.get(get_origin(annotation), "[]")
+    for argument in get_args(annotation):
+        yield from ((f"{step}{path}", kind) for path, kind in _nested(argument))
 
 
 def type_text(annotation: Any) -> str:
-    """A type as people write it: ``float | None``, ``'min' | 'max'``, ``list[str]``."""
-    if annotation is None or annotation is type(None):
+    """A type as people write it: ``float | null``, ``'min' | 'max'``, ``list[str]``."""
+    if annotation is type(None):
         return "null"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
@@ -81,10 +76,7 @@ def type_text(annotation: Any) -> str:
 
 def _limits(field: FieldInfo) -> Iterator[str]:
     for item in field.metadata:
-        for name, sign in _LIMITS.items():
-            if getattr(item, name, None) is not None:
-                yield f"{sign} {getattr(item, name)}"
-        for name, words in _LENGTHS.items():
+        for name, words in _LIMITS.items():
             if getattr(item, name, None) is not None:
                 yield words.format(getattr(item, name))
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, GetJsonSchemaHandler, PositiveInt, model_validator
+from pydantic import ConfigDict, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs, CoreSchema
+from pydantic_core import ArgsKwargs
 
 from descant.data.datasets import load_threads
 from descant.errors import ConfigurationError, DatasetError, ModelLoadError
@@ -40,7 +40,7 @@ _SETTINGS = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 @dataclass(frozen=True, config=_SETTINGS)
 class _Parameter:
-    """A field whose first key may be given alone, as a plain string."""
+    """A config field: a table, or its first key alone as a string. One that cannot work is a ``ValidationError``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,10 +55,6 @@ class _Parameter:
                 hint = did_you_mean(str(key), keys, f"keys are {', '.join(keys)}")
                 raise ValueError(f"there is no key {key!r}; {hint}")
         return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, handler(schema)]}
 
     def __str__(self) -> str:
         return str(getattr(self, fields(self)[0].name))
@@ -79,11 +75,7 @@ class _Parameter:
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Model(_Parameter):
-    """A model: a directory that Transformers has saved, or a hub id. In a config a string, or a table.
-
-    Raises (as pydantic's ``ValidationError``):
-        ConfigurationError: a directory that is not there or is no model. (A hub id is looked up when it is loaded.)
-    """
+    """A model: a directory that Transformers has saved, or a hub id, which is looked up when it is loaded."""
 
     model_key: str
     precision: Literal["float32", "mixed", "bfloat16"] | None = None
@@ -109,45 +101,31 @@ class Model(_Parameter):
 
     async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
         """Load it for training; see ``ModelBuilder.spawn_train``."""
-        with self._hint():
-            return await self._builder().spawn_train(name, max_batch_size)
+        with self._builder() as builder:
+            return await builder.spawn_train(name, max_batch_size)
 
     async def spawn_inference(self, name: str) -> InferenceModel:
         """Load it for generation and scoring; see ``ModelBuilder.spawn_inference``."""
-        with self._hint():
-            return await self._builder().spawn_inference(name)
+        with self._builder() as builder:
+            return await builder.spawn_inference(name)
 
     @contextmanager
-    def _hint(self) -> Iterator[None]:
-        """Add the closest directory to the error of a name that could have been a hub id."""
+    def _builder(self) -> Iterator[ModelBuilder]:
+        """Its errors name the closest directory, since the name of one could have been a hub id."""
+        from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
+
+        settings = {name: value for name, value in asdict(self).items() if value is not None}
         try:
-            yield
+            yield ModelBuilder(settings.pop("model_key"), **settings)
         except ModelLoadError as error:
             if self._path.is_dir() or not (close := self._close()):
                 raise
             raise ModelLoadError(f"{error}{close}") from error
 
-    def _builder(self) -> ModelBuilder:
-        from descant import ModelBuilder  # noqa: PLC0415  # it imports torch, which a config must not
-
-        settings = {name: value for name, value in asdict(self).items() if value is not None}
-        return ModelBuilder(settings.pop("model_key"), **settings)
-
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Dataset(_Parameter):
-    """Threads: a file that ``load_threads`` reads, or a data set of the hub (``datasets`` must be installed).
-
-    In a config a string, or a table. A relative path counts from the working directory.
-
-    Args:
-        dataset_key: path or hub id.
-        split: of a data set of the hub.
-        on_bad_row: "error", or "skip".
-
-    Raises (as pydantic's ``ValidationError``):
-        ConfigurationError: a file that is not there, or a hub id without the library ``datasets``.
-    """
+    """Threads: a file that ``load_threads`` reads, or a ``split`` of a data set of the hub (``datasets`` is needed)."""
 
     dataset_key: str
     split: str = "train"
@@ -198,9 +176,6 @@ class Grader(_Parameter):
 
     The attribute is a grader, a class of graders that needs no arguments, or a function from thread to number. The
     module is imported when the config is read, also from the recipe's directory.
-
-    Raises (as pydantic's ``ValidationError``):
-        ConfigurationError: no such grader, or its module cannot be imported.
     """
 
     grader_key: str

@@ -27,20 +27,12 @@ _PHRASES = (
     (r"^Unable to extract tag using discriminator ('\w+')$", r"the key \1 is missing, which says what the others are"),
 )
 """Pydantic's messages as words about a key."""
-_OF_ANOTHER_MEMBER = ("unknown_key", "literal_error", "missing")
-"""Problems that show that a value was meant for another member of a union."""
 
 
 def describe_problems(error: ValidationError, values: Any, source: str) -> ConfigurationError:
-    """An error with one line per key: the key, its value, and what is allowed.
-
-    Args:
-        error: of pydantic.
-        values: those that were validated.
-        source: how messages call the values.
-    """
+    """An error with one line per key of the validated values: the key, its value, and what is allowed."""
     lines: dict[str, str] = {}
-    for problem in _of_fitting_members(error.errors(include_url=False), values):
+    for problem in error.errors(include_url=False):
         key = ".".join(map(str, key_of(problem["loc"], values)))
         allowed = _allowed(problem["type"], problem["msg"])
         if key in lines:  # another member of a union
@@ -56,40 +48,16 @@ def describe_problems(error: ValidationError, values: Any, source: str) -> Confi
 
 def key_of(loc: Sequence[int | str], values: Any) -> list[int | str]:
     """The keys of the values in a location of pydantic's, whose other parts name members of unions."""
-    return [loc[position] for position in _key_positions(loc, values)]
-
-
-def _key_positions(loc: Sequence[int | str], values: Any) -> list[int]:
-    positions: list[int] = []
+    keys: list[int | str] = []
     for position, part in enumerate(loc):
         is_key = isinstance(values, dict) and part in values
         is_index = isinstance(values, list) and isinstance(part, int) and part < len(values)
         if is_key or is_index:
-            positions.append(position)
+            keys.append(part)
             values = values[part]
         elif position == len(loc) - 1 and (isinstance(values, dict) or isinstance(part, int)):
-            positions.append(position)  # missing, or a default
-    return positions
-
-
-def _of_fitting_members(problems: Sequence[Any], values: Any) -> list[Any]:
-    """The problems; of a union only those of the members that fit the value best."""
-    misfits: dict[Any, dict[Any, int]] = {}  # by the location of a union, and its member
-    members: list[Any] = []
-    for problem in problems:
-        loc = problem["loc"]
-        in_key = set(_key_positions(loc, values))
-        at = next((position for position in range(len(loc)) if position not in in_key), None)
-        members.append(None if at is None else (loc[:at], loc[at]))
-        if at is not None:
-            of_union = misfits.setdefault(loc[:at], {})
-            weight = 2 if problem["type"] in _OF_ANOTHER_MEMBER and "did you mean" not in problem["msg"] else 1
-            of_union[loc[at]] = of_union.get(loc[at], 0) + weight
-    return [
-        problem
-        for problem, member in zip(problems, members, strict=True)
-        if member is None or misfits[member[0]][member[1]] == min(misfits[member[0]].values())
-    ]
+            keys.append(part)  # missing, or a default
+    return keys
 
 
 def _allowed(kind: str, message: str) -> str:

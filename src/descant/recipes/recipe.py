@@ -45,13 +45,7 @@ def recipe_main(function: _Function) -> _Function:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe that can be run.
-
-    Attributes:
-        path: the file, or the directory of a package with ``main.py``.
-        function: the one under ``@recipe_main``.
-        parameters: the class of each parameter, by name.
-    """
+    """A recipe that can be run: its file or directory, its function, and the class of each parameter by name."""
 
     path: Path
     function: Callable[..., Any]
@@ -79,34 +73,15 @@ class Recipe:
         }
         with ctx:
             result = self.function(**arguments)
-            return asyncio.run(_as_coroutine(result)) if inspect.isawaitable(result) else result
-
-
-async def _as_coroutine(awaitable: Any) -> Any:
-    return await awaitable
+            return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
 def load_recipe(path: Path) -> Recipe:
     """Import a recipe: a Python file, or a directory with ``main.py``. Its directory becomes importable.
 
-    Raises:
-        ConfigurationError: it is not there, has a syntax error, no function under ``@recipe_main`` or several, or
-            parameters that cannot be matched.
-        Exception: any that the file raises when it is imported.
+    What the file raises when it is imported is raised as it is; a recipe that cannot work is a ``ConfigurationError``.
     """
     file = path / "main.py" if path.is_dir() else path
-    _check_file(path, file)
-    try:
-        module = _import(file)
-    except SyntaxError as error:
-        if error.filename != str(file.resolve()):  # of a module that it imports
-            raise
-        raise ConfigurationError(f"recipe {file}, line {error.lineno}, column {error.offset}: {error.msg}") from None
-    function = _find_main(file, module)
-    return Recipe(path, function, _match_parameters(file, function))
-
-
-def _check_file(path: Path, file: Path) -> None:
     if path.is_dir() and not file.is_file():
         raise ConfigurationError(f"the directory {path} has no main.py: it is not a recipe")
     if not file.is_file():
@@ -115,6 +90,14 @@ def _check_file(path: Path, file: Path) -> None:
         raise ConfigurationError(f"there is no recipe {path}; {hint}")
     if file.suffix != ".py":
         raise ConfigurationError(f"recipe {path}: the name must end in .py, or be a directory with main.py")
+    try:
+        module = _import(file)
+    except SyntaxError as error:
+        if error.filename != str(file.resolve()):  # of a module that it imports
+            raise
+        raise ConfigurationError(f"recipe {file}, line {error.lineno}, column {error.offset}: {error.msg}") from None
+    function = _find_main(file, module)
+    return Recipe(path, function, _match_parameters(file, function))
 
 
 def _import(file: Path) -> ModuleType:
@@ -143,13 +126,9 @@ def _find_main(file: Path, module: ModuleType) -> Callable[..., Any]:
     marked = {
         id(value): value for value in vars(module).values() if inspect.isfunction(value) and hasattr(value, _MARK)
     }
-    own = [function for function in marked.values() if function.__module__ == module.__name__]
-    found = own or list(marked.values())
+    found = [function for function in marked.values() if function.__module__ == module.__name__] or [*marked.values()]
     if not found:
-        raise ConfigurationError(
-            f"recipe {file} has no function under @recipe_main; write 'from descant.recipes import recipe_main' "
-            "and put @recipe_main on the function to run"
-        )
+        raise ConfigurationError(f"recipe {file} has no function under @recipe_main (from descant.recipes)")
     if len(found) > 1:
         names = ", ".join(f"{function.__name__} (line {_line(function)})" for function in found)
         raise ConfigurationError(f"recipe {file} has {len(found)} functions under @recipe_main: {names}; keep one")
@@ -181,8 +160,7 @@ def _match_parameters(file: Path, function: Callable[..., Any]) -> dict[str, typ
             raise ConfigurationError(f"{main}: {name!r} is a second {_KINDS[kind]}; {allowed}")
         if isinstance(parameter.default, InputConfig):
             raise ConfigurationError(
-                f"{main}: the default of {name!r} would not be used, since a run makes its config of the defaults of "
-                f"the class; put them there"
+                f"{main}: the default of {name!r} would not be used; give the class these defaults"
             )
         matched[name] = typing.cast("type", hint)
     return matched

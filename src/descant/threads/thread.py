@@ -122,11 +122,7 @@ class StringThread:
         return thread
 
     def with_tool_links(self, links: Sequence[ToolLink]) -> StringThread:
-        """This thread with the tool calls and call ids of all its turns.
-
-        Raises:
-            ConfigurationError: another number of links than turns, or calls that are not of type ``ToolCall``.
-        """
+        """This thread with the tool calls and call ids of all its turns, one link for each."""
         if len(links) != len(self):
             raise ConfigurationError(f"{len(links)} tool links for a thread of {len(self)} turns")
         for index, link in enumerate(links):
