@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import log_scope
 from descant.testing.generators import drawn_since, generator_states
-from descant.testing.report import Problem, Report
+from descant.testing.report import Problem, Report, in_time
 from descant.text import quoted
 from descant.threads.thread import StringThread, StringTurn
 
-ResultT = TypeVar("ResultT")
 Grades = Sequence[Grade | Exception]
 _NUM_TURNS = 6  # of the event loop, after which a grading is cancelled: in the beginning, the middle, at the end
 _RETURNING_S = 5.0  # of abandoned calls
@@ -78,7 +77,7 @@ class _GraderCheck:
     async def run(self) -> None:
         before = generator_states()
         with self._report.check("it grades each thread", f"{len(self._threads)} threads") as graded:
-            self._grades = await self._in_time(self._grade_each())
+            self._grades = await in_time(self._grade_each(), self._timeout_s)
         if not graded.passed:
             return
         with self._report.check("it draws nothing from global generators", "Python's, numpy's, torch's"):
@@ -187,13 +186,7 @@ class _GraderCheck:
             self._compare(grades, message)
 
     async def _grade_many(self, threads: Sequence[StringThread], message: str = "{}") -> Grades:
-        return await self._in_time(grade_many(self._grader, threads), message)
-
-    async def _in_time(self, work: Awaitable[ResultT], message: str = "{}") -> ResultT:
-        try:
-            return await asyncio.wait_for(work, self._timeout_s)
-        except TimeoutError:
-            raise Problem(message.format(f"no answer within timeout_s={self._timeout_s:g}")) from None
+        return await in_time(grade_many(self._grader, threads), self._timeout_s, message)
 
     def _compare(self, grades: Grades, message: str) -> None:
         """Raise with this message if a thread has another grade than at first."""
