@@ -19,22 +19,16 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 NUM_THREADS = 0
 """Which of ``compute_settings`` is torch's number of threads."""
 _FP32_PRECISION = [
-    (backend, op)
-    for backend, ops in (
-        ("generic", ("all",)),
-        ("cuda", ("all", "matmul", "conv", "rnn")),
-        ("mkldnn", ("all", "matmul")),
-    )
-    for op in ops
-]
+    ("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"), ("mkldnn", "all"),
+    ("mkldnn", "matmul"),
+]  # fmt: skip
 
 
 @contextmanager
 def preserved_process_state() -> Iterator[None]:
     """On the way out, the generators of Python, numpy and torch and torch's settings are what they were.
 
-    For code of users that runs between two training steps: whatever it draws, reseeds or switches, training continues
-    as if it had not run.
+    Training then continues as if the code of users that runs between two of its steps had not run.
     """
     generators = _generators()
     states = [read() for read, _ in generators]
