@@ -70,9 +70,7 @@ class GradingError(DescantError):
 
 
 class IgnoreGradeException(DescantError):
-    """Raised by a grader that does not apply to a thread. It is not a failure: the thread is left out of the mean.
-
-    Such threads are counted apart from failures.
+    """Raised by a grader that does not apply to a thread: it is left out of the mean, and counted apart from failures.
 
     Args:
         message: why the grader does not apply.

@@ -19,14 +19,9 @@ class Schedule(ABC):
 
     Made by ``every``, ``every_steps``, ``every_minutes`` and ``at``.
 
-    Attributes:
-        follows_progress: whether the progress of the run alone decides, without steps or seconds.
-
     >>> print((every(0.5) | every_steps(4)).plan(10))
     every 50 % or every 4 steps: 4 calls, after steps 4, 5, 8, 10 of 10
     """
-
-    follows_progress = False
 
     @abstractmethod
     def num_passed(self, progress: Progress) -> int:
@@ -48,6 +43,11 @@ class Schedule(ABC):
     def crossed(self, before: Progress, after: Progress) -> bool:
         """Whether a boundary lies in (before, after]: a jump over several is one call, and none is repeated."""
         return self.num_passed(after) > self.num_passed(before)
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether the progress of the run alone decides, without steps or seconds."""
+        return False
 
     @property
     def period_s(self) -> float | None:
@@ -183,7 +183,7 @@ class Either(Schedule):
     parts: tuple[Schedule, ...]
 
     @property
-    def follows_progress(self) -> bool:  # type: ignore[override]
+    def follows_progress(self) -> bool:
         """Whether all parts do."""
         return all(part.follows_progress for part in self.parts)
 

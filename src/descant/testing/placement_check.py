@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,8 +36,7 @@ _LR = 1e-2
 _MAX_BATCH_SIZE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What a model says: log-probabilities, greedy and sampled completions."""
 
     logprobs: Sequence[float]
@@ -114,9 +113,8 @@ class _PlacementCheck:
     async def _check_versions(self) -> None:
         """Copies of several steps, evaluated twice each while training continues."""
         num_copies = self._placement.num_buffers
-        with self._report.check(
-            "versions do not mix", f"{num_copies} of them, evaluated at once, in parallel to training"
-        ):
+        details = f"{num_copies} of them, evaluated at once, in parallel to training"
+        with self._report.check("versions do not mix", details):
             async with AsyncExitStack() as copies:
                 expected, handles = [], []
                 for _ in range(num_copies):
