@@ -103,7 +103,8 @@ class _PlacementCheck:
     async def run(self) -> None:
         details = f"{len(self._threads)} log-probabilities, greedy and sampled completions"
         with self._report.check("it says what the live model does", details) as same:
-            await self._check_copy("{}; another num_threads, and another device, computes other bits")
+            message = "{}; another num_threads, and another device, computes other bits"
+            await in_time(self._check_copy(), self._timeout_s, message)
         if same.passed:
             await self._check_versions()
             await self._check_cancelled()
@@ -144,7 +145,7 @@ class _PlacementCheck:
                 await asyncio.wait({task})
             if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
                 raise Problem(f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end")
-            await self._check_copy()
+            await in_time(self._check_copy(), self._timeout_s)
 
     async def _check_killed(self) -> None:
         with self._report.check("a killed process is made up for") as check:
@@ -159,7 +160,7 @@ class _PlacementCheck:
                 raise Problem("an evaluation whose process was killed does not fail")
             check.details = f"{task.exception()}; the next evaluation is right"
             await self._train()
-            await self._check_copy()
+            await in_time(self._check_copy(), self._timeout_s)
 
     async def _begin_long(self, handle: Handle) -> tuple[Requester, asyncio.Task[Any]]:
         """A long generation that the worker has been asked for, with its requester."""
@@ -182,15 +183,11 @@ class _PlacementCheck:
         finally:
             lease.release()
 
-    async def _check_copy(self, message: str = "{}") -> None:
-        """Raise with this message if a copy of the weights as they are now answers otherwise than the live model."""
-
-        async def check() -> None:
-            async with self._copy() as handle:
-                found = await self._answer(handle)
-            self._compare(found, await self._answer(), message)
-
-        await in_time(check(), self._timeout_s, message)
+    async def _check_copy(self) -> None:
+        """Raise if a copy of the weights as they are now answers otherwise than the live model."""
+        async with self._copy() as handle:
+            found = await self._answer(handle)
+        self._compare(found, await self._answer())
 
     async def _answer(self, handle: Handle = lambda view: view) -> _Answer:
         with requester_scope(Requester("the conformance kit", 0, observer=True)):
@@ -206,17 +203,15 @@ class _PlacementCheck:
             await self._model.train_language_modelling_many(self._threads)
             await self._model.optim_step(_LR)
 
-    def _compare(self, found: _Answer, expected: _Answer, message: str = "{}") -> None:
+    def _compare(self, found: _Answer, expected: _Answer) -> None:
         tolerance = 0.0 if self._placement.device is None else 1e-4
         for thread, value, other in zip(self._threads, found.logprobs, expected.logprobs, strict=True):
             if not abs(value - other) <= tolerance * abs(other):
                 text = thread.last_content()
-                raise Problem(
-                    message.format(f"the log-probability of {text!r} is {value!r}, and {other!r} on the live model")
-                )
+                raise Problem(f"the log-probability of {text!r} is {value!r}, and {other!r} on the live model")
         for text, other_text in zip(found.completions, expected.completions, strict=True):
             if tolerance == 0 and text != other_text:
-                raise Problem(message.format(f"{text!r} is generated, and {other_text!r} by the live model"))
+                raise Problem(f"{text!r} is generated, and {other_text!r} by the live model")
 
 
 def _belongings() -> set[str]:

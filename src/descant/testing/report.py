@@ -115,8 +115,8 @@ async def in_time(work: Awaitable[ResultT], timeout_s: float, message: str = "{}
     """The result of work. It becomes a problem, with this message, if it fails or takes too long."""
     try:
         return await asyncio.wait_for(work, timeout_s)
-    except Problem:
-        raise
+    except Problem as problem:
+        reason = str(problem)
     except TimeoutError:
         reason = f"no answer within timeout_s={timeout_s:g}"
     except Exception as error:
