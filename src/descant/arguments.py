@@ -4,60 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from inspect import signature
 from math import isfinite
 from numbers import Real
 from typing import Any, TypeGuard
 
 from descant.errors import ConfigurationError
+from descant.text import did_you_mean
 
-_NAMES_ELSEWHERE = {
+_OWN_NAMES = {
     "learning_rate": "lr",
     "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
     "train_dataset": "dataset",
-    "train_batch_size": "samples_per_batch",
-    "batch_size": "samples_per_batch",
     "per_device_train_batch_size": "samples_per_batch",
     "lr_scheduler_type": "lr_scheduler",
-    "max_norm": "max_grad_norm",
-    "wd": "weight_decay",
     "output_dir": "run_dir",
-    "logging_dir": "run_dir",
     "report_to": "logger",
     "eval_dataset": "callbacks",
-    "random_seed": "seed",
     "max_new_tokens": "max_gen_len",
-    "max_tokens": "max_gen_len",
-    "max_completion_length": "max_gen_len",
-    "max_length": "max_gen_len",
-    "num_return_sequences": "num_completions",
-    "num_generations": "num_completions",
     "eval_steps": "frequency",
-    "save_steps": "frequency",
-    "every": "frequency",
 }
-"""What arguments of Transformers, TRL and others are called here."""
-_SAID_ELSEWHERE = {
+"""The names that arguments of Transformers and TRL have here."""
+_MODEL = "the model has its own: ModelBuilder(path) loads both"
+_PRECISION = "precision belongs to the model: ModelBuilder(path, precision='mixed')"
+_ADVICE = {
     "max_steps": "the number of steps is ceil(epochs * len(dataset) / samples_per_batch): give epochs=, which may be a "
     "fraction, or a slice of the dataset",
     "gradient_accumulation_steps": "samples_per_batch is the whole step: it is cut into micro-batches of the model's "
     "max_batch_size tokens, which does not change the result",
-    "per_device_eval_batch_size": "evaluations are cut into batches of the model's max_batch_size tokens by themselves",
-    "max_seq_length": "the longest thread is max_batch_size tokens: ModelBuilder(path).spawn_train(name, "
-    "max_batch_size=...)",
     "gradient_checkpointing": "it belongs to the model: ModelBuilder(path, gradient_checkpointing=True)",
-    "bf16": "precision belongs to the model: ModelBuilder(path, precision='mixed')",
-    "fp16": "precision belongs to the model: ModelBuilder(path, precision='mixed')",
-    "tokenizer": "the model has its own: ModelBuilder(path) loads both",
-    "processing_class": "the model has its own: ModelBuilder(path) loads both",
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "tokenizer": _MODEL,
+    "processing_class": _MODEL,
     "warmup_ratio": "CosineScheduler warms up over a tenth of the run; give another lr_scheduler=",
-    "warmup_steps": "CosineScheduler warms up over a tenth of the run; give another lr_scheduler=",
     "eval_strategy": "evaluations are callbacks: callbacks=[ValidationLossCallback(validation, model, frequency=0.1)]",
-    "logging_steps": "every step is logged; the console shows as many as can be read",
 }
-"""What does for arguments of Transformers, TRL and others that have no counterpart."""
+"""What to do for arguments of Transformers and TRL that have no counterpart."""
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 
 
@@ -115,16 +98,13 @@ def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]
     """Raises ConfigurationError for the first argument that is not known, with the one that was meant."""
     for name in arguments:
         if name not in known:
-            meant = _NAMES_ELSEWHERE.get(name, name)
-            if meant in _NOT_YET:
+            if name in _NOT_YET:
                 raise ConfigurationError(
                     f"{function} has no argument {name!r} yet: it belongs to the recipe API and this version does not "
                     "support it"
                 )
-            close = [meant] if meant in known else get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"arguments are {', '.join(known)}"
-            hint = _SAID_ELSEWHERE.get(name, hint)
-            raise ConfigurationError(f"{function} has no argument {name!r}; {hint}")
+            hint = did_you_mean(_OWN_NAMES.get(name, name), known, f"arguments are {', '.join(known)}")
+            raise ConfigurationError(f"{function} has no argument {name!r}; {_ADVICE.get(name, hint)}")
 
 
 def as_path(path: str | os.PathLike[str]) -> str:

@@ -1,22 +1,4 @@
-"""The exceptions that descant raises, as a tree.
-
-    DescantError
-    ├── ConfigurationError (also a ValueError)   an argument cannot work; raised where it is given
-    ├── DatasetError       (also a ValueError)   a file or a thread cannot be used
-    ├── RenderError        (also a ValueError)   the chat template cannot render or locate a thread
-    ├── ModelLoadError                           a model or tokenizer cannot be loaded
-    ├── RequestError                             one request to an engine failed; others are unaffected
-    │   ├── SequenceTooLongError                 it does not fit the model or the batch budget
-    │   ├── NoTrainedTokensError                 nothing in it carries weight
-    │   └── NonFiniteSequenceError               its log-probabilities are NaN or infinite
-    ├── WeightsError                             weights that are not there, or do not fit the model
-    ├── WorkerDied                               the process that evaluates has ended while it worked
-    ├── NonFiniteError                           NaN or infinity in a loss or gradient
-    ├── GradingError                             a grader returned something that is not a grade
-    ├── IgnoreGradeException                     a grader does not apply to a thread, which is no failure
-    ├── ObserverError                            a callback tried to train the model
-    ├── CallbackError                            a callback failed under ``strict=True`` or ``on_error="raise"``
-    └── RunLogError                              the run log cannot be written or read
+"""The exceptions that descant raises.
 
 A grader that raises is never wrapped: its own exception is recorded.
 """
@@ -88,9 +70,7 @@ class GradingError(DescantError):
 
 
 class IgnoreGradeException(DescantError):
-    """Raised by a grader that does not apply to a thread. It is not a failure: the thread is left out of the mean.
-
-    Such threads are counted apart from failures.
+    """Raised by a grader that does not apply to a thread: it is left out of the mean, and counted apart from failures.
 
     Args:
         message: why the grader does not apply.

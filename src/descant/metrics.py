@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from descant.table import Table
+from descant.text import quoted
 
 Metric = float | str | Table
 """A number (int and bool included), a string, or a table."""
@@ -62,7 +63,7 @@ def as_metric(value: Any) -> Metric:
         return clean_text(value)
     if isinstance(value, Table):
         return Table(map(clean_text, value.headers), [[_as_cell(cell) for cell in row] for row in value.rows])
-    if not isinstance(value, Real) and _is_scalar_array(value):
+    if not isinstance(value, Real) and hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)):
         value = value.item()
     if isinstance(value, bool):
         return int(value)
@@ -95,14 +96,7 @@ def _as_cell(value: Any) -> float | str | bool | None:
     return repr(cell) if isinstance(cell, Table) else cell
 
 
-def _is_scalar_array(value: Any) -> bool:
-    """Whether this is a numpy or torch value with a single element."""
-    return callable(getattr(value, "item", None)) and getattr(value, "shape", None) in ((), (1,))
-
-
 def _describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"a {type(value).__name__} of shape {tuple(shape)}"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:59] + '…'} ({type(value).__name__})"
+    name = type(value).__name__
+    return f"{quoted(value)} ({name})" if shape is None else f"a {name} of shape {tuple(shape)}"

@@ -19,22 +19,16 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 NUM_THREADS = 0
 """Which of ``compute_settings`` is torch's number of threads."""
 _FP32_PRECISION = [
-    (backend, op)
-    for backend, ops in (
-        ("generic", ("all",)),
-        ("cuda", ("all", "matmul", "conv", "rnn")),
-        ("mkldnn", ("all", "matmul")),
-    )
-    for op in ops
-]
+    ("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"), ("mkldnn", "all"),
+    ("mkldnn", "matmul"),
+]  # fmt: skip
 
 
 @contextmanager
 def preserved_process_state() -> Iterator[None]:
     """On the way out, the generators of Python, numpy and torch and torch's settings are what they were.
 
-    For code of users that runs between two training steps: whatever it draws, reseeds or switches, training continues
-    as if it had not run.
+    Training then continues as if the code of users that runs between two of its steps had not run.
     """
     generators = _generators()
     states = [read() for read, _ in generators]
@@ -68,10 +62,27 @@ def compute_settings() -> Sequence[Setting]:
     """The settings of torch that change the bits of a computation."""
     import torch  # noqa: PLC0415  # the runner imports this module, and no torch
 
+    read = getattr(torch._C, "_get_fp32_precision_getter", lambda *_: None)
+    write = getattr(torch._C, "_set_fp32_precision_setter", lambda *_: None)
+
+    def read_float32_precision() -> Any:
+        try:
+            legacy: Any = torch.get_float32_matmul_precision()
+        except RuntimeError:  # it refuses to answer once the newer interface was used
+            legacy = None
+        return legacy, tuple(read(*each) for each in _FP32_PRECISION)
+
+    def write_float32_precision(state: Any) -> None:
+        legacy, precisions = state
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        for each, precision in zip(_FP32_PRECISION, precisions, strict=True):
+            write(*each, precision)
+
     return (
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_default_dtype, torch.set_default_dtype),
-        (_read_float32_precision, _write_float32_precision),
+        (read_float32_precision, write_float32_precision),
         (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
         (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
         (torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark),
@@ -86,10 +97,23 @@ def compute_settings() -> Sequence[Setting]:
 def _torch_settings() -> Sequence[Setting]:
     import torch  # noqa: PLC0415
 
+    def read_autocast() -> Any:
+        devices = ("cpu", "cuda")
+        return [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+
+    def write_autocast(state: Any) -> None:
+        for device, is_enabled, dtype in state:
+            torch.set_autocast_enabled(device, is_enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+    def read_default_device() -> Any:
+        context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+        return None if context is None else context.device
+
     return (
         (torch.is_grad_enabled, torch.set_grad_enabled),
-        (_read_autocast, _write_autocast),
-        (_read_default_device, torch.set_default_device),
+        (read_autocast, write_autocast),
+        (read_default_device, torch.set_default_device),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         *compute_settings(),
     )
@@ -109,53 +133,3 @@ def _generators() -> list[Setting]:
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             generators.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
     return generators
-
-
-def _read_float32_precision() -> Any:
-    """How float32 products are computed, by torch's older interface and, where there is one, its newer.
-
-    The older one refuses to answer once the newer was used.
-    """
-    import torch  # noqa: PLC0415
-
-    try:
-        legacy: Any = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        legacy = None
-    read = getattr(torch._C, "_get_fp32_precision_getter", None)
-    return legacy, tuple(read(backend, op) for backend, op in _FP32_PRECISION) if read else ()
-
-
-def _write_float32_precision(state: Any) -> None:
-    import torch  # noqa: PLC0415
-
-    legacy, precisions = state
-    write = getattr(torch._C, "_set_fp32_precision_setter", None)
-    if legacy is not None:
-        torch.set_float32_matmul_precision(legacy)
-    if write:
-        for (backend, op), precision in zip(_FP32_PRECISION, precisions, strict=True):
-            write(backend, op, precision)
-
-
-def _read_autocast() -> Any:
-    import torch  # noqa: PLC0415
-
-    return tuple(
-        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
-    )
-
-
-def _write_autocast(state: Any) -> None:
-    import torch  # noqa: PLC0415
-
-    for device, is_enabled, dtype in state:
-        torch.set_autocast_enabled(device, is_enabled)
-        torch.set_autocast_dtype(device, dtype)
-
-
-def _read_default_device() -> Any:
-    import torch  # noqa: PLC0415
-
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return None if context is None else context.device

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, isfinite
+from typing import NamedTuple
 
 
 def exact_fraction(value: float | Fraction | str) -> Fraction:
-    """The simplest rational that a number stands for: 0.1 is 1/10, and 1/11 is 1/11.
+    """The simplest rational that a number stands for: 0.1 is 1/10, so that ``exact_fraction(0.28) * 25 == 7``.
 
-    A float is taken as the fraction with the smallest error whose denominator is at most 10**6, if that
-    fraction rounds back to the very same float; otherwise as the decimal that Python prints for it. So
-    ``exact_fraction(0.28) * 25 == 7``, where floats give 7.000000000000001. Strings ("1/3", "0.1") and
-    fractions are taken as they are.
+    A float is the closest fraction with a denominator of at most 10**6, if that rounds back to the very same float;
+    otherwise the decimal that Python prints for it. Strings ("1/3", "0.1") and fractions are taken as they are.
 
     Raises:
         ValueError: NaN, infinity, or a string that is not a number.
@@ -31,14 +29,12 @@ def planned_steps(epochs: float | Fraction, num_samples: int, samples_per_batch:
     return ceil(exact_fraction(epochs) * num_samples / samples_per_batch)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Completed steps out of planned steps, and the seconds since the run started. 0 is before the first step, 1 after
-    the last."""
+class Progress(NamedTuple):
+    """Completed steps out of planned steps, and the seconds since the run started."""
 
     step: int
     num_steps: int
-    elapsed_s: float = field(default=0.0, compare=False)
+    elapsed_s: float = 0.0
 
     @classmethod
     def from_percentage(cls, current_percentage: float) -> Progress:
@@ -48,7 +44,7 @@ class Progress:
 
     @property
     def fraction(self) -> Fraction:
-        """The progress, exact."""
+        """The exact progress: 0 before the first step, 1 after the last."""
         return Fraction(self.step, self.num_steps)
 
     @property

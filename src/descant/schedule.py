@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, isfinite
+from itertools import pairwise
+from math import isfinite
 from numbers import Rational
 
 from descant.errors import ConfigurationError
@@ -24,15 +25,20 @@ class Schedule(ABC):
 
     @abstractmethod
     def num_passed(self, progress: Progress) -> int:
-        """How many boundaries lie in (0, progress]."""
-
-    @abstractmethod
-    def due_steps(self, num_steps: int) -> list[int]:
-        """The steps of a run of ``num_steps`` at which it is due, as far as they are known before the run."""
+        """How many boundaries have been reached."""
 
     @abstractmethod
     def __str__(self) -> str:
         """When, in words."""
+
+    def due_steps(self, num_steps: int) -> list[int]:
+        """The steps of a run of ``num_steps`` at which it is due, as far as they are known before the run.
+
+        >>> every(0.25).due_steps(10)
+        [3, 5, 8, 10]
+        """
+        passed = [0, *(self.num_passed(Progress(step, num_steps)) for step in range(num_steps + 1))]
+        return [step for step, (before, after) in enumerate(pairwise(passed)) if after > before]
 
     def crossed(self, before: Progress, after: Progress) -> bool:
         """Whether a boundary lies in (before, after]: a jump over several is one call, and none is repeated."""
@@ -48,14 +54,9 @@ class Schedule(ABC):
         """Seconds between the calls that come by the clock; None if ``due_steps`` has all calls."""
         return None
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether ``due_steps`` has all calls: those by the clock are known only when they come."""
-        return self.period_s is None
-
     def plan(self, num_steps: int) -> Plan:
         """When it is due in a run of ``num_steps`` steps, to print."""
-        return Plan("", str(self), num_steps, tuple(self.due_steps(num_steps)), self.is_planned, self.period_s)
+        return Plan("", str(self), num_steps, self.due_steps(num_steps), self.period_s)
 
     def __or__(self, other: Schedule) -> Schedule:
         if not isinstance(other, Schedule):
@@ -77,18 +78,21 @@ class Plan:
         schedule: when, in words.
         num_steps: the length of the run.
         steps: after which steps; 0 is before the first.
-        is_complete: False if more calls may come, by the clock or with a metric.
-        period_s: seconds between the calls that come by the clock.
-        follows: the metric with which calls come.
+        period_s: seconds between further calls that come by the clock.
+        follows: the metric with which further calls come.
     """
 
     name: str
     schedule: str
     num_steps: int
     steps: Sequence[int]
-    is_complete: bool = True
     period_s: float | None = None
     follows: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether ``steps`` has all calls."""
+        return self.period_s is None and self.follows is None
 
     @property
     def num_calls(self) -> str:
@@ -117,20 +121,8 @@ class Every(Schedule):
     follows_progress = True
 
     def num_passed(self, progress: Progress) -> int:
-        """How many multiples have been reached. Integers only: nothing can drift."""
+        """Of integers only, so that nothing can drift."""
         return (progress.step * self.fraction.denominator) // (progress.num_steps * self.fraction.numerator)
-
-    def due_steps(self, num_steps: int) -> list[int]:
-        """Every step at which it is due; boundaries on one step are merged.
-
-        >>> every(0.25).due_steps(10)
-        [3, 5, 8, 10]
-        """
-        num_boundaries = int(1 / self.fraction)
-        if num_boundaries < num_steps:
-            return sorted({ceil(k * self.fraction * num_steps) for k in range(1, num_boundaries + 1)})
-        passed = [self.num_passed(Progress(step, num_steps)) for step in range(num_steps + 1)]
-        return [step for step in range(1, num_steps + 1) if passed[step] > passed[step - 1]]
 
     def __str__(self) -> str:
         return f"every {_percent(self.fraction)}"
@@ -143,12 +135,8 @@ class EverySteps(Schedule):
     interval: int
 
     def num_passed(self, progress: Progress) -> int:
-        """How many intervals have been completed."""
+        """Completed intervals."""
         return progress.step // self.interval
-
-    def due_steps(self, num_steps: int) -> list[int]:
-        """The multiples of the interval."""
-        return list(range(self.interval, num_steps + 1, self.interval))
 
     def __str__(self) -> str:
         return "every step" if self.interval == 1 else f"every {self.interval} steps"
@@ -161,12 +149,8 @@ class EveryMinutes(Schedule):
     minutes: Fraction
 
     def num_passed(self, progress: Progress) -> int:
-        """How many intervals of wall time have passed."""
+        """Completed intervals of wall time."""
         return int(progress.elapsed_s // self.period_s)
-
-    def due_steps(self, num_steps: int) -> list[int]:
-        """None that are known before the run."""
-        return []
 
     @property
     def period_s(self) -> float:
@@ -185,12 +169,8 @@ class At(Schedule):
     follows_progress = True
 
     def num_passed(self, progress: Progress) -> int:
-        """How many points have been reached."""
+        """The points that have been reached."""
         return sum(point <= progress.fraction for point in self.points)
-
-    def due_steps(self, num_steps: int) -> list[int]:
-        """One step for each point; points on one step are merged."""
-        return sorted({ceil(point * num_steps) for point in self.points})
 
     def __str__(self) -> str:
         return f"at {', '.join(map(_percent, self.points))}" if self.points else "never"
@@ -202,24 +182,20 @@ class Either(Schedule):
 
     parts: tuple[Schedule, ...]
 
-    def num_passed(self, progress: Progress) -> int:
-        """How many boundaries of all parts have been passed."""
-        return sum(part.num_passed(progress) for part in self.parts)
+    @property
+    def follows_progress(self) -> bool:
+        """Whether all parts do."""
+        return all(part.follows_progress for part in self.parts)
 
-    def due_steps(self, num_steps: int) -> list[int]:
-        """The steps of all parts, each once."""
-        return sorted({step for part in self.parts for step in part.due_steps(num_steps)})
+    def num_passed(self, progress: Progress) -> int:
+        """Boundaries of all parts."""
+        return sum(part.num_passed(progress) for part in self.parts)
 
     @property
     def period_s(self) -> float | None:
         """That of all parts together: their rates add up."""
         periods = [part.period_s for part in self.parts if part.period_s is not None]
         return 1 / sum(1 / period for period in periods) if periods else None
-
-    @property
-    def follows_progress(self) -> bool:
-        """Whether all parts do."""
-        return all(part.follows_progress for part in self.parts)
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.parts))
@@ -233,8 +209,7 @@ def every(frequency: float | Fraction | str) -> Every:
     """The schedule of a share of the run in (0, 1]. ``every(0.1)`` is every 10 %.
 
     Args:
-        frequency: a float (taken as the simplest rational that it stands for), a fraction, or a string
-            such as ``"1/3"``.
+        frequency: a number, see ``progress.exact_fraction``.
 
     Raises:
         ConfigurationError: NaN, 0, negative, above 1, or not a number; the message says what is allowed.

@@ -19,7 +19,8 @@ class Table:
     A column ``example_id`` identifies a row across the run; without one, its position does.
 
     Raises:
-        ConfigurationError: a column name that is not text or occurs twice, or a row that has not one cell per column.
+        ConfigurationError: from all methods: a column name that is not text or occurs twice, a row that is no list or
+            dictionary of cells, or another number of cells than there are columns or rows.
     """
 
     def __init__(self, initial_headers: Iterable[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
@@ -38,7 +39,7 @@ class Table:
         """A table of columns by name, in their order.
 
         Raises:
-            ConfigurationError: columns of different lengths; the message has all of them.
+            ConfigurationError: columns of different lengths.
         """
         cells = {header: _cells(header, values) for header, values in columns.items()}
         if len({len(values) for values in cells.values()}) > 1:
@@ -48,12 +49,7 @@ class Table:
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
-        """A table of rows as dictionaries. Its columns are all keys, in the order in which they first appear; a cell
-        that a row does not have is None.
-
-        Raises:
-            ConfigurationError: a row that is not a dictionary.
-        """
+        """A table of rows as dictionaries: its columns are all keys, as they first appear; missing cells are None."""
         rows = list(rows)
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
@@ -62,19 +58,13 @@ class Table:
         return cls(headers, [[row.get(header) for header in headers] for row in rows])
 
     def add_row(self, row: Sequence[Any]) -> Table:
-        """Append one row and return the table.
-
-        Raises:
-            ConfigurationError: the row has not one cell per column.
-        """
+        """Append one row, with one cell per column, and return the table."""
         if isinstance(row, str | bytes | Mapping) or not isinstance(row, Sized):
             hint = "; Table.from_dicts takes dictionaries" if isinstance(row, Mapping) else ""
             raise ConfigurationError(f"row {len(self)} (from 0) is {quoted(row)}; a list of its cells is needed{hint}")
         if len(row) != len(self.headers):
-            raise ConfigurationError(
-                f"row {len(self)} (from 0) has {len(row)} cells and does not fit the {len(self.headers)} columns "
-                f"{self.headers}"
-            )
+            fit = f"{len(row)} cells and does not fit the {len(self.headers)} columns {self.headers}"
+            raise ConfigurationError(f"row {len(self)} (from 0) has {fit}")
         self.rows.append(list(row))
         return self
 
@@ -85,12 +75,7 @@ class Table:
         return self
 
     def add_column(self, header: str, values: Sequence[Any]) -> Table:
-        """Append a column with one value per row (any number of values while the table has no columns).
-
-        Raises:
-            ConfigurationError: the column exists, its name is not text, or the number of values is not the number of
-                rows.
-        """
+        """Append a new column with one value per row (any number of values while the table has no columns)."""
         if not isinstance(header, str):
             raise ConfigurationError(f"a table needs column names that are text, got {header!r}")
         if header in self.headers:

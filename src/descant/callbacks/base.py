@@ -257,9 +257,7 @@ class RecipeCallback(ABC):
         """When the callback runs in a run of ``num_steps`` steps, to print."""
         follows = None if self.watches is None or self.watches.on_schedule else self.watches.metric
         schedule = str(self.schedule) if follows is None else f"with {follows}"
-        is_complete = self.schedule.is_planned and follows is None
-        steps = self.due_steps(num_steps)
-        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, follows)
+        return Plan(self.name, schedule, num_steps, self.due_steps(num_steps), self.schedule.period_s, follows)
 
     def running(self) -> RunView:
         """The run that the callback is in.

@@ -90,4 +90,4 @@ class DueCalls:
 def _follows_its_plan(callback: RecipeCallback) -> bool:
     kind = type(callback)
     overrides = kind.is_due is not RecipeCallback.is_due or kind.due_steps is not RecipeCallback.due_steps
-    return callback.schedule.is_planned and not overrides
+    return callback.schedule.period_s is None and not overrides

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant.models.live_model import live_model
@@ -54,10 +53,6 @@ class BareLoop:
             metrics = self._train_step()
             self._known = self._state()
             await runner.after_step(step, metrics)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The present weights, by name."""
-        return dict(self.module.named_parameters())
 
     def note_changes(self, message: str) -> None:
         """Note with this message, into which its name is put, what is not what it was after the latest step."""

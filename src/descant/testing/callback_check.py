@@ -26,7 +26,6 @@ from descant.threads.thread import StringThread
 
 _LEAST_NUM_STEPS = 4
 _FAULTS: Mapping[int, Fault] = {1: "raise", 2: "hang"}
-_SKIPS: Mapping[int, Fault] = dict.fromkeys(_FAULTS, "skip")
 _FIXES = ("name=", "log_key", "checkpoint_name=")
 _TWIN_STEPS = 2
 
@@ -47,21 +46,15 @@ async def check_callback(
     >>> async def test_my_callback():  # doctest: +SKIP
     ...     print(await check_callback(lambda model: ResponseVariety(PROMPTS, model)))
 
-    A tiny model with dropout is trained for a few steps, several times, with the callback at every step. Compared are:
-    training with the callback and without, in ``SFT`` and in a plain PyTorch loop that draws from the global random
-    generators; the metrics in all modes; a run in two halves, the second by a new callback with the state of the first;
-    a run in which the model fails once and a call is cancelled once; two of them in one run; the keys of its calls.
-
-    A callback that watches a metric of another (``watches``) gets one that measures it. One that requests the end
-    of the run is compared with a training that ends there.
+    A tiny model with dropout is trained for a few steps, several times, with the callback at every step and without
+    it. The page "Testing" of the docs lists what is compared.
 
     Args:
         make: makes a fresh callback for a model; called often. The callback must ask the model that it is given.
         model_path: trained instead of the tiny model.
         dataset: threads to train on.
         num_steps: of a run.
-        modes: in which it is checked; by default all that it can run in. (``inline`` is what the others are compared
-            with.)
+        modes: in which it is checked; by default all that it can run in. All are compared with ``inline``.
         make_twin: makes a second one for the same run; by default it is made by ``make`` and gets another name and
             ``log_key_prefix``.
         placement: where background evaluations run; by default on a thread, since a process takes seconds to start.
@@ -87,7 +80,7 @@ async def check_callback(
 
 
 def _modes_of(callback: RecipeCallback, wanted: Sequence[CallbackMode] | None) -> Sequence[CallbackMode]:
-    """The modes that it is checked in; one that watches a metric runs in the modes of the callback that measures it."""
+    """The modes in which it is checked; one that watches a metric runs in those of the callback that measures it."""
     possible: Sequence[CallbackMode] = get_args(CallbackMode)
     if (watches := callback.watches) is not None and not watches.on_schedule:
         possible = [mode for mode in possible if mode != "overlap" or not watches.uses_weights]
@@ -103,7 +96,7 @@ def _modes_of(callback: RecipeCallback, wanted: Sequence[CallbackMode] | None) -
 
 @dataclass
 class _CallbackCheck:
-    """The single checks. ``inline`` is the run that others are compared with."""
+    """The single checks. ``_inline`` is the run that others are compared with."""
 
     _runs: Runs
     _inline: Run
@@ -136,14 +129,9 @@ class _CallbackCheck:
         return check.passed
 
     def _check_keys(self) -> None:
-        calls = self._inline.calls
-        keys = {
-            step: sorted(calls.callback.with_prefix(found)) for step, found in sorted(calls.returned.items()) if found
-        }
-        all_keys, declared = (
-            sorted({key for names in keys.values() for key in names}),
-            calls.callback.declared_metrics(),
-        )
+        callback, returned = self._inline.calls.callback, self._inline.calls.returned
+        keys = {step: sorted(callback.with_prefix(found)) for step, found in sorted(returned.items()) if found}
+        all_keys, declared = sorted(set().union(*keys.values())), callback.declared_metrics()
         with self._report.check("keys are the same at every call", _listed(all_keys) or "it returns none"):
             first = next(iter(keys), 0)
             for step, names in keys.items():
@@ -188,8 +176,9 @@ class _CallbackCheck:
             async with bare_loop(runs.model_path, runs.dataset) as alone:
                 async with runs.runner([]) as runner_alone:
                     await alone.train(runner_alone, runner.step)
+                weights, expected = (dict(each.module.named_parameters()) for each in (loop, alone))
                 with self._report.check("a bare loop is unchanged", details):
-                    if problem := [*loop.changed, weights_difference(loop.weights(), alone.weights())][0]:
+                    if problem := [*loop.changed, weights_difference(weights, expected)][0]:
                         raise Problem(problem)
         return calls
 
@@ -260,9 +249,10 @@ class _CallbackCheck:
             _check_recorded(run)
             if is_neutral:
                 _check_training(run, await self._runs.alone(run.num_steps))
-            if problem := _difference(run, self._inline, max(_FAULTS) + 1):
-                skipped = await self._runs.train("inline", _SKIPS)
-                if _difference(run, skipped, max(_FAULTS) + 1):
+            first_step = max(_FAULTS) + 1
+            if problem := _difference(run, self._inline, first_step):
+                skipped = await self._runs.train("inline", dict.fromkeys(_FAULTS, "skip"))
+                if _difference(run, skipped, first_step):
                     raise Problem(f"{problem}, if no call has failed before, nor as if those had not been made")
         if run.cost is not None:
             self._report.costs.append(run.cost)
@@ -289,7 +279,6 @@ def _check_fix(error: ConfigurationError) -> None:
 
 
 def _check_recorded(run: Run) -> None:
-    """Each fault was recorded as the failure that it is."""
     failed = {failure.step for failure in run.failures}
     for step, has_ended in run.calls.ended.items():
         what = "its model has raised" if _FAULTS[step] == "raise" else "its model has never answered"
@@ -298,9 +287,7 @@ def _check_recorded(run: Run) -> None:
         if step not in failed:
             raise Problem(f"step {step}: {what}, and that is not among the failures of the run")
         if not has_ended:
-            raise Problem(
-                f"step {step}: {what}, and it goes on although it was cancelled: it must let CancelledError pass"
-            )
+            raise Problem(f"step {step}: {what}, and it goes on although it was cancelled: let CancelledError pass")
     if unexpected := [failure.message for failure in run.failures if failure.step not in _FAULTS]:
         raise Problem(f"a later call has failed, too: {unexpected[0]}")
 

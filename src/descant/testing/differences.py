@@ -12,6 +12,7 @@ from torch import Tensor
 
 from descant.metrics import as_metric
 from descant.table import Table
+from descant.text import cut
 
 PlainMetrics = Mapping[str, str]
 """Metrics as texts, which are equal where the values are the same bits."""
@@ -55,10 +56,8 @@ def weights_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Ten
     if not names:
         return None
     gap = max((weights[name] - expected[name]).detach().abs().max().item() for name in names)
-    return (
-        f"{len(names)} of {len(expected)} parameters are not the same bits as without the callback, such as {names[0]} "
-        f"(by up to {gap:.1g})"
-    )
+    count = f"{len(names)} of {len(expected)} parameters"
+    return f"{count} are not the same bits as without the callback, such as {names[0]} (by up to {gap:.1g})"
 
 
 def _around(text: str, other: str) -> str:
@@ -67,4 +66,4 @@ def _around(text: str, other: str) -> str:
         return text
     at = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     start = max(at - _SHOWN_LENGTH // 3, 0)
-    return f"{'…' if start else ''}{text[start : start + _SHOWN_LENGTH]}…"
+    return f"{'…' if start else ''}{cut(text[start:], _SHOWN_LENGTH)}"

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any
 
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, grade_many
 from descant.graders.log_scope import log_scope
-from descant.testing.generators import drawn_since, generator_states
-from descant.testing.report import Problem, Report
+from descant.testing.generators import check_draws, generator_states
+from descant.testing.report import Problem, Report, in_time
 from descant.text import quoted
 from descant.threads.thread import StringThread, StringTurn
 
-ResultT = TypeVar("ResultT")
 Grades = Sequence[Grade | Exception]
 _NUM_TURNS = 6  # of the event loop, after which a grading is cancelled: in the beginning, the middle, at the end
 _RETURNING_S = 5.0  # of abandoned calls
-
-
-class UnreadableThreadError(LookupError):
-    """Raised by reading the kit's unreadable thread."""
 
 
 async def check_grader(
@@ -40,9 +35,7 @@ async def check_grader(
     >>> async def test_my_grader():  # doctest: +SKIP
     ...     await check_grader(MyGrader(), [StringThread().user("2+2=").assistant("4")])
 
-    The threads are graded several times: alone and together, with one among them that cannot be read and one that the
-    grader does not apply to, and with gradings that are cancelled. Compared are the grades, the grader's logs, and the
-    global random generators.
+    The page "Testing" of the docs lists what is compared.
 
     Args:
         grader: what is checked; its logs are not touched.
@@ -78,23 +71,20 @@ class _GraderCheck:
     async def run(self) -> None:
         before = generator_states()
         with self._report.check("it grades each thread", f"{len(self._threads)} threads") as graded:
-            self._grades = await self._in_time(self._grade_each())
+            self._grades = await in_time(self._grade_each(), self._timeout_s)
         if not graded.passed:
             return
-        with self._report.check("it draws nothing from global generators", "Python's, numpy's, torch's"):
-            if drawn := drawn_since(before):
-                raise Problem(
-                    f"grading changes {drawn[0]}: in the modes 'overlap' and 'background' a grader works in parallel "
-                    "to training, and a trainer that draws from that generator, as Transformers' do, is then no longer "
-                    "the same; draw from a generator of your own, random.Random(seed)"
-                )
+        check_draws(
+            self._report,
+            before,
+            "grading changes {}: in the modes 'overlap' and 'background' a grader works in parallel to training, and a "
+            "trainer that draws from that generator, as Transformers' do, is then no longer the same",
+        )
         self._num_graded = sum(isinstance(grade, Grade) for grade in self._grades)
         await self._check_repeated()
         await self._check_logs()
-        await self._check_among("fails", UnreadableThreadError("the thread of the kit that cannot be read"))
-        await self._check_among(
-            "it does not apply to", IgnoreGradeException("the thread of the kit that is not to be graded")
-        )
+        await self._check_among("fails", LookupError("the kit's thread that cannot be read"))
+        await self._check_among("it does not apply to", IgnoreGradeException("the kit's thread that is not graded"))
         await self._check_cancelled()
 
     async def _grade_each(self) -> Grades:
@@ -121,14 +111,13 @@ class _GraderCheck:
         return grades
 
     async def _check_repeated(self) -> None:
-        name = "the same grade every time, in order"
-        with self._report.check(name, "alone, together and in another order") as check:
-            together = await self._grade_many(self._threads)
-            if not self._is_deterministic:
-                check.details = "not compared, since it is said not to be deterministic"
-            backwards = await self._grade_many(self._threads[::-1])
-            for found in (together, backwards[::-1]):
-                self._compare(found, "{}; a judge that samples is checked with is_deterministic=False")
+        details = "alone, together and in another order"
+        if not self._is_deterministic:
+            details = "not compared, since it is said not to be deterministic"
+        with self._report.check("the same grade every time, in order", details):
+            for order in (1, -1):
+                found = await self._grade_many(self._threads[::order])
+                self._compare(found[::order], "{}; a judge that samples is checked with is_deterministic=False")
 
     async def _check_logs(self) -> None:
         with self._report.check("its logs stay in their scope", "an evaluation's and training's"):
@@ -154,9 +143,8 @@ class _GraderCheck:
                 return
             result = results[middle]
             if isinstance(result, Grade):
-                raise Problem(
-                    f"it was graded {result.value!r}: what cannot be graded must raise and not become a number"
-                )
+                problem = "what cannot be graded must raise and not become a number"
+                raise Problem(f"it was graded {result.value!r}: {problem}")
             if isinstance(result, IgnoreGradeException) is not isinstance(error, IgnoreGradeException):
                 kinds = f"{type(error).__name__} has become {type(result).__name__}"
                 raise Problem(f"{kinds}: the two are counted apart")
@@ -174,7 +162,7 @@ class _GraderCheck:
                     await asyncio.wait({grading}, timeout=self._timeout_s)
                 if not grading.done():
                     raise Problem(
-                        f"it still runs {self._timeout_s:g} s after it was cancelled: it must let CancelledError pass"
+                        f"still running {self._timeout_s:g} s after its cancellation: let CancelledError pass"
                     )
             message = "after gradings that were cancelled: {}. Release with `async with` or `finally`"
             deadline = time.monotonic() + min(_RETURNING_S, self._timeout_s)
@@ -187,13 +175,7 @@ class _GraderCheck:
             self._compare(grades, message)
 
     async def _grade_many(self, threads: Sequence[StringThread], message: str = "{}") -> Grades:
-        return await self._in_time(grade_many(self._grader, threads), message)
-
-    async def _in_time(self, work: Awaitable[ResultT], message: str = "{}") -> ResultT:
-        try:
-            return await asyncio.wait_for(work, self._timeout_s)
-        except TimeoutError:
-            raise Problem(message.format(f"no answer within timeout_s={self._timeout_s:g}")) from None
+        return await in_time(grade_many(self._grader, threads), self._timeout_s, message)
 
     def _compare(self, grades: Grades, message: str) -> None:
         """Raise with this message if a thread has another grade than at first."""

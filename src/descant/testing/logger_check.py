@@ -9,6 +9,7 @@ import inspect
 import math
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from descant.runner.callback_runner import CallbackRunner
 from descant.runner.recorder import flat_loggers
 from descant.schedule import every_steps
 from descant.table import Table
-from descant.testing.generators import drawn_since, generator_states
+from descant.testing.generators import check_draws, generator_states
 from descant.testing.report import Problem, Report
 from descant.testing.runs import quietly
 from descant.text import quoted
@@ -47,8 +48,7 @@ async def check_logger(make_logger: Callable[[], Any], *, raise_on_failure: bool
     >>> async def test_my_logger():  # doctest: +SKIP
     ...     await check_logger(lambda: MyLogger("a project"))
 
-    A logger is given numbers of every kind, strings and tables, for late and repeated steps; settings; and a value that
-    is no metric. It is closed twice. A short run writes to another one.
+    The page "Testing" of the docs lists what it is given.
 
     Args:
         make_logger: makes a fresh logger, several times: a ``TrackerLogger``, another ``Logger``, or any callable that
@@ -62,50 +62,47 @@ async def check_logger(make_logger: Callable[[], Any], *, raise_on_failure: bool
     logger = make_logger()
     if len(flat_loggers("logger", logger)) == 0 or isinstance(logger, list | tuple):
         raise ConfigurationError(f"make_logger() returned {logger!r}; one logger is needed")
-    check = _LoggerCheck(logger, Report(getattr(logger, "__name__", type(logger).__name__)))
-    await check.run()
-    await check.run_with(make_logger())
-    return check.report.conclude(raise_on_failure)
+    report = Report(getattr(logger, "__name__", type(logger).__name__))
+    before = generator_states()
+    await _LoggerCheck(logger, report).run()
+    if isinstance(logger, TrackerLogger):  # it writes in a worker thread, where nothing restores generators
+        problem = "writing changes {}: a tracker is written to in parallel to training, which may draw from it"
+        check_draws(report, before, problem)
+    await _check_run(make_logger(), report)
+    return report.conclude(raise_on_failure)
 
 
+@dataclass
 class _LoggerCheck:
-    """The single checks."""
+    """The single checks of one logger."""
 
-    def __init__(self, logger: Any, report: Report) -> None:
-        self._logger, self.report = logger, report
+    _logger: Any
+    _report: Report
 
     async def run(self) -> None:
-        before = generator_states()
         links = {"before the run": _link(self._logger)}
         await self._check_metrics()
         if isinstance(self._logger, Logger):
-            with self.report.check("it takes settings, also twice", ", ".join(_CONFIG)):
+            with self._report.check("it takes settings, also twice", ", ".join(_CONFIG)):
                 for _ in range(2):
                     await _call(lambda: self._logger.log_config(copy.deepcopy(_CONFIG)))
             await self._check_after_failure()
             links["during the run"] = _link(self._logger)
             await self._check_close()
             links["after the run"] = _link(self._logger)
-            with self.report.check("its link is a text or None", ", ".join(links)):
+            with self._report.check("its link is a text or None", ", ".join(links)):
                 for when, link in links.items():
                     if not isinstance(link, str | None):
                         raise Problem(f"training_monitoring_link is {link!r} {when}")
-        if isinstance(self._logger, TrackerLogger):  # it writes in a worker thread, where nothing restores generators
-            with self.report.check("it draws nothing from global generators", "Python's, numpy's, torch's"):
-                if drawn := drawn_since(before):
-                    raise Problem(
-                        f"writing changes {drawn[0]}: a tracker is written to in parallel to training, which may draw "
-                        "from it; draw from a generator of your own, random.Random()"
-                    )
 
     async def _check_metrics(self) -> None:
         given = _METRICS | (_SCALARS if isinstance(self._logger, Logger) else {})
-        with self.report.check("it takes every kind of metric", ", ".join(given)) as check:
+        with self._report.check("it takes every kind of metric", ", ".join(given)) as check:
             for key, value in given.items():
                 await self._log({key: value}, 0)
             await self._log(given, 0)
         if check.passed:
-            with self.report.check("it takes late and repeated steps", f"in the order {', '.join(map(str, _STEPS))}"):
+            with self._report.check("it takes late and repeated steps", f"in the order {', '.join(map(str, _STEPS))}"):
                 for step in _STEPS:
                     await self._log({"loss": 1.0, "note": "late"}, step)
 
@@ -119,7 +116,7 @@ class _LoggerCheck:
             raise Problem("it changes the dict that it is given, which goes to other loggers, too: copy it first")
 
     async def _check_after_failure(self) -> None:
-        with self.report.check("it goes on after a failure", "a value that is no metric, then one that is"):
+        with self._report.check("it goes on after a failure", "a value that is no metric, then one that is"):
             try:
                 await _call(lambda: self._logger({STEP_KEY: 5, "no_metric": object()}))
             except Problem as refusal:
@@ -130,16 +127,16 @@ class _LoggerCheck:
                     raise Problem("a value that is no metric is taken in silence: leave __call__ to TrackerLogger")
             await self._log({"loss": 0.5}, 6, "after a value that is no metric: ")
         if isinstance(self._logger, TrackerLogger) and (info := self._logger.run) is not None:
-            with self.report.check("it is started again", "as a run does after a failure"):
+            with self._report.check("it is started again", "as a run does after a failure"):
                 await _call(lambda: self._logger.start(info))
                 await self._log({"loss": 0.5}, 7)
 
     async def _check_close(self) -> None:
-        with self.report.check("closing twice is harmless") as check:
+        with self._report.check("closing twice is harmless") as check:
             for _ in range(2):
                 await _call(self._logger.close)
         if isinstance(self._logger, TrackerLogger) and check.passed:
-            with self.report.check("after closing it refuses") as check:
+            with self._report.check("after closing it refuses") as check:
                 try:
                     await _call(lambda: self._logger({STEP_KEY: 7, "loss": 0.5}))
                 except Problem as refusal:
@@ -147,27 +144,28 @@ class _LoggerCheck:
                 else:
                     raise Problem("what is logged after close() is lost in silence: leave close to TrackerLogger")
 
-    async def run_with(self, logger: Any) -> None:
-        """A short run, which gives a tracker its records in a worker thread."""
-        with self.report.check("a run logs with it", f"{_NUM_STEPS} steps, metrics and tables"):
-            with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
-                with quietly():
-                    runner = CallbackRunner([_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger)
-                    async with runner:
-                        for step in range(1, _NUM_STEPS + 1):
-                            await runner.after_step(step, {"training/loss": 1.0 / step})
-                with RunReader(Path(folder)) as reader:
-                    failed = [event.message for event in reader.events if event.kind in _FAILURES]
-            if isinstance(logger, Logger):
-                with contextlib.suppress(Exception):
-                    await _call(logger.close)
-            if failed:
-                raise Problem(failed[0])
+
+async def _check_run(logger: Any, report: Report) -> None:
+    """A short run, which gives a tracker its records in a worker thread."""
+    with tempfile.TemporaryDirectory(prefix="descant-testing-", ignore_cleanup_errors=True) as folder:
+        with quietly():
+            runner = CallbackRunner([_everything], num_steps=_NUM_STEPS, run_dir=folder, logger=logger)
+            async with runner:
+                for step in range(1, _NUM_STEPS + 1):
+                    await runner.after_step(step, {"training/loss": 1.0 / step})
+        with RunReader(Path(folder)) as reader:
+            failed = [event.message for event in reader.events if event.kind in _FAILURES]
+    if isinstance(logger, Logger):
+        with contextlib.suppress(Exception):
+            await _call(logger.close)
+    with report.check("a run logs with it", f"{_NUM_STEPS} steps, metrics and tables"):
+        if failed:
+            raise Problem(failed[0])
 
 
 @callback(every_steps(1))
 async def _everything() -> dict[str, Any]:
-    return {**_METRICS, **_SCALARS}
+    return _METRICS | _SCALARS
 
 
 async def _call(call: Callable[[], Awaitable[None] | None], where: str = "") -> None:

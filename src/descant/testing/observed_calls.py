@@ -24,32 +24,13 @@ class PlantedError(DescantError):
     """The failure of a model that the kit plants."""
 
 
-class Pace:
-    """The progress of training, which calls that are held back wait for."""
-
-    def __init__(self) -> None:
-        self._step = -1.0
-        self._changed = asyncio.Condition()
-
-    async def reach(self, step: float) -> None:
-        """Training has reached a step, or its end: infinity."""
-        async with self._changed:
-            self._step = step
-            self._changed.notify_all()
-
-    async def wait_for(self, step: int) -> None:
-        """Wait until training has reached a step."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._step >= step)
-
-
 class ObservedCalls:
     """The calls of one callback in one run.
 
     Args:
         faults: planted in the calls at these steps.
-        pace: if given, asynchronous work is held back: a background measurement until training has reached the next
-            step, and a report until the step after that. A metric that is not of its own step then shows in every run.
+        are_held: asynchronous work is held back: a background measurement until training has reached the next step, and
+            a report until the step after that. A metric that is not of its own step then shows in every run.
 
     Attributes:
         returned: the metrics of the calls, by step.
@@ -59,11 +40,13 @@ class ObservedCalls:
 
     callback: RecipeCallback
 
-    def __init__(self, faults: Mapping[int, Fault] | None = None, pace: Pace | None = None) -> None:
+    def __init__(self, faults: Mapping[int, Fault] | None = None, *, are_held: bool = False) -> None:
         self.faults = faults or {}
         self.returned: dict[int, PlainMetrics] = {}
         self.ended: dict[int, bool] = {}
-        self._pace = pace
+        self._are_held = are_held
+        self._reached = -1.0
+        self._has_reached = asyncio.Condition()
 
     def observe(self, callback: RecipeCallback) -> None:
         """Wrap the methods of a callback that a runner calls."""
@@ -102,9 +85,16 @@ class ObservedCalls:
         self.returned[self._step] = plain_metrics(metrics, self.callback.running().run_dir)
         return metrics
 
+    async def reach(self, step: float) -> None:
+        """Training has reached a step, or its end: infinity."""
+        async with self._has_reached:
+            self._reached = step
+            self._has_reached.notify_all()
+
     async def _hold(self, num_steps: int) -> None:
-        if self._pace is not None:
-            await self._pace.wait_for(self._step + num_steps)
+        step = self._step + num_steps
+        async with self._has_reached:
+            await self._has_reached.wait_for(lambda: not self._are_held or self._reached >= step)
 
     async def _make(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """The part of a call that asks models, with the fault of its step.

@@ -7,11 +7,12 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,22 +21,22 @@ from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.requester import Requester, requester_scope
 from descant.models.training import TrainingModel
-from descant.models.weight_buffers import Lease, WeightBuffers
+from descant.models.weight_buffers import WeightBuffers
 from descant.models.workers.child_process import ChildProcess
-from descant.testing.report import Report, first_problem
+from descant.testing.report import Problem, Report, in_time
 from descant.testing.runs import quietly
 from descant.testing.tiny_model import tiny_dataset, tiny_model_path
 from descant.threads.thread import StringThread
 
-ResultT = TypeVar("ResultT")
+Handle = Callable[[InferenceModel], InferenceModel]
+"""Gives the settings of a view to other weights."""
 _MAX_GEN_LEN = 8
 _LONG_GEN_LEN = 400  # tokens: much longer than it takes to cancel
 _LR = 1e-2
 _MAX_BATCH_SIZE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """What a model says: log-probabilities, greedy and sampled completions."""
 
     logprobs: Sequence[float]
@@ -81,127 +82,114 @@ async def check_placement(
     finally:
         await buffers.close()
         await model.dealloc()
-    left = sorted(_belongings() - before)
-    report.add("nothing is left", f"{', '.join(left)} after the end" if left else None, "no process, thread or file")
+    with report.check("nothing is left", "no process, thread or file"):
+        if left := sorted(_belongings() - before):
+            raise Problem(f"{', '.join(left)} after the end")
     return report.conclude(raise_on_failure)
 
 
+@dataclass
 class _PlacementCheck:
-    def __init__(
-        self,
-        model: TrainingModel,
-        buffers: WeightBuffers,
-        placement: EvaluationPlacement,
-        timeout_s: float,
-        report: Report,
-    ) -> None:
-        self._model, self._buffers, self._placement = model, buffers, placement
-        self._timeout_s, self._report = timeout_s, report
-        self._threads = tiny_dataset()[:4]
-        self._version = 0
+    """The single checks; see ``check_placement`` for the arguments."""
+
+    _model: TrainingModel
+    _buffers: WeightBuffers
+    _placement: EvaluationPlacement
+    _timeout_s: float
+    _report: Report
+    _threads: Sequence[StringThread] = field(default_factory=lambda: tiny_dataset()[:4])
+    _version: int = 0
 
     async def run(self) -> None:
-        if not await self._check_same():
-            return
-        await self._check_versions()
-        await self._check_cancelled()
-        if self._placement.where == "process":
-            await self._check_killed()
-
-    async def _check_same(self) -> bool:
-        problem = await self._copy_differs()
-        hint = "; another num_threads, and another device, computes other bits"
         details = f"{len(self._threads)} log-probabilities, greedy and sampled completions"
-        return self._report.add("it says what the live model does", problem and problem + hint, details)
+        with self._report.check("it says what the live model does", details) as same:
+            message = "{}; another num_threads, and another device, computes other bits"
+            await in_time(self._check_copy(), self._timeout_s, message)
+        if same.passed:
+            await self._check_versions()
+            await self._check_cancelled()
+            if self._placement.where == "process":
+                await self._check_killed()
 
     async def _check_versions(self) -> None:
         """Copies of several steps, evaluated twice each while training continues."""
-        expected, leases = [], []
-        for _ in range(self._placement.num_buffers):
-            await self._train()
-            expected.append(await self._answer())
-            leases.append(await self._take())
-        handles = [lease.model for lease in leases]
-        training = asyncio.ensure_future(self._train(num_steps=3))
-        answers = [self._answer(handle) for handle in [*handles, *handles[::-1]]]
-        found = await self._in_time(lambda: asyncio.gather(*answers))
-        await training
-        for lease in leases:
-            lease.release()
-        if isinstance(found, str):
-            problem: str | None = found
-        elif len({tuple(answer.logprobs) for answer in expected}) < len(expected):
-            problem = "training has not changed the model, so nothing was compared"
-        else:
-            pairs = zip(found, [*expected, *expected[::-1]], strict=True)
-            problem = first_problem([self._difference(one, other) for one, other in pairs])
-        details = f"{len(expected)} of them, evaluated at once, in parallel to training"
-        self._report.add("versions do not mix", problem, details)
+        num_copies = self._placement.num_buffers
+        details = f"{num_copies} of them, evaluated at once, in parallel to training"
+        with self._report.check("versions do not mix", details):
+            async with AsyncExitStack() as copies:
+                expected, handles = [], []
+                for _ in range(num_copies):
+                    await self._train()
+                    expected.append(await self._answer())
+                    handles.append(await copies.enter_async_context(self._copy()))
+                training = asyncio.ensure_future(self._train(num_steps=3))
+                answers = [self._answer(handle) for handle in [*handles, *handles[::-1]]]
+                try:
+                    found = await in_time(asyncio.gather(*answers), self._timeout_s)
+                finally:
+                    await training
+            if len({tuple(answer.logprobs) for answer in expected}) < num_copies:
+                raise Problem("training has not changed the model, so nothing was compared")
+            for answer, other in zip(found, [*expected, *expected[::-1]], strict=True):
+                self._compare(answer, other)
 
     async def _check_cancelled(self) -> None:
-        lease, requester, task = await self._begin_long()
-        jobs = [job.future for job in requester._pending]
-        task.cancel()
-        requester.refuse("was cancelled")
-        stopped = await self._in_time(requester.settle)
-        await asyncio.wait({task})
-        lease.release()
-        problem = f"a generation that was given up is not stopped: {stopped}" if isinstance(stopped, str) else None
-        if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
-            problem = f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end"
-        problem = problem or await self._copy_differs()
-        self._report.add("what is cancelled stops", problem, "in the middle of a generation; the next one is right")
+        with self._report.check("what is cancelled stops", "in the middle of a generation; the next one is right"):
+            async with self._copy() as handle:
+                requester, task = await self._begin_long(handle)
+                jobs = [job.future for job in requester._pending]
+                task.cancel()
+                requester.refuse("was cancelled")
+                message = "a generation that was given up is not stopped: {}"
+                await in_time(requester.settle(), self._timeout_s, message)
+                await asyncio.wait({task})
+            if any(job.done() and not job.cancelled() and job.exception() is None for job in jobs):
+                raise Problem(f"a generation of {_LONG_GEN_LEN} tokens that was given up was made to its end")
+            await in_time(self._check_copy(), self._timeout_s)
 
     async def _check_killed(self) -> None:
-        lease, _, task = await self._begin_long()
-        evaluator = self._buffers._evaluator
-        assert isinstance(evaluator, ChildProcess)
-        os.kill(evaluator.pid, signal.SIGKILL)
-        done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
-        reason = task.exception() if done else None
-        task.cancel()
-        lease.release()
-        problem = None if reason else "an evaluation whose process was killed does not fail"
-        await self._train()
-        problem = problem or await self._copy_differs()
-        self._report.add("a killed process is made up for", problem, f"{reason}; the next evaluation is right")
+        with self._report.check("a killed process is made up for") as check:
+            async with self._copy() as handle:
+                _, task = await self._begin_long(handle)
+                evaluator = self._buffers._evaluator
+                assert isinstance(evaluator, ChildProcess)
+                os.kill(evaluator.pid, signal.SIGKILL)
+                done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
+                task.cancel()
+            if not done or task.exception() is None:
+                raise Problem("an evaluation whose process was killed does not fail")
+            check.details = f"{task.exception()}; the next evaluation is right"
+            await self._train()
+            await in_time(self._check_copy(), self._timeout_s)
 
-    async def _begin_long(self) -> tuple[Lease, Requester, asyncio.Task[None]]:
-        """A copy, and a long generation on it that the worker has been asked for, with its requester."""
-
-        async def generate() -> None:
-            model = lease.model(self._model).min_gen_len(_LONG_GEN_LEN).max_gen_len(_LONG_GEN_LEN)
-            await model.generate_many([StringThread().user("2+2=")])
-
-        lease = await self._take()
+    async def _begin_long(self, handle: Handle) -> tuple[Requester, asyncio.Task[Any]]:
+        """A long generation that the worker has been asked for, with its requester."""
+        model = handle(self._model).min_gen_len(_LONG_GEN_LEN).max_gen_len(_LONG_GEN_LEN)
         requester = Requester("the conformance kit", 0, observer=True, detached=True)
         with requester_scope(requester):
-            task = asyncio.ensure_future(generate())
+            task = asyncio.ensure_future(model.generate_many([StringThread().user("2+2=")]))
         while not requester._pending and not task.done():
             await asyncio.sleep(0)
-        return lease, requester, task
+        return requester, task
 
-    async def _take(self) -> Lease:
+    @asynccontextmanager
+    async def _copy(self) -> AsyncIterator[Handle]:
         """A copy of the weights as they are now."""
         self._version += 1
         await self._buffers.wait_for_room(self._version)
-        return await self._buffers.take(self._version)
+        lease = await self._buffers.take(self._version)
+        try:
+            yield lease.model
+        finally:
+            lease.release()
 
-    async def _copy_differs(self) -> str | None:
-        """How the answer of a copy, as the weights are now, differs from that of the live model."""
+    async def _check_copy(self) -> None:
+        """Raise if a copy of the weights as they are now answers otherwise than the live model."""
+        async with self._copy() as handle:
+            found = await self._answer(handle)
+        self._compare(found, await self._answer())
 
-        async def answer() -> _Answer:
-            lease = await self._take()
-            try:
-                return await self._answer(lease.model)
-            finally:
-                lease.release()
-
-        found = await self._in_time(answer)
-        return found if isinstance(found, str) else self._difference(found, await self._answer())
-
-    async def _answer(self, handle: Callable[[InferenceModel], InferenceModel] = lambda view: view) -> _Answer:
-        """What the model says; ``handle`` gives a view's settings to other weights."""
+    async def _answer(self, handle: Handle = lambda view: view) -> _Answer:
         with requester_scope(Requester("the conformance kit", 0, observer=True)):
             short = self._model.max_gen_len(_MAX_GEN_LEN)
             prompts = [thread.without_completion() for thread in self._threads]
@@ -215,24 +203,15 @@ class _PlacementCheck:
             await self._model.train_language_modelling_many(self._threads)
             await self._model.optim_step(_LR)
 
-    async def _in_time(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT | str:
-        """The result, or why there is none."""
-        try:
-            return await asyncio.wait_for(work(), self._timeout_s)
-        except TimeoutError:
-            return f"no answer within timeout_s={self._timeout_s:g}"
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-
-    def _difference(self, found: _Answer, expected: _Answer) -> str | None:
+    def _compare(self, found: _Answer, expected: _Answer) -> None:
         tolerance = 0.0 if self._placement.device is None else 1e-4
         for thread, value, other in zip(self._threads, found.logprobs, expected.logprobs, strict=True):
             if not abs(value - other) <= tolerance * abs(other):
-                return f"the log-probability of {thread.last_content()!r} is {value!r}, and {other!r} on the live model"
+                text = thread.last_content()
+                raise Problem(f"the log-probability of {text!r} is {value!r}, and {other!r} on the live model")
         for text, other_text in zip(found.completions, expected.completions, strict=True):
             if tolerance == 0 and text != other_text:
-                return f"{text!r} is generated, and {other_text!r} by the live model"
-        return None
+                raise Problem(f"{text!r} is generated, and {other_text!r} by the live model")
 
 
 def _belongings() -> set[str]:

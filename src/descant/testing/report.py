@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from descant.runner.costs import describe_seconds
 
+ResultT = TypeVar("ResultT")
 _WIDTH = 118
 
 
@@ -74,11 +77,6 @@ class Report:
         """The checks that do not hold."""
         return [check for check in self.checks if not check.passed]
 
-    def add(self, name: str, problem: str | None, details: str = "") -> bool:
-        """Add a check, which fails if there is a problem; returns whether it holds."""
-        self.checks.append(Check(name, problem is None, details if problem is None else problem))
-        return problem is None
-
     @contextmanager
     def check(self, name: str, details: str = "") -> Iterator[Check]:
         """Add a check, which fails if ``Problem`` is raised within; its details may be set there, too."""
@@ -113,9 +111,17 @@ class Report:
         return "\n".join(lines)
 
 
-def first_problem(problems: Sequence[str | None]) -> str | None:
-    """The first of them that is one."""
-    return next((problem for problem in problems if problem is not None), None)
+async def in_time(work: Awaitable[ResultT], timeout_s: float, message: str = "{}") -> ResultT:
+    """The result of work. It becomes a problem, with this message, if it fails or takes too long."""
+    try:
+        return await asyncio.wait_for(work, timeout_s)
+    except Problem as problem:
+        reason = str(problem)
+    except TimeoutError:
+        reason = f"no answer within timeout_s={timeout_s:g}"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise Problem(message.format(reason))
 
 
 def _hanging(head: str, text: str) -> list[str]:

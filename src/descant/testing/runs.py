@@ -31,7 +31,7 @@ from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
 from descant.schedule import NEVER, every_steps
 from descant.testing.differences import PlainMetrics, plain_metrics
-from descant.testing.observed_calls import Fault, ObservedCalls, Pace, has_halves, is_observed
+from descant.testing.observed_calls import Fault, ObservedCalls, has_halves, is_observed
 from descant.testing.report import MeasuredCost
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -74,13 +74,13 @@ class _Companion(ModelCallback[float]):
 class _Pacer(RecipeCallback):
     """Tells how far training is, before the other callbacks of a step run or, as the last one, its final calls."""
 
-    def __init__(self, pace: Pace, *, is_last: bool = False) -> None:
+    def __init__(self, calls: ObservedCalls, *, is_last: bool = False) -> None:
         name = f"{'last ' if is_last else ''}pacer of the conformance kit"
         super().__init__(NEVER if is_last else every_steps(1), name=name, at_start=False, at_end=is_last)
-        self._pace = pace
+        self._calls = calls
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
-        await self._pace.reach(inf if self.at_end else self.running().step)
+        await self._calls.reach(inf if self.at_end else self.running().step)
         return {}
 
 
@@ -109,9 +109,8 @@ class Runs:
 
         Asynchronous work is held back where nothing else is wrong.
         """
-        pace = Pace()
-        is_held = mode in ("overlap", "background") and not faults and self.placement.num_buffers > 1
-        calls = ObservedCalls(faults, pace if is_held else None)
+        can_wait = mode in ("overlap", "background") and self.placement.num_buffers > 1
+        calls = ObservedCalls(faults, are_held=can_wait and not faults)
         run_dir, logged, num_samples = self._run_dir(), list[dict[str, Any]](), min(2, len(self.dataset))
         with quietly():
             builder = ModelBuilder(self.model_path, tokens_to_generate=_MAX_GEN_LEN, precision="float32")
@@ -121,7 +120,7 @@ class Runs:
                 result = await SFT(
                     dataset=self.dataset,
                     model=model,
-                    callbacks=[_Pacer(pace), _Pacer(pace, is_last=True), *callbacks],
+                    callbacks=[_Pacer(calls), _Pacer(calls, is_last=True), *callbacks],
                     lr_scheduler=lambda _: _LR,
                     samples_per_batch=num_samples,
                     epochs=Fraction((num_steps or self.num_steps) * num_samples, len(self.dataset)),
@@ -144,9 +143,9 @@ class Runs:
             for metrics in logged
             if "training/loss" in metrics
         }
-        name = callbacks[-1].name if callbacks else None
+        name = callbacks[-1].name if callbacks else ""
         failures = [failure for failure in result.callback_failures if failure.callback == name]
-        cost = None if name is None or mode is None else _cost(name, mode, logged, calls.faults)
+        cost = _cost(name, mode or "", logged, calls.faults)
         return Run(result.num_steps, training, weights, calls, failures, cost)
 
     def runner(self, callbacks: Sequence[RecipeCallback], first_step: int = 0) -> CallbackRunner:
