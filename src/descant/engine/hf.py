@@ -149,8 +149,6 @@ class HFEngine:
                 return self.weights.attach(job.name, job.handle)
             case jobs.DetachWeights():
                 return self.weights.detach(job.name)
-            case jobs.UnmapWeights():
-                return self.weights.unmap(job.handle)
             case jobs.Save():
                 return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
             case jobs.Load():

@@ -210,13 +210,6 @@ class DetachWeights(Job[bool]):
 
 
 @dataclass(frozen=True, slots=True)
-class UnmapWeights(Job[None]):
-    """Let go of shared memory."""
-
-    handle: WeightHandle
-
-
-@dataclass(frozen=True, slots=True)
 class KeepReference(Job[None]):
     """Keep a copy of the weights that the model was spawned with, as ``REFERENCE``, as long as the engine lives."""
 

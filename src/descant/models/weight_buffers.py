@@ -107,14 +107,8 @@ class WeightBuffers:
                 await asyncio.to_thread(self._evaluator.close)
         finally:
             buffers, self._buffers = self._buffers, []
-            unmapped: list[Future[Any]] = []
             for buffer in buffers:
-                with suppress(DescantError):  # the model was closed, which unmaps it
-                    unmapped.append(self._source.submit(jobs.UnmapWeights(buffer.handle)).future)
                 close_weight_file(buffer.handle.name)
-            for future in unmapped:
-                with suppress(DescantError):
-                    await asyncio.shield(asyncio.wrap_future(future))
 
     def kill(self) -> None:
         """End the worker at once, if it is a process."""
