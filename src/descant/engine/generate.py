@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
@@ -21,7 +22,6 @@ from descant.errors import RequestError
 
 MAX_STEP_LOGITS = 2**26
 """Logits of one decode step, so that short rows and a large vocabulary do not fill the memory (256 MiB as float32)."""
-Results = list[GeneratedTokens | RequestError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def generate(
     sampling: Sampling,
     settings: GenerationSettings,
     yield_point: YieldPoint,
-) -> Results:
+) -> list[GeneratedTokens | RequestError]:
     """One completion per request, in order; a request that fails has its error in its place.
 
     A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
@@ -99,7 +99,10 @@ class _Decoder:
         """Prefill waiting prompts, sample their first tokens, and give rows to those that are not finished."""
         admitted, prompts = self._next_requests()
         prompt_of = {prompt: number for number, prompt in enumerate(prompts)}
-        ids_PT, mask_PT = _pad_left(prompts, self.model.device)
+        ids_PT, mask_PT = (  # so that every prompt ends in the last column
+            pad_sequence(rows, batch_first=True, padding_side="left").to(self.model.device)
+            for rows in ([torch.tensor(p) for p in prompts], [torch.ones(len(p), dtype=torch.long) for p in prompts])
+        )
         positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
         cache: Any = self._new_cache()
         logits_PV = self._forward(ids_PT, mask_PT, positions_PT, cache)
@@ -201,12 +204,14 @@ class _Decoder:
             if row is not None:
                 self.outputs[row].append(token)
                 self.logprobs[row].append(logprob)
-                self.results[row] = self._result(row) if is_finite else self._not_finite(row)
+                self.results[row] = self._result(row, is_finite)
         return tokens_B
 
-    def _result(self, request: int) -> GeneratedTokens | None:
+    def _result(self, request: int, is_finite: bool) -> GeneratedTokens | RequestError | None:
         """The result of a request if its last token ends it."""
         output = self.outputs[request]
+        if not is_finite:
+            return RequestError(f"the logits of token {len(output)} are not finite")
         reason: FinishReason | None = None
         if output[-1] in self.settings.stop_ids:
             reason = "stop"
@@ -222,9 +227,6 @@ class _Decoder:
         longest = max(map(len, self.sampling.stop_strings))
         tail = self.settings.decode(output[-4 * longest - 4 :])  # a character has at most four tokens
         return any(string in tail for string in self.sampling.stop_strings)
-
-    def _not_finite(self, request: int) -> RequestError:
-        return RequestError(f"the logits of token {len(self.outputs[request])} are not finite")
 
     def _most_tokens(self, request: int) -> int:
         """Prompt and longest completion, in tokens."""
@@ -245,14 +247,3 @@ class _Decoder:
             logits_to_keep=1,
         ).logits
         return logits[:, -1]
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both int64 [P, T], so that every prompt ends in the last column."""
-    longest = max(map(len, prompts))
-    ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask_PT = torch.zeros_like(ids_PT)
-    for row, prompt in enumerate(prompts):
-        ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_PT[row, longest - len(prompt) :] = 1
-    return ids_PT.to(device), mask_PT.to(device)

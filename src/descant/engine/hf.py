@@ -20,7 +20,6 @@ from descant.engine.precision import (
     computes_in,
     default_precision,
     device_type,
-    forget_casts,
     module_mode,
     weights_dtype,
 )
@@ -170,11 +169,11 @@ class HFEngine:
             for read, write, value in own:
                 if read() != value:
                     write(value)
-            forget_casts()  # the job may run within another one, on other weights
+            torch.clear_autocast_cache()  # the job may run within another one, on other weights or without gradients
             try:
                 yield
             finally:
-                forget_casts()
+                torch.clear_autocast_cache()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
