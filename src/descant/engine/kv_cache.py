@@ -58,11 +58,6 @@ class KVCache(Cache):
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[_Layer() for _ in range(num_layers)])  # type: ignore[no-untyped-call]
 
-    def keep_rows(self, rows_B: Tensor) -> None:
-        """Forget all rows but these; a row may be named more than once."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows_B], layer.values[rows_B]
-
     def drop_left(self, num_columns: int) -> None:
         """Forget the first columns, which no row uses any more."""
         for layer in self.layers:
@@ -74,15 +69,8 @@ class KVCache(Cache):
         """Overwrite rows with rows of another cache that has at most as many columns, aligned on the right."""
         for layer, source in zip(self.layers, other.layers, strict=True):
             for buffer, new in ((layer.keys, source.keys), (layer.values, source.values)):
+                buffer[rows_B] = 0  # what is masked has to be finite
                 buffer[rows_B, :, layer.length - source.length : layer.length] = new[other_rows_B, :, : source.length]
-
-    def append_rows(self, num_rows: int) -> None:
-        """Make room for more rows behind the others."""
-        for layer in self.layers:
-            layer.keys, layer.values = (
-                torch.cat([buffer, buffer.new_zeros(num_rows, *buffer.shape[1:])])
-                for buffer in (layer.keys, layer.values)
-            )
 
 
 def has_replaceable_rows(config: Any) -> bool:
