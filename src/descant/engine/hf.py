@@ -27,7 +27,7 @@ from descant.engine.score import TokenScorer, not_finite, refused_sequence, spli
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
 from descant.errors import DescantError, RequestError
-from descant.process_state import compute_settings, restored
+from descant.process_state import apply_settings, compute_settings, restored
 
 ResultT = TypeVar("ResultT")
 
@@ -83,7 +83,7 @@ class HFEngine:
             self.training_step = TrainingStep(
                 self.scorer, self.weights, self.budgets, self.precision, gradient_checkpointing=gradient_checkpointing
             )
-        self.settings = [(read, write, read()) for read, write in compute_settings()]
+        self.settings = [read() for read, _ in compute_settings()]
         self.spec = spec
 
     @classmethod
@@ -164,11 +164,9 @@ class HFEngine:
         """
         if self.spec is not None:
             self.spec.check_process()
-        own = self.settings if self.spec is None else ()
-        with restored(compute_settings()) if own else nullcontext():
-            for read, write, value in own:
-                if read() != value:
-                    write(value)
+        with restored(compute_settings()) if self.spec is None else nullcontext():
+            if self.spec is None:
+                apply_settings(compute_settings(), self.settings)
             torch.clear_autocast_cache()  # the job may run within another one, on other weights or without gradients
             try:
                 yield

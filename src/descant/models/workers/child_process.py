@@ -77,7 +77,6 @@ class ChildProcess(EngineWorker):
         self._attached: dict[str, AttachWeights] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._finalizer: weakref.finalize[Any, ChildProcess] | None = None
         self._child = self._start()
 
     @property
@@ -124,9 +123,7 @@ class ChildProcess(EngineWorker):
 
     def _start(self) -> _Child:
         child = _Child(self.name, self._spec, self._files)
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, child.close, 0.0)
+        weakref.finalize(self, child.close, 0.0)
         return child
 
 
@@ -233,19 +230,15 @@ class _Child:
             ticket.future.set_exception(self._end)
         self._connection.close()
 
-    def _take(self, kind: str, number: int | None, value: Any) -> None:
+    def _take(self, kind: str, number: Any, value: Any) -> None:
         if kind == "failed":
             self._failure = value
         elif kind == "ready":
             self.ready.set_result(None)
-        if number is None:
-            return
-        with self._lock:
-            ticket = self._pending.pop(number)
-        if kind == "done":
-            ticket.future.set_result(value)
         else:
-            ticket.future.set_exception(value)
+            with self._lock:
+                future = self._pending.pop(number).future
+            (future.set_result if kind == "done" else future.set_exception)(value)
 
     def _describe_end(self) -> Exception:
         if self._closing:
