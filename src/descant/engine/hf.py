@@ -39,15 +39,11 @@ class HFEngine:
     draws every random number from (run seed, step, micro-batch), so nothing that runs in between can change it.
 
     Args:
-        model: a causal language model of Transformers.
-        tokenizer: saved with the weights.
         stop_ids: tokens that end a turn.
         max_batch_tokens: padded tokens of a micro-batch in scoring and training. In training it is also the longest
             sequence; in scoring a longer one gets a batch of its own, so that no result depends on the budget.
         max_cached_tokens: tokens in the key-value cache in generation.
-        trainable: build an optimizer.
         precision: number formats; the weights are in theirs already.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         owns_model: whether no other code uses the module. If other code trains it, its device, modes and gradients are
             left alone, and its weights may change without the engine being told.
         spec: the description that the engine is made of, if it has attached weights only.

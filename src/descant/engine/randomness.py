@@ -95,12 +95,9 @@ class PrivateRandomness(TorchFunctionMode):
         return self._dropout(torch.softmax(scores, dim=-1), dropout_p) @ value
 
 
-def draws_random_numbers(model: nn.Module) -> bool:
+def draws_random_numbers(model: Any) -> bool:
     """Whether the model has dropout or jitter anywhere, so that training it needs ``PrivateRandomness``."""
-    settings = [vars(module) for module in model.modules()]
-    config = getattr(model, "config", None)
-    if config is not None:
-        settings.append(config.to_dict())
+    settings = [model.config.to_dict(), *(vars(module) for module in model.modules())]
     if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
         return True
     return any(

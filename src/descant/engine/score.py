@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,13 +67,9 @@ class TokenScorer:
         chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().num_embeddings)
         if len(targets_N) <= chunk_size:
             return self._chunk_logprobs(hidden_NH, targets_N)
-        chunks = [
-            checkpoint(self._chunk_logprobs, hidden, targets, use_reentrant=False, preserve_rng_state=False)
-            for hidden, targets in zip(
-                torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True
-            )
-        ]
-        return torch.cat(chunks)
+        chunks = zip(torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True)
+        compute = partial(checkpoint, self._chunk_logprobs, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([compute(*chunk) for chunk in chunks])
 
     def _chunk_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         assert self.head is not None

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -26,12 +26,8 @@ _END_OF_REASONING = "</think>"
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class _CharSpan(NamedTuple):
-    """A located turn in the rendered text: ``[start, end)`` is what the model writes as the turn's content."""
-
-    turn: int
-    start: int
-    end: int
+_CharSpan = tuple[int, int, int]
+"""A turn, and the characters ``[start, end)`` of the rendered text that the model writes as its content."""
 
 
 class Renderer:
@@ -192,7 +188,7 @@ class Renderer:
             else:
                 return [self._locate_by_prompt(thread, text, turn) for turn in located]
             start = self._end_of_generation_prompt(thread, turn, text[:position])
-            spans.append(_CharSpan(turn, start, position + len(rendered)))
+            spans.append((turn, start, position + len(rendered)))
             position += len(rendered) + len(piece)
         if not text.startswith(pieces[0]) or position != len(text):
             raise self._cannot_locate(thread, located[0])
@@ -212,7 +208,7 @@ class Renderer:
         end = min((end for end in ends if end >= 0), default=start)
         if thread.get_turns()[turn].role != "assistant" or not self._is_whole(thread, turn, text[start:end]):
             raise self._cannot_locate(thread, turn)
-        return _CharSpan(turn, start, end)
+        return turn, start, end
 
     def _is_whole(self, thread: StringThread, turn: int, rendered: str) -> bool:
         """Whether a turn stands in its render: its calls, and its content as it was written but for reasoning, which
