@@ -98,9 +98,8 @@ class PrivateRandomness(TorchFunctionMode):
 def draws_random_numbers(model: Any) -> bool:
     """Whether the model has dropout or jitter anywhere, so that training it needs ``PrivateRandomness``."""
     settings = [model.config.to_dict(), *(vars(module) for module in model.modules())]
-    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
-        return True
-    return any(
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    return any(layer.p > 0 for layer in layers) or any(
         isinstance(value, float) and value > 0 and any(word in name for word in ("drop", "jitter"))
         for names in settings
         for name, value in names.items()

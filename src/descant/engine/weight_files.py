@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 
 _descriptors: dict[str, int] = {}  # of the files that this process has created or inherited
-_memory: dict[str, mmap.mmap] = {}  # of those that it has used
+_memory: dict[str, mmap.mmap] = {}  # the bytes of those that it has used
 _numbers = itertools.count(1)
 
 

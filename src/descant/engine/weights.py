@@ -79,8 +79,7 @@ class WeightStore:
 
     def attach(self, name: str, handle: WeightHandle) -> None:
         """Hold the weights in shared memory, on the model's device, under this name."""
-        tensors = named_tensors(self._model)
-        shared = shared_tensors(handle)
+        tensors, shared = named_tensors(self._model), shared_tensors(handle)
         self._copies[name] = [(tensors[key], data.to(tensors[key].device)) for key, data in shared.items()]
         self._num_users[name] = 1
 
