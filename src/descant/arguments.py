@@ -80,7 +80,7 @@ def is_finite_number(value: object) -> TypeGuard[float]:
         return False
 
 
-def check_one_of(name: str, value: Any, *, allowed: Sequence[str]) -> None:
+def check_one_of(name: str, value: Any, *, allowed: Sequence[str | None]) -> None:
     """Raises ConfigurationError if the value is not one of those that are allowed."""
     if value not in allowed:
         raise ConfigurationError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")

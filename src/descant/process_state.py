@@ -47,9 +47,14 @@ def restored(settings: Sequence[Setting]) -> Iterator[None]:
     try:
         yield
     finally:
-        for (read, write), value in zip(settings, found, strict=True):
-            if read() != value:
-                write(value)
+        apply_settings(settings, found)
+
+
+def apply_settings(settings: Sequence[Setting], values: Sequence[Any]) -> None:
+    """Write the settings that have other values."""
+    for (read, write), value in zip(settings, values, strict=True):
+        if read() != value:
+            write(value)
 
 
 def num_cores() -> int:

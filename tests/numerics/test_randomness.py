@@ -116,4 +116,4 @@ async def test_training_is_a_function_of_its_seed_while_others_draw_from_the_glo
 
 async def test_a_model_without_dropout_pays_nothing(qwen3_dir):
     async with training_model(qwen3_dir) as model:
-        assert not model._worker._loop._engine.training_step.draws_random_numbers
+        assert not model._worker._loop._engine.training_step.randomness

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from descant import StringThread
+from descant.engine.jobs import GeneratedTokens
 from descant.errors import ModelLoadError, RenderError
 from descant.models.chat_template import Renderer
 
@@ -91,12 +92,12 @@ def test_a_generated_turn_keeps_its_tokens():
     chat = renderer()
     prompt = chat.render_prompt(StringThread().user("12+34="))
     ids = chat.tokenizer("46<|im_end|>")["input_ids"]
-    stopped = chat.append_generated(prompt, ids, "stop")
+    stopped = chat.append_generated(prompt, GeneratedTokens(tuple(ids), (), "stop"))
     assert stopped.token_ids == prompt.token_ids + tuple(ids)
     assert stopped.thread.last_content() == "46"
     assert stopped.len_last_turn() == 2
     assert sum(stopped.token_weights()) == 3
-    cut = chat.append_generated(prompt, ids[:2], "length")
+    cut = chat.append_generated(prompt, GeneratedTokens(tuple(ids[:2]), (), "length"))
     assert cut.thread.last_content() == "46"
     assert sum(cut.token_weights()) == 2
     assert cut.last_content() == ids[:2]

@@ -71,8 +71,6 @@ def plan_batches(lengths: Sequence[int], max_tokens: int, overhead_tokens: int =
     ``overhead_tokens``. A sequence longer than the budget gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    if not order:
-        return []
     sizes = np.maximum([lengths[index] for index in order], 1)
     num = len(sizes)
     # costs[i]: of the best plan for the sequences from i on; ends[i]: where its first batch ends. From the short end.

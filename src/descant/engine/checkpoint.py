@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +67,10 @@ def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) ->
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    had_progress_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # within the output of the trainer
     try:
-        with _without_progress_bars():  # one for each checkpoint, within the output of the trainer
-            model.save_pretrained(written, max_shard_size=max_shard_bytes)
+        model.save_pretrained(written, max_shard_size=max_shard_bytes)
         tokenizer.save_pretrained(written)
         if path.exists():
             replaced = written.with_name(written.name + "-replaced")
@@ -81,19 +80,10 @@ def write_model(model: Any, tokenizer: Any, path: Path, max_shard_bytes: int) ->
         else:
             written.rename(path)
     finally:
+        if had_progress_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         shutil.rmtree(written, ignore_errors=True)
     return path
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_path(name: str) -> None:

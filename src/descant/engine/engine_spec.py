@@ -15,7 +15,7 @@ from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
 from descant.errors import ConfigurationError, DescantError
-from descant.process_state import NUM_THREADS, compute_settings, num_cores
+from descant.process_state import NUM_THREADS, apply_settings, compute_settings, num_cores
 
 if TYPE_CHECKING:
     from descant.engine.hf import HFEngine
@@ -49,7 +49,7 @@ class EngineSpec:
         """The description of an engine; ConfigurationError if another engine would not compute the same."""
         if job.importable:
             _check_importable(type(engine.model))
-        settings = [value for _, _, value in engine.settings]
+        settings = list(engine.settings)
         settings[NUM_THREADS] = job.num_threads or max(1, num_cores() - settings[NUM_THREADS])
         spec = cls(
             model_class=type(engine.model),
@@ -92,9 +92,7 @@ class EngineSpec:
 
     def apply_to_process(self) -> None:
         """Have all of this process compute with the precision and kernels of the described engine."""
-        for (read, write), value in zip(compute_settings(), self.settings, strict=True):
-            if read() != value:
-                write(value)
+        apply_settings(compute_settings(), self.settings)
 
     def apply_to_thread(self) -> None:
         """Use the other engine's number of torch threads on this thread."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
@@ -21,7 +22,6 @@ from descant.errors import RequestError
 
 MAX_STEP_LOGITS = 2**26
 """Logits of one decode step, so that short rows and a large vocabulary do not fill the memory (256 MiB as float32)."""
-Results = list[GeneratedTokens | RequestError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def generate(
     sampling: Sampling,
     settings: GenerationSettings,
     yield_point: YieldPoint,
-) -> Results:
+) -> list[GeneratedTokens | RequestError]:
     """One completion per request, in order; a request that fails has its error in its place.
 
     A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
@@ -99,9 +99,14 @@ class _Decoder:
         """Prefill waiting prompts, sample their first tokens, and give rows to those that are not finished."""
         admitted, prompts = self._next_requests()
         prompt_of = {prompt: number for number, prompt in enumerate(prompts)}
-        ids_PT, mask_PT = _pad_left(prompts, self.model.device)
+        ids_PT, mask_PT = (  # so that every prompt ends in the last column
+            pad_sequence(rows, batch_first=True, padding_side="left").to(self.model.device)
+            for rows in ([torch.tensor(p) for p in prompts], [torch.ones(len(p), dtype=torch.long) for p in prompts])
+        )
         positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        cache: Any = self._new_cache()
+        cache: Any = DynamicCache(config=self.model.config)
+        if self.replaces_rows:
+            cache = KVCache(len(cache.layers))
         logits_PV = self._forward(ids_PT, mask_PT, positions_PT, cache)
         source = [prompt_of[self.requests[index].prompt_ids] for index in admitted]
         tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.model.device)])
@@ -142,18 +147,14 @@ class _Decoder:
         """Put prefilled requests into the running batch: in place of finished rows first, then behind the others."""
         tokens_B, mask_BT, positions_B = state
         if not self.rows:
-            (cache.keep_rows if self.replaces_rows else cache.reorder_cache)(sources)
+            cache.reorder_cache(sources)
             self.cache, self.rows = cache, list(requests)
             self.tokens_B, self.mask_BT, self.positions_B = tokens_B, mask_BT, positions_B
             return
         free = [row for row, request in enumerate(self.rows) if request is None]
         if (num_more := len(requests) - len(free)) > 0:
-            self.cache.append_rows(num_more)
-            self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_zeros(num_more, self.mask_BT.shape[1])])
-            self.tokens_B = torch.cat([self.tokens_B, tokens_B[:num_more]])
-            self.positions_B = torch.cat([self.positions_B, positions_B[:num_more]])
             free += range(len(self.rows), len(self.rows) + num_more)
-            self.rows += [None] * num_more
+            self._take_rows([*range(len(self.rows)), *[0] * num_more])  # the new ones are overwritten below
         rows_B = torch.tensor(free[: len(requests)], device=self.model.device)
         self.cache.put_rows(rows_B, cache, sources)
         self.mask_BT[rows_B] = 0
@@ -170,11 +171,7 @@ class _Decoder:
             self.rows = []
             return
         if num_finished * 8 >= len(self.rows) and not (self.waiting and self.replaces_rows):
-            rows_B = torch.tensor(kept, device=self.model.device)
-            (self.cache.keep_rows if self.replaces_rows else self.cache.reorder_cache)(rows_B)
-            self.rows = [self.rows[row] for row in kept]
-            self.tokens_B, self.mask_BT = self.tokens_B[rows_B], self.mask_BT[rows_B]
-            self.positions_B = self.positions_B[rows_B]
+            self._take_rows(kept)
         used = max(
             len(self.requests[row].prompt_ids) + len(self.outputs[row]) - 1 for row in self.rows if row is not None
         )
@@ -182,6 +179,14 @@ class _Decoder:
         if self.replaces_rows and (num_columns - used) * 4 >= num_columns:
             self.cache.drop_left(num_columns - used)
             self.mask_BT = self.mask_BT[:, num_columns - used :].contiguous()
+
+    def _take_rows(self, rows: list[int]) -> None:
+        """Make these the rows of the running batch; one may be named more than once."""
+        rows_B = torch.tensor(rows, device=self.model.device)
+        self.cache.reorder_cache(rows_B)
+        self.rows = [self.rows[row] for row in rows]
+        self.tokens_B, self.positions_B = self.tokens_B[rows_B], self.positions_B[rows_B]
+        self.mask_BT = self.mask_BT[rows_B]
 
     def _accept(self, rows: Sequence[int | None], logits_BV: Tensor) -> Tensor:
         """Sample one token for each row (int64 [B]) and settle the requests that end with it."""
@@ -201,12 +206,14 @@ class _Decoder:
             if row is not None:
                 self.outputs[row].append(token)
                 self.logprobs[row].append(logprob)
-                self.results[row] = self._result(row) if is_finite else self._not_finite(row)
+                self.results[row] = self._result(row, is_finite)
         return tokens_B
 
-    def _result(self, request: int) -> GeneratedTokens | None:
+    def _result(self, request: int, is_finite: bool) -> GeneratedTokens | RequestError | None:
         """The result of a request if its last token ends it."""
         output = self.outputs[request]
+        if not is_finite:
+            return RequestError(f"the logits of token {len(output)} are not finite")
         reason: FinishReason | None = None
         if output[-1] in self.settings.stop_ids:
             reason = "stop"
@@ -223,16 +230,9 @@ class _Decoder:
         tail = self.settings.decode(output[-4 * longest - 4 :])  # a character has at most four tokens
         return any(string in tail for string in self.sampling.stop_strings)
 
-    def _not_finite(self, request: int) -> RequestError:
-        return RequestError(f"the logits of token {len(self.outputs[request])} are not finite")
-
     def _most_tokens(self, request: int) -> int:
         """Prompt and longest completion, in tokens."""
         return min(len(self.requests[request].prompt_ids) + self.sampling.max_gen_len, self.context)
-
-    def _new_cache(self) -> Any:
-        num_layers = len(DynamicCache(config=self.model.config).layers)
-        return KVCache(num_layers) if self.replaces_rows else DynamicCache(config=self.model.config)
 
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any) -> Tensor:
         """The logits of the last column, [B, V]."""
@@ -245,14 +245,3 @@ class _Decoder:
             logits_to_keep=1,
         ).logits
         return logits[:, -1]
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both int64 [P, T], so that every prompt ends in the last column."""
-    longest = max(map(len, prompts))
-    ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask_PT = torch.zeros_like(ids_PT)
-    for row, prompt in enumerate(prompts):
-        ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_PT[row, longest - len(prompt) :] = 1
-    return ids_PT.to(device), mask_PT.to(device)

@@ -20,7 +20,6 @@ from descant.engine.precision import (
     computes_in,
     default_precision,
     device_type,
-    forget_casts,
     module_mode,
     weights_dtype,
 )
@@ -28,7 +27,7 @@ from descant.engine.score import TokenScorer, not_finite, refused_sequence, spli
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
 from descant.errors import DescantError, RequestError
-from descant.process_state import compute_settings, restored
+from descant.process_state import apply_settings, compute_settings, restored
 
 ResultT = TypeVar("ResultT")
 
@@ -40,15 +39,11 @@ class HFEngine:
     draws every random number from (run seed, step, micro-batch), so nothing that runs in between can change it.
 
     Args:
-        model: a causal language model of Transformers.
-        tokenizer: saved with the weights.
         stop_ids: tokens that end a turn.
         max_batch_tokens: padded tokens of a micro-batch in scoring and training. In training it is also the longest
             sequence; in scoring a longer one gets a batch of its own, so that no result depends on the budget.
         max_cached_tokens: tokens in the key-value cache in generation.
-        trainable: build an optimizer.
         precision: number formats; the weights are in theirs already.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         owns_model: whether no other code uses the module. If other code trains it, its device, modes and gradients are
             left alone, and its weights may change without the engine being told.
         spec: the description that the engine is made of, if it has attached weights only.
@@ -84,7 +79,7 @@ class HFEngine:
             self.training_step = TrainingStep(
                 self.scorer, self.weights, self.budgets, self.precision, gradient_checkpointing=gradient_checkpointing
             )
-        self.settings = [(read, write, read()) for read, write in compute_settings()]
+        self.settings = [read() for read, _ in compute_settings()]
         self.spec = spec
 
     @classmethod
@@ -149,8 +144,6 @@ class HFEngine:
                 return self.weights.attach(job.name, job.handle)
             case jobs.DetachWeights():
                 return self.weights.detach(job.name)
-            case jobs.UnmapWeights():
-                return self.weights.unmap(job.handle)
             case jobs.Save():
                 return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
             case jobs.Load():
@@ -167,16 +160,14 @@ class HFEngine:
         """
         if self.spec is not None:
             self.spec.check_process()
-        own = self.settings if self.spec is None else ()
-        with restored(compute_settings()) if own else nullcontext():
-            for read, write, value in own:
-                if read() != value:
-                    write(value)
-            forget_casts()  # the job may run within another one, on other weights
+        with restored(compute_settings()) if self.spec is None else nullcontext():
+            if self.spec is None:
+                apply_settings(compute_settings(), self.settings)
+            torch.clear_autocast_cache()  # the job may run within another one, on other weights or without gradients
             try:
                 yield
             finally:
-                forget_casts()
+                torch.clear_autocast_cache()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

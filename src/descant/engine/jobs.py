@@ -61,21 +61,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample.
+    """How to sample."""
 
-    Attributes:
-        temperature: 0 is greedy.
-        top_p: keeps the smallest set of tokens of that probability.
-        max_gen_len: the longest completion, in tokens.
-        min_gen_len: no token ends the turn before this many.
-        stop_strings: text that ends a completion.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_gen_len: int = 2048
-    min_gen_len: int = 0
-    stop_strings: tuple[str, ...] = ()
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # keeps the smallest set of tokens of that probability
+    max_gen_len: int = 2048  # the longest completion, in tokens
+    min_gen_len: int = 0  # no token ends the turn before this many
+    stop_strings: tuple[str, ...] = ()  # text that ends a completion
 
 
 class GenerationRequest(NamedTuple):
@@ -207,13 +199,6 @@ class DetachWeights(Job[bool]):
 
     name: str
     priority: Priority = Priority.TRAINING
-
-
-@dataclass(frozen=True, slots=True)
-class UnmapWeights(Job[None]):
-    """Let go of shared memory."""
-
-    handle: WeightHandle
 
 
 @dataclass(frozen=True, slots=True)

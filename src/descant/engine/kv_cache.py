@@ -1,6 +1,6 @@
 """KVCache: a key-value cache whose rows can be replaced.
 
-``KVCache`` writes into buffers in place. Rows are aligned on the right: the newest token of every row stands in the
+It writes into buffers in place. Rows are aligned on the right: the newest token of every row stands in the
 last used column, and what a row does not use on the left is masked. So a row can leave at any time, and another take
 its place, without moving the others. Sliding-window layers keep all columns too and rely on their mask.
 """
@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 # B rows, K key-value heads, C columns of the buffer, D head size
 
 _FIRST_COLUMNS = 64  # allocated beyond the first forward pass, before the buffer is doubled for the first time
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one model layer, [B, K, C, D]; columns up to ``length`` are used."""
 
-    is_sliding = False
     keys: Tensor
     values: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.length = 0
+    length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for the rows of the first forward pass."""
@@ -49,17 +45,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that the mask covers, and where they begin."""
-        return self.length + query_length, 0
-
     def get_seq_length(self) -> int:
         """Used columns."""
         return self.length
-
-    def get_max_length(self) -> int:
-        """No bound."""
-        return -1
 
 
 class KVCache(Cache):
@@ -68,12 +56,7 @@ class KVCache(Cache):
     layers: list[_Layer]  # type: ignore[assignment]
 
     def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[_Layer() for _ in range(num_layers)])
-
-    def keep_rows(self, rows_B: Tensor) -> None:
-        """Forget all rows but these; a row may be named more than once."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows_B], layer.values[rows_B]
+        super().__init__(layers=[_Layer() for _ in range(num_layers)])  # type: ignore[no-untyped-call]
 
     def drop_left(self, num_columns: int) -> None:
         """Forget the first columns, which no row uses any more."""
@@ -86,15 +69,8 @@ class KVCache(Cache):
         """Overwrite rows with rows of another cache that has at most as many columns, aligned on the right."""
         for layer, source in zip(self.layers, other.layers, strict=True):
             for buffer, new in ((layer.keys, source.keys), (layer.values, source.values)):
+                buffer[rows_B] = 0  # what is masked has to be finite
                 buffer[rows_B, :, layer.length - source.length : layer.length] = new[other_rows_B, :, : source.length]
-
-    def append_rows(self, num_rows: int) -> None:
-        """Make room for more rows behind the others."""
-        for layer in self.layers:
-            layer.keys, layer.values = (
-                torch.cat([buffer, buffer.new_zeros(num_rows, *buffer.shape[1:])])
-                for buffer in (layer.keys, layer.values)
-            )
 
 
 def has_replaceable_rows(config: Any) -> bool:

@@ -30,13 +30,8 @@ def weights_dtype(precision: Precision) -> torch.dtype:
 
 
 def computes_in(precision: Precision, device: str) -> AbstractContextManager[Any]:
-    """The context of a forward pass on a type of device. Casts are cached until it ends or ``forget_casts``."""
+    """The context of a forward pass on a type of device. Casts are cached until it ends."""
     return torch.autocast(device, torch.bfloat16) if precision == "mixed" else nullcontext()
-
-
-def forget_casts() -> None:
-    """Drop cached casts: the weights are others now, or the casts were made without gradients."""
-    torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -95,15 +95,11 @@ class PrivateRandomness(TorchFunctionMode):
         return self._dropout(torch.softmax(scores, dim=-1), dropout_p) @ value
 
 
-def draws_random_numbers(model: nn.Module) -> bool:
+def draws_random_numbers(model: Any) -> bool:
     """Whether the model has dropout or jitter anywhere, so that training it needs ``PrivateRandomness``."""
-    settings = [vars(module) for module in model.modules()]
-    config = getattr(model, "config", None)
-    if config is not None:
-        settings.append(config.to_dict())
-    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
-        return True
-    return any(
+    settings = [model.config.to_dict(), *(vars(module) for module in model.modules())]
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    return any(layer.p > 0 for layer in layers) or any(
         isinstance(value, float) and value > 0 and any(word in name for word in ("drop", "jitter"))
         for names in settings
         for name, value in names.items()

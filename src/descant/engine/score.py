@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from descant.engine.jobs import WeightedSequence
@@ -47,21 +49,14 @@ class TokenScorer:
 
         Rows are padded on the right, without a mask: with causal attention no token sees the padding behind it.
         """
-        device = self.model.device
-        ids_BT = torch.zeros(len(sequences), max(len(s.token_ids) for s in sequences), dtype=torch.long)
-        rows: list[int] = []
-        columns: list[int] = []
-        weights: list[float] = []
-        for row, sequence in enumerate(sequences):
-            ids_BT[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
-            weighted = [column for column, weight in enumerate(sequence.weights) if weight > 0]
-            rows += [row] * len(weighted)
-            columns += weighted
-            weights += [sequence.weights[column] for column in weighted]
-        rows_N, columns_N = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
-        ids_BT = ids_BT.to(device)
+        ids_BT = pad_sequence([torch.tensor(s.token_ids) for s in sequences], batch_first=True)
+        weights_BT = pad_sequence([torch.tensor(s.weights, dtype=torch.float64) for s in sequences], batch_first=True)
+        rows_N, columns_N = (weights_BT > 0).nonzero(as_tuple=True)
+        weights_N = weights_BT[rows_N, columns_N].float()
+        ids_BT, weights_N, rows_N, columns_N = (
+            tensor.to(self.model.device) for tensor in (ids_BT, weights_N, rows_N, columns_N)
+        )
         targets_N = ids_BT[rows_N, columns_N]
-        weights_N = torch.tensor(weights, dtype=torch.float32, device=device)
         if self.head is None:
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
             return _token_logprobs(logits_BTV[rows_N, columns_N - 1], targets_N), weights_N
@@ -72,13 +67,9 @@ class TokenScorer:
         chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().num_embeddings)
         if len(targets_N) <= chunk_size:
             return self._chunk_logprobs(hidden_NH, targets_N)
-        chunks = [
-            checkpoint(self._chunk_logprobs, hidden, targets, use_reentrant=False, preserve_rng_state=False)
-            for hidden, targets in zip(
-                torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True
-            )
-        ]
-        return torch.cat(chunks)
+        chunks = zip(torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True)
+        compute = partial(checkpoint, self._chunk_logprobs, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([compute(*chunk) for chunk in chunks])
 
     def _chunk_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         assert self.head is not None

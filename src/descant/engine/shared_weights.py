@@ -1,8 +1,7 @@
-"""SharedWeights: the weights of a model in memory that several workers share."""
+"""Shared weights: the tensors of a model in memory that several workers share."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from descant.engine.jobs import WeightHandle
-from descant.engine.weight_files import weight_files
-from descant.errors import WeightsError
+from descant.engine.weight_files import weight_memory
 
 _ALIGNMENT = 64  # bytes, as for torch's own tensors: so kernels give the same bits
 _NUM_SHOWN = 3
@@ -52,28 +50,15 @@ class WeightLayout:
         return "; ".join(shape_differences(mine, its))
 
 
-class SharedWeights:
-    """A weight file, mapped into this process."""
-
-    def __init__(self, handle: WeightHandle) -> None:
-        self._layout = layout = handle.layout
-        (fd,) = weight_files([handle.name]).values()
-        memory = torch.frombuffer(mmap.mmap(fd, layout.num_bytes), dtype=torch.uint8)
-        self.tensors: Mapping[str, Tensor] = {
-            entry.name: memory[entry.offset : entry.offset + entry.dtype.itemsize * prod(entry.shape)]
-            .view(entry.dtype)
-            .view(entry.shape)
-            for entry in layout.entries
-        }
-        """Views of the file: all processes that map it see the same bytes."""
-
-    @torch.no_grad()
-    def copy_from(self, model: nn.Module) -> None:
-        """Overwrite the file with the weights of a module, which must have the tensors of the layout."""
-        if (layout := WeightLayout.of(model)) != self._layout:
-            differences = self._layout.differences(layout) or "number formats, or which tensors require gradients"
-            raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
-        torch._foreach_copy_(list(self.tensors.values()), list(named_tensors(model).values()))
+def shared_tensors(handle: WeightHandle) -> dict[str, Tensor]:
+    """Views of a weight file, by name."""
+    memory = torch.frombuffer(weight_memory(handle.name), dtype=torch.uint8)
+    return {
+        entry.name: memory[entry.offset : entry.offset + entry.dtype.itemsize * prod(entry.shape)]
+        .view(entry.dtype)
+        .view(entry.shape)
+        for entry in handle.layout.entries
+    }
 
 
 def shape_differences(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:

@@ -45,16 +45,17 @@ class TrainingStep:
         self._model, self._scorer, self._weights = scorer.model, scorer, weights
         self._budgets, self._precision = budgets, precision
         self._max_sequence_tokens = budgets.max_batch_tokens
-        self.draws_random_numbers = draws_random_numbers(self._model)
-        self._randomness: PrivateRandomness | None = None  # of the current or last micro-batch
+        self.randomness: PrivateRandomness | None = None
+        if draws_random_numbers(self._model):
+            self.randomness = PrivateRandomness(torch.Generator(self._model.device))
         if gradient_checkpointing:
             self._enable_gradient_checkpointing()
         self.restart()
 
     def restart(self) -> None:
         """Begin with a fresh optimizer and no gradient."""
-        self._named_parameters = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
-        parameters = [parameter for _, parameter in self._named_parameters]
+        self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        parameters = self._parameters.values()
         matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
         groups = [{"params": group} for group in (matrices, vectors) if group]
         self._adamw = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
@@ -65,8 +66,8 @@ class TrainingStep:
         """Forget the gradient and its sums."""
         self._adamw.zero_grad(set_to_none=True)
         self.loss: LossName | None = None
-        self.loss_sum = self.denominator = 0.0
-        self.statistics: defaultdict[str, float] = defaultdict(float)
+        self.denominator = 0.0
+        self.sums: defaultdict[str, float] = defaultdict(float)  # of the loss and its statistics
         self.num_tokens = self.num_samples = self.num_micro_batches = 0
 
     def accumulate(self, job: Accumulate, yield_point: YieldPoint) -> list[RequestError | None]:
@@ -94,9 +95,10 @@ class TrainingStep:
         if not indices:
             return ()
         sequences = [job.sequences[index] for index in indices]
-        randomness = self._private_randomness(derive_seed(job.seed, self._num_steps, self.num_micro_batches))
+        if self.randomness is not None:
+            self.randomness.generator.manual_seed(derive_seed(job.seed, self._num_steps, self.num_micro_batches))
         # It may run within an evaluation job, at one of its yield points.
-        with torch.enable_grad(), module_mode(self._model, training=True), randomness:
+        with torch.enable_grad(), module_mode(self._model, training=True), self.randomness or nullcontext():
             with computes_in(self._precision, self._model.device.type):
                 logprobs_N, weights_N = self._scorer.logprobs(sequences)
                 sums = LOSSES[job.loss](logprobs_N, _columns(sequences, weights_N))
@@ -107,10 +109,10 @@ class TrainingStep:
                 return bad or set(indices)
             sums.loss.backward()  # type: ignore[no-untyped-call]
         self.loss = job.loss
-        self.loss_sum += loss_sum
         self.denominator += float(sums.denominator)
+        self.sums["loss"] += loss_sum
         for name, value in sums.statistics.items():
-            self.statistics[name] += float(value)
+            self.sums[name] += float(value)
         self.num_tokens += len(weights_N)
         self.num_samples += len(indices)
         self.num_micro_batches += 1
@@ -130,20 +132,19 @@ class TrainingStep:
         if self.denominator == 0:
             raise DescantError("optim_step without a gradient: call a train_... method first")
         metrics = {
-            "loss": self.loss_sum / self.denominator,
-            **{name: value / self.denominator for name, value in self.statistics.items()},
+            **{name: value / self.denominator for name, value in self.sums.items()},
             "num_tokens": self.num_tokens,
             "num_samples": self.num_samples,
         }
-        gradients = [p.grad for _, p in self._named_parameters if p.grad is not None]
-        torch._foreach_div_(gradients, self.denominator)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        torch._foreach_div_(list(gradients.values()), self.denominator)
+        norm = float(torch.nn.utils.get_total_norm(gradients.values()))
         self._num_steps += 1
         try:
             if isfinite(norm):
-                self._update(job, norm, gradients[0].device)
+                self._update(job, norm)
             elif not job.skip_nan_gradients:
-                broken = [n for n, p in self._named_parameters if p.grad is not None and not p.grad.isfinite().all()]
+                broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
                 raise NonFiniteError(
                     f"the gradient is not finite, first in {broken[0] if broken else 'its norm'}; the weights are "
                     "unchanged. Lower the learning rate, look for broken data in this batch, or leave such updates out "
@@ -153,28 +154,20 @@ class TrainingStep:
             self.discard()
         return {**metrics, "grad_norm": norm, "skipped_update": float(not isfinite(norm))}
 
-    def _update(self, job: OptimStep, norm: float, device: torch.device) -> None:
-        parameters = [parameter for _, parameter in self._named_parameters]
-        torch.nn.utils.clip_grads_with_norm_(
-            parameters, job.max_grad_norm, torch.tensor(norm, dtype=torch.float32, device=device)
-        )
+    def _update(self, job: OptimStep, norm: float) -> None:
+        total_norm = torch.tensor(norm, dtype=torch.float32, device=self._model.device)
+        torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), job.max_grad_norm, total_norm)
         for group in self._adamw.param_groups:
             group["lr"] = job.lr
             group["weight_decay"] = job.weight_decay if group["params"][0].ndim >= 2 else 0.0
         self._adamw.step()
         self._weights.changed()
 
-    def _private_randomness(self, seed: int) -> AbstractContextManager[Any]:
-        if not self.draws_random_numbers:
-            return nullcontext()
-        self._randomness = PrivateRandomness(torch.Generator(self._model.device).manual_seed(seed))
-        return self._randomness
-
     def _enable_gradient_checkpointing(self) -> None:
         """Layers are computed again with the random numbers of their first pass, and nothing global is touched."""
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), nullcontext() if self._randomness is None else self._randomness.replay()
+            return nullcontext(), nullcontext() if self.randomness is None else self.randomness.replay()
 
         options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
         try:

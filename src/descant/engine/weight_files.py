@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 
 _descriptors: dict[str, int] = {}  # of the files that this process has created or inherited
+_memory: dict[str, mmap.mmap] = {}  # the bytes of those that it has used
 _numbers = itertools.count(1)
 
 
@@ -18,11 +20,7 @@ def create_weight_file(num_bytes: int) -> str:
     else:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
-    try:
-        os.ftruncate(fd, num_bytes)
-    except BaseException:
-        os.close(fd)
-        raise
+    os.ftruncate(fd, num_bytes)
     name = f"weights-{next(_numbers)}"
     _descriptors[name] = fd
     return name
@@ -38,6 +36,14 @@ def inherit_weight_files(files: Mapping[str, int]) -> None:
     _descriptors.update(files)
 
 
+def weight_memory(name: str) -> mmap.mmap:
+    """The bytes of a file, mapped into this process once: all processes that map it see the same."""
+    if name not in _memory:
+        _memory[name] = mmap.mmap(_descriptors[name], 0)
+    return _memory[name]
+
+
 def close_weight_file(name: str) -> None:
-    """Close a file; its memory is freed when nothing maps it any more."""
+    """Close a file; its memory is freed when nothing computes with it any more."""
+    _memory.pop(name, None)
     os.close(_descriptors.pop(name))

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from descant.engine.jobs import LIVE, REFERENCE, WeightHandle
-from descant.engine.shared_weights import SharedWeights, named_tensors
+from descant.engine.shared_weights import WeightLayout, named_tensors, shared_tensors
 from descant.errors import WeightsError
 
 _Copy = list[tuple[Tensor, Tensor]]
@@ -19,7 +20,7 @@ _Copy = list[tuple[Tensor, Tensor]]
 class WeightStore:
     """The weights that a model can compute with: the live ones, the reference, snapshots, and those in shared memory.
 
-    A version counts the changes of the live weights (parameters and persistent buffers): two snapshots between the same
+    A version counts the changes of the live weights (parameters and buffers): two snapshots between the same
     two updates share one copy. Where other code changes them untold (``counts_changes=False``), every snapshot is a
     copy. The reference is the copy at version 0.
     """
@@ -29,11 +30,9 @@ class WeightStore:
         self._counts_changes = counts_changes
         self._copies: dict[str, _Copy] = {}
         self._num_users: Counter[str] = Counter()
-        self._active = LIVE
-        self._in_use: list[str] = []  # by jobs within jobs
+        self._in_use = [LIVE]  # by jobs within jobs; the last are active
         self._live: _Copy = []  # while other weights are active
         self._version = 0
-        self.mapped: dict[str, SharedWeights] = {}  # by name of the handle
 
     def changed(self) -> None:
         """Count a change of the live weights."""
@@ -46,14 +45,12 @@ class WeightStore:
         Only the storage behind the parameters is exchanged, so it costs nothing, and the optimizer and tied layers keep
         their tensors. It nests: a training job within an evaluation of a snapshot runs on the live weights.
         """
-        before = self._active
-        self._activate(weights)
+        self._exchange(self._in_use[-1], weights)
         self._in_use.append(weights)
         try:
             yield
         finally:
-            self._in_use.pop()
-            self._activate(before)
+            self._exchange(self._in_use.pop(), self._in_use[-1])
 
     def take_snapshot(self) -> str:
         """Copy the live weights, unless that version is held already; returns the name of the copy."""
@@ -72,13 +69,17 @@ class WeightStore:
         if not self._num_users[snapshot]:
             del self._copies[snapshot], self._num_users[snapshot]
 
+    @torch.no_grad()
     def export(self, handle: WeightHandle) -> None:
-        """Copy the weights that are active into shared memory."""
-        self._map(handle).copy_from(self._model)
+        """Copy the weights that are active into shared memory, which must have the layout of the model."""
+        if (layout := WeightLayout.of(self._model)) != handle.layout:
+            differences = handle.layout.differences(layout) or "number formats, or which tensors require gradients"
+            raise WeightsError(f"the layers of the model have changed since the run began: {differences}")
+        torch._foreach_copy_(list(shared_tensors(handle).values()), list(named_tensors(self._model).values()))
 
     def attach(self, name: str, handle: WeightHandle) -> None:
         """Hold the weights in shared memory, on the model's device, under this name."""
-        tensors, shared = named_tensors(self._model), self._map(handle).tensors
+        tensors, shared = named_tensors(self._model), shared_tensors(handle)
         self._copies[name] = [(tensors[key], data.to(tensors[key].device)) for key, data in shared.items()]
         self._num_users[name] = 1
 
@@ -88,10 +89,6 @@ class WeightStore:
             return False
         self.release_snapshot(name)
         return True
-
-    def unmap(self, handle: WeightHandle) -> None:
-        """Let go of shared memory."""
-        self.mapped.pop(handle.name, None)
 
     def keep_reference(self) -> None:
         """Copy the weights as they were loaded, once."""
@@ -104,36 +101,25 @@ class WeightStore:
             )
         self._copies[REFERENCE] = self._copy()
 
-    def _map(self, handle: WeightHandle) -> SharedWeights:
-        if handle.name not in self.mapped:
-            self.mapped[handle.name] = SharedWeights(handle)
-        return self.mapped[handle.name]
-
     def _copy(self) -> _Copy:
         return [(tensor, data.clone()) for tensor, data in self._live or self._read()]
 
     def _read(self) -> _Copy:
         """The weights of now: layers may have been added or moved since the last time."""
-        return [(t, t.data) for t in (*self._model.parameters(), *persistent_buffers(self._model))]
+        return [(tensor, tensor.data) for tensor in named_tensors(self._model).values()]
 
-    def _activate(self, weights: str) -> None:
-        if weights == self._active:
+    def _exchange(self, active: str, weights: str) -> None:
+        if weights == active:
             return
         self._check_held(weights)
-        if self._active == LIVE:
+        if active == LIVE:
             self._live = self._read()
         for tensor, data in self._live if weights == LIVE else self._copies[weights]:
             tensor.data = data
         if weights == LIVE:
             self._live = []
-        self._active = weights
 
     def _check_held(self, weights: str) -> None:
         if weights != LIVE and weights not in self._copies:
             held = ", ".join([LIVE, *self._copies])
             raise WeightsError(f"the weights {weights!r} are not held (any more); there are {held}")
-
-
-def persistent_buffers(model: nn.Module) -> list[Tensor]:
-    """The buffers that are saved with the weights."""
-    return [t for t in model.state_dict(keep_vars=True).values() if not isinstance(t, nn.Parameter)]

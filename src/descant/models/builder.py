@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import Any, TypeVar, get_args
 
-from descant.arguments import as_path
+from descant.arguments import as_path, check_one_of
 from descant.engine.checkpoint import read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
@@ -57,11 +57,8 @@ class ModelBuilder:
         self.path = as_path(path)
         self.kv_cache_len = _positive("kv_cache_len", kv_cache_len)
         self.tokens_to_generate = _positive("tokens_to_generate", tokens_to_generate)
-        if precision is not None and precision not in get_args(Precision):
-            raise ConfigurationError(
-                f"precision={precision!r} must be one of {', '.join(map(repr, get_args(Precision)))}, or None"
-            )
-        self.precision: Precision | None = precision
+        check_one_of("precision", precision, allowed=(*get_args(Precision), None))
+        self.precision = precision
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
 

@@ -6,8 +6,10 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+from descant.engine.jobs import GeneratedTokens
 from descant.errors import ModelLoadError, RenderError
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread, TurnSpan
@@ -22,12 +24,8 @@ _END_OF_REASONING = "</think>"
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class _CharSpan(NamedTuple):
-    """A located turn in the rendered text: ``[start, end)`` is what the model writes as the turn's content."""
-
-    turn: int
-    start: int
-    end: int
+_CharSpan = tuple[int, int, int]
+"""A turn, and the characters ``[start, end)`` of the rendered text that the model writes as its content."""
 
 
 class Renderer:
@@ -109,30 +107,24 @@ class Renderer:
         return TokenizedThread(thread, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def append_generated(
-        self,
-        prompt: TokenizedThread,
-        generated: Sequence[int],
-        finish_reason: str,
-        *,
-        logprobs: Sequence[float] = (),
-        stop_strings: Sequence[str] = (),
+        self, prompt: TokenizedThread, generated: GeneratedTokens, stop_strings: Sequence[str] = ()
     ) -> TokenizedThread:
         """A prompt and the assistant turn of weight 1 that was generated for it, token for token.
 
         Its text ends before the end-of-turn token or the stop string that ended it.
         """
-        start, end = len(prompt.token_ids), len(prompt.token_ids) + len(generated)
-        content_end = end - (finish_reason == "stop")
-        content = self._decode(generated[: content_end - start])
-        if finish_reason == "stop_string":  # the same text in which the engine found it
+        start, end = len(prompt.token_ids), len(prompt.token_ids) + len(generated.token_ids)
+        content_end = end - (generated.finish_reason == "stop")
+        content = self._decode(generated.token_ids[: content_end - start])
+        if generated.finish_reason == "stop_string":  # the same text in which the engine found it
             content = content[: min(content.find(string) for string in stop_strings if string in content)]
         return TokenizedThread(
             thread=prompt.thread.assistant(content),
-            token_ids=(*prompt.token_ids, *generated),
+            token_ids=(*prompt.token_ids, *generated.token_ids),
             spans=(*prompt.spans, TurnSpan("assistant", start, content_end, end)),
             turn_weights=(*prompt.turn_weights, 1.0),
-            finish_reason=finish_reason,
-            logprobs=tuple(logprobs),
+            finish_reason=generated.finish_reason,
+            logprobs=generated.logprobs,
         )
 
     def _locate_by_tags(self, thread: StringThread, token_ids: tuple[int, ...]) -> list[tuple[int, TurnSpan]] | None:
@@ -145,14 +137,9 @@ class Renderer:
         rendered = self._apply_template(
             thread, thread.chat_messages(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        mask = [0, *rendered["assistant_masks"], 0]
-        runs = list(
-            zip(
-                [i for i in range(len(token_ids)) if mask[i + 1] > mask[i]],
-                [i for i in range(1, len(token_ids) + 1) if mask[i] > mask[i + 1]],
-                strict=True,
-            )
-        )
+        mask = pairwise([0, *rendered["assistant_masks"], 0])
+        edges = [position for position, (before, after) in enumerate(mask) if before != after]
+        runs = list(zip(edges[::2], edges[1::2], strict=True))
         if len(runs) != len(assistants) or tuple(rendered["input_ids"]) != token_ids:
             return None
         spans = []
@@ -160,7 +147,9 @@ class Renderer:
             if not self._is_whole(thread, turn, self._decode(token_ids[start:end])):
                 raise self._cannot_locate(thread, turn)
             behind = end  # where the end of the turn begins: white space and tokens that end turns
-            while behind > start and self._ends_turn_or_is_space(token_ids[behind - 1]):
+            while behind > start and (
+                token_ids[behind - 1] in self.end_ids or self._is_white_space(token_ids[behind - 1])
+            ):
                 behind -= 1
             content_end = next((i for i in range(behind, end) if token_ids[i] in self.end_ids), end)
             is_ended = content_end < end or thread.get_tool_calls()[turn]
@@ -197,7 +186,7 @@ class Renderer:
             else:
                 return [self._locate_by_prompt(thread, text, turn) for turn in located]
             start = self._end_of_generation_prompt(thread, turn, text[:position])
-            spans.append(_CharSpan(turn, start, position + len(rendered)))
+            spans.append((turn, start, position + len(rendered)))
             position += len(rendered) + len(piece)
         if not text.startswith(pieces[0]) or position != len(text):
             raise self._cannot_locate(thread, located[0])
@@ -217,7 +206,7 @@ class Renderer:
         end = min((end for end in ends if end >= 0), default=start)
         if thread.get_turns()[turn].role != "assistant" or not self._is_whole(thread, turn, text[start:end]):
             raise self._cannot_locate(thread, turn)
-        return _CharSpan(turn, start, end)
+        return turn, start, end
 
     def _is_whole(self, thread: StringThread, turn: int, rendered: str) -> bool:
         """Whether a turn stands in its render: its calls, and its content as it was written but for reasoning, which
@@ -268,9 +257,6 @@ class Renderer:
 
     def _is_white_space(self, token_id: int) -> bool:
         return not self._decode([token_id]).strip()
-
-    def _ends_turn_or_is_space(self, token_id: int) -> bool:
-        return token_id in self.end_ids or self._is_white_space(token_id)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""

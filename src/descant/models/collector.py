@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-ListCall = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+ListCall = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Batch:
-    items: list[Any] = field(default_factory=list)
-    futures: list[asyncio.Future[Any]] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
+    items: list[Any]
+    task: asyncio.Task[Sequence[Any]]
+    num_waiting: int = 0
 
 
 class Collector:
@@ -25,12 +25,7 @@ class Collector:
     def __init__(self) -> None:
         self._open: dict[Hashable, _Batch] = {}
 
-    async def call(
-        self,
-        key: Hashable,
-        item: ItemT,
-        list_call: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]],
-    ) -> ResultT:
+    async def call(self, key: Hashable, item: ItemT, list_call: ListCall[ItemT, ResultT]) -> ResultT:
         """The result for ``item`` of one ``list_call`` over all items under ``key``; raises if that is an exception.
 
         When every caller of a list call has been cancelled, so is the list call.
@@ -38,33 +33,27 @@ class Collector:
         loop = asyncio.get_running_loop()
         key = (loop, key)  # a grader in a thread may run a loop of its own
         if (batch := self._open.get(key)) is None:
-            batch = self._open[key] = _Batch()
-            loop.call_soon(self._flush, key, list_call)
-        future: asyncio.Future[ResultT] = loop.create_future()
+            loop.call_soon(self._open.pop, key)
+            items: list[ItemT] = []
+            task = asyncio.Task(_results(list_call, items), loop=loop)  # begins in the next turn, whatever the factory
+            batch = self._open[key] = _Batch(items, task)
+        index = len(batch.items)
         batch.items.append(item)
-        batch.futures.append(future)
+        batch.num_waiting += 1
         try:
-            return await future
-        except asyncio.CancelledError:
-            if batch.task is not None and all(other.done() for other in batch.futures):
+            await asyncio.wait([batch.task])
+        finally:
+            batch.num_waiting -= 1
+            if not batch.num_waiting:
                 batch.task.cancel()
-            raise
-
-    def _flush(self, key: Hashable, list_call: ListCall) -> None:
-        batch = self._open.pop(key)
-        if not all(future.done() for future in batch.futures):
-            batch.task = asyncio.get_running_loop().create_task(_run(batch, list_call))
-
-
-async def _run(batch: _Batch, list_call: ListCall) -> None:
-    try:
-        results = await list_call(batch.items)
-    except Exception as error:
-        results = [error] * len(batch.items)
-    for future, result in zip(batch.futures, results, strict=True):
-        if future.done():
-            continue
+        result: ResultT | Exception = batch.task.result()[index]
         if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
+            raise result
+        return result
+
+
+async def _results(list_call: ListCall[ItemT, ResultT], items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
+    try:
+        return await list_call(items)
+    except Exception as error:
+        return [error] * len(items)

@@ -280,13 +280,7 @@ class InferenceModel:
                 return [
                     result
                     if isinstance(result, RequestError)
-                    else self._renderer.append_generated(
-                        prompt,
-                        result.token_ids,
-                        result.finish_reason,
-                        logprobs=result.logprobs,
-                        stop_strings=sampling.stop_strings,
-                    )
+                    else self._renderer.append_generated(prompt, result, sampling.stop_strings)
                     for (prompt, _), result in zip(prompts, results, strict=True)
                 ]
 

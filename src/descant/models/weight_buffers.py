@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ class _Buffer:
     name: str = ""
     version: int | None = None
     num_users: int = 0
-    attached: Future[None] | None = None
+    attached: Future[None] = field(default_factory=Future)
 
 
 class WeightBuffers:
@@ -107,14 +107,8 @@ class WeightBuffers:
                 await asyncio.to_thread(self._evaluator.close)
         finally:
             buffers, self._buffers = self._buffers, []
-            unmapped: list[Future[Any]] = []
             for buffer in buffers:
-                with suppress(DescantError):  # the model was closed, which unmaps it
-                    unmapped.append(self._source.submit(jobs.UnmapWeights(buffer.handle)).future)
                 close_weight_file(buffer.handle.name)
-            for future in unmapped:
-                with suppress(DescantError):
-                    await asyncio.shield(asyncio.wrap_future(future))
 
     def kill(self) -> None:
         """End the worker at once, if it is a process."""
@@ -174,9 +168,8 @@ class Lease:
         await self._buffers._turn.acquire()
         self._has_turn = True
         await self._buffers._worker().ready()
-        attached = self._buffer.attached
-        if attached is not None and not isinstance(attached.exception(0) if attached.done() else None, WorkerDied):
-            await asyncio.shield(asyncio.wrap_future(attached))  # else its successor has attached them
+        with suppress(WorkerDied):  # its successor has attached them
+            await asyncio.shield(asyncio.wrap_future(self._buffer.attached))
 
     def end_turn(self) -> None:
         """Let the next evaluation begin; twice is harmless."""

@@ -77,7 +77,6 @@ class ChildProcess(EngineWorker):
         self._attached: dict[str, AttachWeights] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._finalizer: weakref.finalize[Any, ChildProcess] | None = None
         self._child = self._start()
 
     @property
@@ -116,7 +115,7 @@ class ChildProcess(EngineWorker):
 
     def _revive(self) -> None:
         """Start a new process if this one has died, with the same weights attached."""
-        if self._child.has_ended and not self._closed:
+        if self._child.end is not None and not self._closed:
             self._child.close(0.0)
             self._child = self._start()
             for attached in self._attached.values():
@@ -124,9 +123,7 @@ class ChildProcess(EngineWorker):
 
     def _start(self) -> _Child:
         child = _Child(self.name, self._spec, self._files)
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, child.close, 0.0)
+        weakref.finalize(self, child.close, 0.0)
         return child
 
 
@@ -134,7 +131,8 @@ class _Child:
     """One process, a thread that writes to it and one that reads; they do not keep the ``ChildProcess`` alive."""
 
     def __init__(self, name: str, spec: bytes, files: Mapping[str, int]) -> None:
-        self.has_ended = False
+        self.end: Exception | None = None
+        """Why it has ended."""
         self.ready: Future[None] = Future()
         self._name = name
         self._numbers = itertools.count()
@@ -142,7 +140,6 @@ class _Child:
         self._lock = threading.Lock()
         self._closing = False
         self._failure: BaseException | None = None
-        self._end: Exception = DescantError("it has not ended")
         python_path = [str(Path(descant.__file__).parent.parent), os.environ.get("PYTHONPATH")]
         ours, its = socket.socketpair()
         self._connection = Connection(ours.detach())
@@ -169,11 +166,11 @@ class _Child:
         ticket = _Ticket(next(self._numbers), self._messages)
         ticket.future.set_running_or_notify_cancel()
         with self._lock:
-            if not self.has_ended:
+            if self.end is None:
                 self._pending[ticket.number] = ticket
                 self._messages.put(("run", ticket.number, job))
-                return ticket
-        ticket.future.set_exception(self._end)
+            else:
+                ticket.future.set_exception(self.end)
         return ticket
 
     def close(self, timeout_s: float) -> None:
@@ -222,30 +219,25 @@ class _Child:
             self._failure = error
             self.process.kill()
         self.process.wait()
-        self._end = self._describe_end()
         with self._lock:
-            self.has_ended = True
+            self.end = end = self._describe_end()
             pending, self._pending = self._pending, {}
         self._messages.put(None)
         if not self.ready.done():
-            self.ready.set_exception(self._end)
+            self.ready.set_exception(end)
         for ticket in pending.values():
-            ticket.future.set_exception(self._end)
+            ticket.future.set_exception(end)
         self._connection.close()
 
-    def _take(self, kind: str, number: int | None, value: Any) -> None:
+    def _take(self, kind: str, number: Any, value: Any) -> None:
         if kind == "failed":
             self._failure = value
         elif kind == "ready":
             self.ready.set_result(None)
-        if number is None:
-            return
-        with self._lock:
-            ticket = self._pending.pop(number)
-        if kind == "done":
-            ticket.future.set_result(value)
         else:
-            ticket.future.set_exception(value)
+            with self._lock:
+                future = self._pending.pop(number).future
+            (future.set_result if kind == "done" else future.set_exception)(value)
 
     def _describe_end(self) -> Exception:
         if self._closing:

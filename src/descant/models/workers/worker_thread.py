@@ -125,7 +125,8 @@ class _WorkLoop:
             self._engine = load()
         except BaseException as error:
             self.loaded.set_exception(error)
-            self._closed = True
+            with self._lock:
+                self._closed = True
             self._refuse_waiting()
             return
         self.loaded.set_result(None)
@@ -172,10 +173,7 @@ class _WorkLoop:
             return bool(self._queue.queue) and self._queue.queue[0].priority == Priority.TRAINING
 
     def _refuse_waiting(self) -> None:
-        while True:
-            try:
-                ticket = self._queue.get_nowait()
-            except queue.Empty:
-                return
+        while not self._queue.empty():
+            ticket = self._queue.get()
             if ticket.future.set_running_or_notify_cancel():
                 ticket.future.set_exception(DescantError(f"model {self._name!r} was closed"))
