@@ -40,14 +40,15 @@ class InFlight:
         """Whether ``check`` would raise: whoever has failed is not under way any more."""
         return self._failure is not None
 
-    def start(self, call: Call, work: Work) -> None:
-        """Let a call go on."""
+    def start(self, call: Call, work: Work) -> asyncio.Task[None]:
+        """Let a call run in parallel to training."""
         if not self._tasks:
             _PYTHON.begin()
         same = [task for other, task in self._tasks.items() if other.callback is call.callback]
-        task = asyncio.ensure_future(self._contained(work(same[-1] if same else None)))
+        task = asyncio.ensure_future(self._contained(work, same[-1] if same else None))
         self._tasks[call] = task
         task.add_done_callback(lambda task: self._end(call, task))
+        return task
 
     async def turn(self) -> None:
         """Let them go on with whatever has arrived; raises what one of them has failed with, if that ends the run."""
@@ -83,9 +84,9 @@ class InFlight:
             await asyncio.wait(tasks, timeout=_LEAVING_S)
         return calls
 
-    async def _contained(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _contained(self, work: Work, previous: asyncio.Task[None] | None) -> None:
         try:
-            await work
+            await work(previous)
         except (KeyboardInterrupt, SystemExit) as leaving:  # which would tear down the event loop
             self._failure = self._failure or leaving
 

@@ -47,10 +47,10 @@ class Mode(ABC):
     async def begin(self, call: Call) -> None:
         """Make as much of a call as training waits for; the rest runs as a task."""
 
-    def _detach(self, call: Call, work: Work) -> None:
+    def _detach(self, call: Call, work: Work) -> asyncio.Task[None]:
         """Let the work run in parallel to training."""
         call.is_detached = True
-        self._in_flight.start(call, partial(self._finish, call, work))
+        return self._in_flight.start(call, partial(self._finish, call, work))
 
     async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
         returned = await self._make_detached(call, work)
@@ -126,7 +126,9 @@ class Background(Mode):
         """Copy the weights, once there is a free buffer."""
         if await self._make_room(call) and (lease := await self._copy(call)) is not None:
             self._measuring[call] = lease
-            self._detach(call, partial(self._evaluate, call, lease))
+            call.as_measured = lease.model if self._keep_until_complete else partial(_refuse_weights, call)
+            task = self._detach(call, partial(self._evaluate, call, lease))
+            task.add_done_callback(lambda _: self._end(call, lease))  # also if it is cancelled before it has begun
 
     async def _evaluate(self, call: Call, lease: Lease) -> dict[str, Any]:
         """Measure and report; the buffer is free as soon as nobody needs the copy."""
@@ -137,14 +139,9 @@ class Background(Mode):
             lease.release()
         return await callback.report(measurement)
 
-    async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
-        lease = self._measuring[call]
-        try:
-            call.as_measured = lease.model if self._keep_until_complete else partial(_refuse_weights, call)
-            await super()._finish(call, work, previous)
-        finally:
-            self._measuring.pop(call, None)
-            lease.release()
+    def _end(self, call: Call, lease: Lease) -> None:
+        self._measuring.pop(call, None)
+        lease.release()
 
     async def _make_detached(self, call: Call, work: Work) -> Any:
         lease = self._measuring[call]
