@@ -23,6 +23,7 @@ _NAMES_ELSEWHERE = {
     "lr_scheduler_type": "lr_scheduler",
     "max_norm": "max_grad_norm",
     "wd": "weight_decay",
+    "max_steps": "num_steps",
     "output_dir": "run_dir",
     "logging_dir": "run_dir",
     "report_to": "logger",
@@ -123,7 +124,7 @@ def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]
                 )
             close = [meant] if meant in known else get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"arguments are {', '.join(known)}"
-            hint = _SAID_ELSEWHERE.get(name, hint)
+            hint = hint if meant in known else _SAID_ELSEWHERE.get(name, hint)
             raise ConfigurationError(f"{function} has no argument {name!r}; {hint}")
 
 

@@ -55,6 +55,8 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
         ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed), whose
             model is not made yet (``model_init``), or that has no tokenizer (``processing_class``).
     """
+    names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
+    refuse_unknown("add_callbacks", options, [*names, "training_set"])
     if isinstance(callbacks, RecipeCallback):
         raise ConfigurationError(
             f"callbacks={callbacks!r} is a callback; give a list of them, or a function of a model"
@@ -97,8 +99,6 @@ class AddedCallbacks(TrainerCallback):
         self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
-        names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
-        refuse_unknown("add_callbacks", options, [*names, "training_set"])
         CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from descant.arguments import check_one_of, check_whole_number, refuse_unknown
+from descant.arguments import argument_names, check_one_of, check_whole_number, refuse_unknown
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -77,7 +77,7 @@ class RunOptions:
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments that do not exist, in words that help."""
         shared = [each.name for each in fields(RunOptions)]
-        own = [each.name for each in fields(cls) if each.name not in shared]
+        own = [name for name in argument_names(cls) if name not in shared]
         refuse_unknown(cls.__name__, arguments, own + shared)
         return super().__new__(cls)
 
@@ -106,4 +106,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return {"num_samples": len(value)}
     described = getattr(value, "description", None)
-    return repr(value) if described is None else {"name": value.name, "description": described}
+    if described is not None:
+        return {"name": value.name, "description": described}
+    return type(value).__name__ if type(value).__repr__ is object.__repr__ else repr(value)  # without its address

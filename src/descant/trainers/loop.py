@@ -105,7 +105,7 @@ class Trainer(RunOptions, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.order = self.plan()
-        self._runner: CallbackRunner | None = self._make_runner()
+        self._make_runner()  # what cannot work is refused now
 
     @abstractmethod
     def plan(self) -> DataOrder:
@@ -155,7 +155,7 @@ class Trainer(RunOptions, ABC):
             and whatever else stops training, once callbacks and run log are closed.
         """
         started_at = time.monotonic()
-        runner, self._runner = self._runner or self._make_runner(), None
+        runner = self._make_runner()
         async with self._training_alone(), runner:
             await self._report_progress(0, runner.recorder)
             for number in range(1, self.num_steps + 1):
