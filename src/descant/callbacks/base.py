@@ -190,6 +190,11 @@ class RecipeCallback(ABC):
         self.schedule = as_schedule(frequency)
         self._frequency = frequency
 
+    @property
+    def follows(self) -> str | None:
+        """The metric of another callback with which it is called, in place of a schedule of its own."""
+        return None if self.watches is None or self.watches.on_schedule else self.watches.metric
+
     @abstractmethod
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Do the work and return metrics: numbers (numpy and torch scalars too), strings or ``Table``.
@@ -240,6 +245,8 @@ class RecipeCallback(ABC):
 
     def is_due(self, previous: Progress | None, current: Progress) -> bool:
         """Whether a call is due at ``current``, the last one having been at ``previous`` (None: there was none)."""
+        if self.follows is not None:
+            return False
         if previous is None:
             if self.at_start:
                 return True
@@ -250,16 +257,17 @@ class RecipeCallback(ABC):
 
     def due_steps(self, num_steps: int) -> list[int]:
         """The steps of a run of ``num_steps`` after which the callback runs; 0 is before the first step."""
+        if self.follows is not None:
+            return []
         inner = [step for step in self.schedule.due_steps(num_steps) if 0 < step < num_steps]
         return [0] * self.at_start + inner + [num_steps] * self.at_end
 
     def plan(self, num_steps: int) -> Plan:
         """When the callback runs in a run of ``num_steps`` steps, to print."""
-        follows = None if self.watches is None or self.watches.on_schedule else self.watches.metric
-        schedule = str(self.schedule) if follows is None else f"with {follows}"
-        is_complete = self.schedule.is_planned and follows is None
+        schedule = str(self.schedule) if self.follows is None else f"with {self.follows}"
+        is_complete = self.schedule.is_planned and self.follows is None
         steps = self.due_steps(num_steps)
-        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, follows)
+        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, self.follows)
 
     def running(self) -> RunView:
         """The run that the callback is in.

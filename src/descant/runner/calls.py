@@ -113,9 +113,8 @@ class Calls:
 
     async def record_warnings(self) -> None:
         """Record what callbacks have warned of since the last time."""
-        warnings = self._state.warnings[:]
-        self._state.warnings.clear()
-        for source, step, message, details in warnings:
+        while self._state.warnings:  # threads may add to them
+            source, step, message, details = self._state.warnings.pop(0)
             await self._recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
 
     def _cost_metrics(self, call: Call) -> dict[str, Metric]:
