@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Never, Protocol, TypedDict, get_args
 
-from descant.arguments import argument_names, refuse_unknown
+from descant.arguments import argument_names, check_one_of, is_finite_number, refuse_unknown
 from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
@@ -149,14 +148,19 @@ class RecipeCallback(ABC):
             if value is not None and not isinstance(value, str):
                 raise ConfigurationError(f"{argument}={value!r} is a {type(value).__name__}; a string is needed")
         self.name = name or log_key_prefix or _snake_case(type(self).__name__)
-        if on_error not in get_args(OnError):
-            allowed = ", ".join(map(repr, get_args(OnError)))
-            raise ConfigurationError(f"callback {self.name!r}: on_error={on_error!r} must be one of {allowed}")
-        if timeout_s is not None and not _is_positive_number(timeout_s):
+        check_one_of(f"callback {self.name!r}: on_error", on_error, allowed=get_args(OnError))
+        if timeout_s is not None and not (is_finite_number(timeout_s) and timeout_s > 0):
             raise ConfigurationError(
                 f"callback {self.name!r}: timeout_s={timeout_s!r} must be a number of seconds above 0, or None for none"
             )
-        self._check_mode(mode)
+        if mode is not None:
+            check_one_of(f"callback {self.name!r}: mode", mode, allowed=get_args(CallbackMode))
+            if mode not in self.modes:
+                raise ConfigurationError(
+                    f"callback {self.name!r}: mode={mode!r} needs a ModelCallback, whose `measure` can look at a copy "
+                    f"of the weights; {type(self).__name__} holds its own model and does all in `callback`, so it is "
+                    "inline"
+                )
         self.at_start = at_start
         self.at_end = at_end
         self.on_error = on_error
@@ -313,16 +317,6 @@ class RecipeCallback(ABC):
         num_threads = len(self.validation_threads())
         return {**settings, "num_validation_threads": num_threads} if num_threads else settings
 
-    def _check_mode(self, mode: CallbackMode | None) -> None:
-        if mode is not None and mode not in get_args(CallbackMode):
-            allowed = ", ".join(map(repr, get_args(CallbackMode)))
-            raise ConfigurationError(f"callback {self.name!r}: mode={mode!r} must be one of {allowed}")
-        if mode is not None and mode not in self.modes:
-            raise ConfigurationError(
-                f"callback {self.name!r}: mode={mode!r} needs a ModelCallback, whose `measure` can look at a copy of "
-                f"the weights; {type(self).__name__} holds its own model and does all in `callback`, so it is inline"
-            )
-
     def warn(self, message: str, details: str | None = None) -> None:
         """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
         if self.run is None:
@@ -342,10 +336,6 @@ def shown(callback: RecipeCallback, run: RunView) -> Iterator[None]:
         yield
     finally:
         _shown_run.reset(token)
-
-
-def _is_positive_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
 
 
 def _snake_case(class_name: str) -> str:

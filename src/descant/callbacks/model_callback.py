@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Generic, Literal, TypeVar, Unpack, get_args
 
+from descant.arguments import check_one_of
 from descant.callbacks.base import CallbackMode, CallbackOptions, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.inference import InferenceModel
@@ -65,9 +66,7 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
                 "spawn_inference is needed"
             )
         super().__init__(frequency, log_key_prefix, mode=mode, **options)
-        if when_busy not in get_args(WhenBusy):
-            allowed = ", ".join(map(repr, get_args(WhenBusy)))
-            raise ConfigurationError(f"callback {self.name!r}: when_busy={when_busy!r} must be one of {allowed}")
+        check_one_of(f"callback {self.name!r}: when_busy", when_busy, allowed=get_args(WhenBusy))
         self.model = model
         self.mode = mode
         self.when_busy = when_busy

@@ -21,7 +21,6 @@ from descant.runner.calls import CallbackFailure
 from descant.runner.options import RunOptions
 from descant.runner.recorder import unused_run_dir
 from descant.runner.synchronous import SynchronousRunner
-from descant.table import Table
 
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
@@ -86,12 +85,7 @@ class AddedCallbacks(TrainerCallback):
 
     _is_logging = False  # for all that were added to a trainer: what one of them logs is not the trainer's own
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        callbacks: Sequence[RecipeCallback],
-        options: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, trainer: Trainer, callbacks: Sequence[RecipeCallback], options: Mapping[str, Any]) -> None:
         self.runner: CallbackRunner | None = None
         self._trainer = trainer
         self._module = trainer.model
@@ -159,7 +153,7 @@ class AddedCallbacks(TrainerCallback):
         if not self._waiting or not logs or AddedCallbacks._is_logging:
             return
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-        self._waiting.record({_training_key(key): value for key, value in numbers.items()})
+        self._waiting.record({k if k.startswith("eval_") else f"training/{k}": number for k, number in numbers.items()})
         if "train_runtime" in logs:
             self._waiting.make_final_calls()
             self._after_calls(state, control)
@@ -183,7 +177,7 @@ class AddedCallbacks(TrainerCallback):
     def _log(self, state: TrainerState, control: TrainerControl, step: int, metrics: Mapping[str, Metric]) -> None:
         """Give metrics of a step to the trainer's history and trackers, as ``Trainer.log`` does, which subclasses
         override with what belongs to their training metrics."""
-        numbers = {f"eval_{key}": value for key, value in metrics.items() if _is_number(value)}
+        numbers = {f"eval_{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
         if not numbers:
             return
         present, should_log = state.global_step, control.should_log
@@ -221,11 +215,3 @@ class AddedCallbacks(TrainerCallback):
             return output
 
         return closing_train
-
-
-def _training_key(key: str) -> str:
-    return key if key.startswith("eval_") else f"training/{key}"
-
-
-def _is_number(value: Metric) -> bool:
-    return not isinstance(value, str | Table)

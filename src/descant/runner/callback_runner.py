@@ -22,7 +22,7 @@ from descant.progress import Progress
 from descant.provenance import describe_environment, masked
 from descant.runner.call import Call
 from descant.runner.calls import CallbackFailure, Calls
-from descant.runner.contamination_check import ContaminationCheck
+from descant.runner.contamination_check import check_contamination
 from descant.runner.costs import Costs
 from descant.runner.due_calls import DueCalls
 from descant.runner.evaluations import Evaluations
@@ -115,15 +115,16 @@ class CallbackRunner(RunOptions):
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
         modes = choose_modes(self.callbacks, self._keys, self.callback_mode)
-        self._contamination = ContaminationCheck(self.training_set, self.contamination)
+        if self.contamination == "error" and self.training_set is None:
+            raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
         self.run_dir = None if self.run_dir is None else Path(self.run_dir)
         self.costs = Costs(self.plan(), self.num_steps, modes, self.callback_budget)
         self.recorder = RunRecorder(self.run_dir, self.num_steps, self.logger, strict=self.strict, name=self.name)
         self._requests = Requests(self.recorder, self.save_checkpoint, strict=self.strict)
         self._state = RunState(self.num_steps, self.first_step, self.seed, self._requests)
-        self._calls = Calls(self._state, self.recorder, self.costs, self._keys, strict=self.strict)
+        self._calls = Calls(ordered, self._state, self.recorder, self.costs, self._keys, strict=self.strict)
         placement = self.callback_placement or EvaluationPlacement()
-        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, self.costs, self.recorder, placement)
+        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, placement)
         self._ordered = ordered
         self._started: list[RecipeCallback] = []
         self._is_open = self._has_forecast = False
@@ -187,7 +188,7 @@ class CallbackRunner(RunOptions):
         self._state.started_at = time.monotonic()
         # From here on, schedules do not change.
         self._due = DueCalls(self._ordered, self.num_steps, self.costs, self._keys, self.callback_budget)
-        contaminations = await self._contamination.run(self.callbacks)
+        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
@@ -390,7 +391,7 @@ class CallbackRunner(RunOptions):
         return {
             "title": self.title,
             "num_steps": self.num_steps,
-            **self.settings(RunOptions),
+            **RunOptions(**self.run_options()).settings(),
             **(self.config or {}),
             "callbacks": [callback.settings() for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],

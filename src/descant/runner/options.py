@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -90,15 +91,14 @@ class RunOptions:
         """The options of every run, as keyword arguments of another one."""
         return {each.name: getattr(self, each.name) for each in fields(RunOptions)}
 
-    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
-        """What the run log keeps of the arguments (``of`` a base class, if given): plain values as they are, of others
-        what they say of themselves."""
+    def settings(self) -> dict[str, Any]:
+        """The arguments as the run log keeps them: plain values as they are, others as they describe themselves."""
         left_out = ("callbacks", "logger", "run_dir")  # the run log has them under names of their own
-        names = [each.name for each in fields(of or type(self)) if each.name not in left_out]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {each.name: plain(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An argument as one of the settings."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Fraction | Path):
@@ -108,4 +108,4 @@ def _plain(value: Any) -> Any:
     described = getattr(value, "description", None)
     if described is not None:
         return {"name": value.name, "description": described}
-    return type(value).__name__ if type(value).__repr__ is object.__repr__ else repr(value)  # without its address
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))  # where it is in memory is no setting

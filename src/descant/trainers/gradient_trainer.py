@@ -13,7 +13,7 @@ from descant.arguments import check_finite_number, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
-from descant.runner.options import RunOptions, checked_by
+from descant.runner.options import checked_by, plain
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
@@ -91,9 +91,9 @@ class GradientTrainer(Trainer):
         """``lr_scheduler``, or the default one."""
         return self.lr_scheduler or CosineScheduler(self.lr)
 
-    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The arguments, with the scheduler that is used."""
-        return {**super().settings(of), "lr_scheduler": repr(self.scheduler)}
+        return {**super().settings(), "lr_scheduler": plain(self.scheduler)}
 
     def plan(self) -> DataOrder:
         """Shuffled epochs, cut into steps."""
