@@ -52,10 +52,10 @@ class RunView:
         request_stop: asks for the end of the run after this step, with a reason; final calls are made as usual. It
             returns at once and is recorded.
         request_checkpoint: likewise for a checkpoint of the weights as they are after this step, in
-            ``run_dir / "checkpoints" / "step-<step>"``. (A call that goes on while training does gets it after the step
+            ``run_dir / "checkpoints" / "step-<step>"``. (An asynchronous call gets it after the step
             at which it asks.)
         as_measured: the model with the weights that ``evaluations`` were measured on: the model itself, or, when the
-            evaluation went on in the background, a handle on its snapshot.
+            evaluation ran in the background, a handle on its snapshot.
     """
 
     step: int
@@ -94,7 +94,7 @@ class RecipeCallback(ABC):
 
     Override ``callback``. It runs on the trainer's event loop, before the first step, at the first step whose
     progress reaches k * frequency for k = 1, 2, ..., and after the last step; never twice at one step. It sees the
-    weights after exactly that many steps. What it raises is recorded and training goes on (``strict=True`` on the
+    weights after exactly that many steps. What it raises is recorded and training continues (``strict=True`` on the
     trainer raises it instead). Nothing that it does to global random generators changes training.
 
     Args:
@@ -107,7 +107,7 @@ class RecipeCallback(ABC):
         at_start: run before the first step.
         at_end: run after the last step, also when training fails or is stopped before it (on the weights of its last
             whole step).
-        on_error: what a failure leads to: "warn" records it and goes on, "raise" ends the run with a
+        on_error: what a failure leads to: "warn" records it, "raise" ends the run with a
             ``CallbackError``, "disable" records it and makes no more calls of this callback in this run.
         timeout_s: seconds that a call may take. One that takes longer is cancelled and recorded as failed, and what it
             still asks of models is refused. (Synchronous work cannot be cancelled; it is named in a warning.)
@@ -173,7 +173,7 @@ class RecipeCallback(ABC):
     def run(self) -> RunView | None:
         """The run as it was when the present call began; None outside of a run.
 
-        Of two calls that go on at the same time, each sees its own.
+        Of two calls in flight, each sees its own.
         """
         shown = _shown_run.get()
         return shown[1] if shown is not None and shown[0] is self else self._run
@@ -214,11 +214,11 @@ class RecipeCallback(ABC):
         """Called once after the last call of a run, also when training failed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it must remember to go on in a run that is continued, as plain data; a new callback is given it."""
+        """What a continued run needs of it, as plain data; a new callback is given it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Go on from what ``state_dict`` of another process returned. Called after ``on_start``."""
+        """Continue from what ``state_dict`` of another process returned. Called after ``on_start``."""
 
     async def maybe_call(self, current_percentage: float) -> dict[str, Any]:
         """Drive the callback by hand: run it if it is due at this progress, and return its prefixed metrics.
@@ -270,8 +270,8 @@ class RecipeCallback(ABC):
         """When the callback runs in a run of ``num_steps`` steps, to print."""
         schedule = str(self.schedule) if self.follows is None else f"with {self.follows}"
         is_complete = self.schedule.is_planned and self.follows is None
-        steps = self.due_steps(num_steps)
-        return Plan(self.name, schedule, num_steps, steps, is_complete, self.schedule.period_s, self.follows)
+        due = self.due_steps(num_steps)
+        return Plan(self.name, schedule, num_steps, due, is_complete, self.schedule.period_s, self.follows)
 
     def running(self) -> RunView:
         """The run that the callback is in.

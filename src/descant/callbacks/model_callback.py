@@ -30,12 +30,12 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
     mode       ``measure``                           ``report``                   training waits for
     ========== ===================================== ============================ ===========================
     inline     in the loop, on the live weights      in the loop                  all of it
-    overlap    in the loop, on the live weights      while training goes on       ``measure``
-    background elsewhere, on a copy of the weights   while training goes on       the copy
+    overlap    in the loop, on the live weights      in parallel to training      ``measure``
+    background in parallel, on a copy of the weights in parallel to training      the copy
     ========== ===================================== ============================ ===========================
 
     The metrics are the same, and belong to the step whose weights were measured, whenever they arrive. Several calls of
-    one callback may be under way at a time, so ``measure`` hands over to ``report`` by what it returns.
+    one callback may be in flight at a time, so ``measure`` hands over to ``report`` by what it returns.
 
     Args:
         model: the model to look at, usually the one that is being trained.

@@ -145,7 +145,7 @@ def _describe_outcome(reader: RunReader) -> list[str]:
 def _run_seconds(reader: RunReader) -> float:
     if reader.started_at is None:
         return 0.0
-    return max(0.0, (reader.ended_at or reader.last_written_at) - reader.started_at)
+    return round(max(0.0, (reader.ended_at or reader.last_written_at) - reader.started_at), 1)
 
 
 def _packed(parts: Sequence[str], width: int) -> list[str]:

@@ -77,11 +77,8 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
 
 
 class AddedCallbacks(TrainerCallback):
-    """The place of descant's callbacks among those of a trainer; made by ``add_callbacks``.
-
-    Attributes:
-        runner: of the latest ``train()``; None before the first.
-    """
+    """descant's callbacks among those of a trainer, made by ``add_callbacks``; ``runner`` is that of the latest
+    ``train()``, None before the first."""
 
     _is_logging = False  # for all that were added to a trainer: what one of them logs is not the trainer's own
 
@@ -201,7 +198,7 @@ class AddedCallbacks(TrainerCallback):
             waiting.close(error)
 
     def _closing(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """``trainer.train``, which tells nobody when it fails."""
+        """``trainer.train``, which has no event for a failure."""
 
         @wraps(train)
         def closing_train(*args: Any, **kwargs: Any) -> Any:

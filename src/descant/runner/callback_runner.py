@@ -226,7 +226,7 @@ class CallbackRunner(RunOptions):
         """Record the metrics of a step and make the calls that are due after it.
 
         Args:
-            step: completed steps. It may jump: whatever became due in between is one call, on the weights as they are.
+            step: completed steps. It may jump: what became due in between is one call, on the present weights.
             metrics: what the loop has measured at this step (numbers, strings, tables), under keys of its choice.
 
         Raises:
@@ -271,7 +271,6 @@ class CallbackRunner(RunOptions):
         weights after its last step (to those of its best one, say) does it before."""
         if self.step == self.first_step > 0:
             return  # of a run that is continued, nothing has been trained: this was evaluated by the run before
-
         at_end = [callback for callback in self._ordered if callback.at_end and callback.follows is None]
         due = [callback for callback in at_end if self._state.last_call.get(callback.name) != self.step]
         with preserved_process_state():
@@ -282,7 +281,7 @@ class CallbackRunner(RunOptions):
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The final calls at the step that was reached; then ``on_end`` of every callback, and what there is to say.
+        """The final calls at the step that was reached, ``on_end`` of every callback, and the outcome.
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
@@ -338,7 +337,7 @@ class CallbackRunner(RunOptions):
         have watched in vain."""
         is_final_call, left = is_final or self._state.progress.is_complete, list(self._ordered)
         try:
-            # What is not declared may be news for a callback that stands before the one that returned it.
+            # A metric that is not declared may be followed by a callback that stands before the one that returned it.
             while ready := next((c for c in left if c in due or self._has_news_for(c)), None):
                 left.remove(ready)
                 await self._call(ready, is_final=is_final_call)
@@ -350,7 +349,7 @@ class CallbackRunner(RunOptions):
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:
-        """Whether the metric that a callback watches was measured at this step, and it has not looked at it yet."""
+        """Whether the metric that it follows was measured at this step, and it was not called since."""
         return callback.follows in self.evaluations and self._state.last_call.get(callback.name) != self.step
 
     def _watches_in_vain(self, callback: RecipeCallback, is_final: bool) -> bool:
@@ -370,7 +369,7 @@ class CallbackRunner(RunOptions):
             await self.recorder.record_note(self.step, "forecast", "callbacks", forecast)
 
     async def _call(self, callback: RecipeCallback, *, is_final: bool) -> None:
-        if callback.name not in self._calls.disabled:
+        if not self.costs[callback.name].is_disabled:
             self._state.last_call[callback.name] = self.step
             callback.last_call = self._state.progress.percentage
             await self._evaluations.begin(callback, is_final=is_final)

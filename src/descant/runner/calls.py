@@ -65,8 +65,6 @@ class Calls:
         strict: bool,
     ) -> None:
         self.failures: list[CallbackFailure] = []
-        self.disabled: set[str] = set()
-        """The callbacks that make no more calls."""
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
@@ -119,7 +117,7 @@ class Calls:
             numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
             self._state.late_evaluations.append((step, numbers))
             for callback in self._callbacks:
-                if callback.follows in metrics and callback.name not in self.disabled:
+                if callback.follows in metrics and not self.costs[callback.name].is_disabled:
                     await self._call_follower(callback, call, metrics)
         else:
             self._state.evaluations |= metrics
@@ -158,7 +156,7 @@ class Calls:
         }
 
     async def _accept(self, call: Call, returned: Any) -> dict[str, Metric]:
-        """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
+        """The returned metrics under their full keys; what is not a metric is recorded as a failure."""
         if not isinstance(returned, dict):
             error = TypeError(f"it returned {type(returned).__name__}; a dict of metrics is needed ({{}} for none)")
             await self.fail(call, error)
@@ -169,7 +167,7 @@ class Calls:
             try:
                 metric = await asyncio.to_thread(as_metric, value) if isinstance(value, Table) else as_metric(value)
                 accepted[self._keys.claim(name, key)] = metric
-            except Exception as error:  # whatever a value of the user's does when it is looked at
+            except Exception as error:  # of a value of the user's, when it is looked at
                 error.add_note(f"in what callback {name!r} returned under the key {key!a}")
                 await self.fail(call, error, f"key {key!a}: ")
         return accepted
@@ -190,9 +188,8 @@ class Calls:
         await self.recorder.record_event(step, "callback_failed", name, message, failure.traceback)
         if self._strict or call.callback.on_error == "raise":
             raise CallbackError(message) from error
-        if call.callback.on_error == "disable" and name not in self.disabled:
-            self.disabled.add(name)
-            self.costs.expect_no_more(name)
+        if call.callback.on_error == "disable" and not self.costs[name].is_disabled:
+            self.costs[name].is_disabled = True
             message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
             await self.recorder.record_event(step, "callback_disabled", name, message)
         return FAILED

@@ -13,10 +13,10 @@ from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
-from descant.runner.costs import describe_seconds
 from descant.runner.in_flight import InFlight
 from descant.runner.modes import Background, Inline, Mode, Overlap, Pinned
 from descant.runner.run_state import RunState
+from descant.text import duration
 
 
 class Evaluations:
@@ -81,7 +81,7 @@ class Evaluations:
         self._recorder.show_note(f"waiting for what is under way: {names}")
         started_at = time.perf_counter()
         await self._in_flight.wait()
-        message = f"waited {describe_seconds(time.perf_counter() - started_at)} for {names}"
+        message = f"waited {duration(time.perf_counter() - started_at)} for {names}"
         await self._recorder.record_note(self._recorder.step, "waited_for_callbacks", "callbacks", message)
 
     def kill(self) -> None:

@@ -110,7 +110,7 @@ class Background(Mode):
             task.add_done_callback(lambda _: self._end(call, lease))  # also if it is cancelled before it has begun
 
     async def _evaluate(self, call: Call, lease: Lease) -> dict[str, Any]:
-        """Measure and report; the buffer is free as soon as nobody needs the copy."""
+        """Measure and report; the buffer is free as soon as the copy is not needed."""
         callback = _of_a_model(call)
         measurement = await callback.measure(lease.model(callback.model))
         lease.end_turn()

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from descant.arguments import argument_names, check_one_of, check_whole_number, refuse_unknown
+from descant.arguments import argument_names, check_one_of, check_whole_number, is_finite_number, refuse_unknown
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -24,8 +24,7 @@ def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
 
 
 def _check_budget(name: str, value: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < 1):
+    if value is not None and not (is_finite_number(value) and 0 < value < 1):
         raise ConfigurationError(
             f"{name}={value!r} must be the share of the time that callbacks may cost, above 0 and below 1 (0.05 is "
             "5 %), or None for no limit"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from descant.runner.costs import describe_seconds
+from descant.text import duration
 
 _WIDTH = 118
 
@@ -108,7 +108,7 @@ class Report:
         if self.costs:
             lines.append(f"  {'cost of a call':<22}{'seconds':>10}{'training waits':>18}{'tokens':>10}{'calls':>8}")
             for cost in self.costs:
-                seconds, stall = describe_seconds(cost.seconds), describe_seconds(cost.stall_s)
+                seconds, stall = duration(cost.seconds), duration(cost.stall_s)
                 lines.append(f"    {cost.mode:<20}{seconds:>10}{stall:>18}{cost.num_tokens:>10,.0f}{cost.num_calls:>8}")
         return "\n".join(lines)
 

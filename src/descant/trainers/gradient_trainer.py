@@ -66,7 +66,7 @@ class GradientTrainer(Trainer):
 
     lr_scheduler: Scheduler | None = field(default=None, metadata=checked_by(_check_scheduler))
     """From completed fraction after the step to learning rate; by default ``CosineScheduler(lr)``, which warms up over
-    a tenth of the run and ends at a tenth of ``lr``. It takes the place of ``lr``."""
+    a tenth of the run and ends at a tenth of ``lr``. It replaces ``lr``."""
 
     samples_per_batch: int = field(default=512, metadata=checked_by(check_whole_number))
     """Samples per step."""
