@@ -18,6 +18,7 @@ _OWN_NAMES = {
     "train_dataset": "dataset",
     "per_device_train_batch_size": "samples_per_batch",
     "lr_scheduler_type": "lr_scheduler",
+    "max_steps": "num_steps",
     "output_dir": "run_dir",
     "report_to": "logger",
     "eval_dataset": "callbacks",
@@ -103,8 +104,10 @@ def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]
                     f"{function} has no argument {name!r} yet: it belongs to the recipe API and this version does not "
                     "support it"
                 )
-            hint = did_you_mean(_OWN_NAMES.get(name, name), known, f"arguments are {', '.join(known)}")
-            raise ConfigurationError(f"{function} has no argument {name!r}; {_ADVICE.get(name, hint)}")
+            meant = _OWN_NAMES.get(name, name)
+            hint = did_you_mean(meant, known, f"arguments are {', '.join(known)}")
+            hint = hint if meant in known else _ADVICE.get(name, hint)
+            raise ConfigurationError(f"{function} has no argument {name!r}; {hint}")
 
 
 def as_path(path: str | os.PathLike[str]) -> str:

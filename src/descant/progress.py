@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, isfinite
+from numbers import Rational, Real
 from typing import NamedTuple
 
 
@@ -16,7 +17,8 @@ def exact_fraction(value: float | Fraction | str) -> Fraction:
     Raises:
         ValueError: NaN, infinity, or a string that is not a number.
     """
-    if isinstance(value, float):
+    if isinstance(value, Real) and not isinstance(value, Rational):
+        value = float(str(value))  # numpy's floats by the digits that they print
         if not isfinite(value):
             raise ValueError(f"{value!r} is not a finite number")
         simplest = Fraction(value).limit_denominator(10**6)

@@ -79,11 +79,15 @@ def figure(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours and minutes."""
+    """Seconds with two or three digits: ``"35 ms"``, ``"0.35 s"``, ``"42 s"``, ``"12.5 min"``, ``"3 h 05 min"``."""
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.2g} ms"
+    if seconds < 9.95:
+        return f"{seconds:.2g} s" if 0 < seconds < 0.995 else f"{seconds:.1f} s"
     if seconds < 120:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{seconds / 60:.3g} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def did_you_mean(wanted: str, known: Iterable[str], otherwise: str = "") -> str:

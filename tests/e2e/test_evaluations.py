@@ -187,3 +187,17 @@ async def test_a_run_that_cannot_begin_makes_no_calls(qwen3_dir, tmp_path):
         await run(loop, 4, [counting, grading], tmp_path)
     assert (counting.steps, counting.hooks) == ([], [])
     await loop.model.dealloc()
+
+
+async def test_a_call_that_is_given_up_before_it_begins_frees_its_copy(qwen3_dir, tmp_path):
+    loop = BareLoop(qwen3_dir)
+    scripted = Scripted(loop.model, at(1.0), "scripted", mode="background", when_busy="replace", at_start=False)
+    placement = EvaluationPlacement("thread", num_threads=1, num_buffers=1)
+    runner = CallbackRunner([scripted], num_steps=1, run_dir=tmp_path, callback_placement=placement)
+    async with runner:
+        await runner._evaluations.begin(scripted, is_final=False)
+        for call in runner._evaluations._in_flight:
+            await runner._evaluations._in_flight.cancel(call)
+        await asyncio.wait_for(runner.after_step(1), 30)
+    assert list(series(tmp_path, "scripted/step")) == [1]
+    await loop.model.dealloc()

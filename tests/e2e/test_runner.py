@@ -151,6 +151,8 @@ async def test_more_steps_than_planned_are_warned_of_and_do_not_end_the_training
 ARGUMENTS = {
     "num_steps": ({"num_steps": 0}, r"num_steps=0 must be a whole number of planned steps"),
     "num_steps text": ({"num_steps": "10"}, r"num_steps='10' must be a whole number"),
+    "num_steps true": ({"num_steps": True}, r"num_steps=True must be a whole number"),
+    "first_step true": ({"first_step": True}, r"first_step=True must be a whole number from 0 to num_steps=10"),
     "first_step": ({"first_step": 11}, r"first_step=11 must be a whole number from 0 to num_steps=10"),
     "logger": ({"logger": "wandb"}, r"logger='wandb' must be callable"),
     "callbacks": ({"callbacks": [print]}, r"not a callback; subclass RecipeCallback, or put @callback"),
@@ -673,6 +675,16 @@ def test_a_synchronous_runner_says_where_it_cannot_be_called(tmp_path):
 async def test_a_runner_that_was_not_entered_says_so(tmp_path):
     with pytest.raises(ConfigurationError, match="after_step was called outside of the runner's `with` block"):
         await CallbackRunner([], num_steps=3, run_dir=tmp_path).after_step(1)
+
+
+async def test_a_frequency_may_change_until_the_run_is_open(tmp_path):
+    counting = CountingCallback(0.5)
+    runner = CallbackRunner([counting], num_steps=4, run_dir=tmp_path)
+    counting.frequency = 0.25
+    async with runner:
+        for step in range(1, 5):
+            await runner.after_step(step)
+    assert counting.steps == [0, 1, 2, 3, 4]
 
 
 async def test_the_time_that_is_left_knows_watchers_clocks_and_those_that_are_disabled(tmp_path, monkeypatch):

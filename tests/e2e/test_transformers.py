@@ -397,6 +397,8 @@ def test_what_cannot_work_is_said_before_training(gpt2_dir, tmp_path):
         add_callbacks(trainer, [CountingCallback(), CountingCallback()])
     with pytest.raises(ConfigurationError, match="contamination='off' must be one of"):
         add_callbacks(trainer, [], contamination="off")
+    with pytest.raises(ConfigurationError, match="add_callbacks has no argument 'stict'; did you mean 'strict'"):
+        add_callbacks(trainer, lambda model: pytest.fail("the callbacks were made"), stict=True)
     with pytest.raises(ConfigurationError, match="is a callback; give a list of them, or a function of a model"):
         add_callbacks(trainer, CountingCallback())
     made_anew = plain_trainer(gpt2_dir, tmp_path / "out")

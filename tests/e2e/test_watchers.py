@@ -15,6 +15,7 @@ from descant import (
     ValidationLossCallback,
     every_steps,
 )
+from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
 from descant.metrics import MetricSpec
 
@@ -43,6 +44,36 @@ async def drive(callbacks, run_dir, num_steps=10, **options):
                 break
             await runner.after_step(step)
     return runner
+
+
+class Doubles(RecipeCallback):
+    """Follows a metric, and declares nothing of its own."""
+
+    def __init__(self, metric, prefix, **options):
+        super().__init__(0.5, prefix, **options)
+        self.watches = MetricWatch(metric, "max")
+        self.steps = []
+
+    async def callback(self, current_percentage):
+        self.steps.append(self.run.step)
+        return {"score": 2 * self.run.evaluations[self.watches.metric]}
+
+
+async def test_what_follows_a_metric_has_no_schedule_of_its_own(tmp_path):
+    scores = Scripted([1] * 11, 0.5, at_start=False, at_end=False)
+    doubles = Doubles("scripted/score", "doubles", at_start=True, at_end=True)
+    stopping = EarlyStoppingCallback("scripted/score", "max", at_start=True, at_end=True)
+    runner = await drive([stopping, doubles, scores], tmp_path)
+    assert (doubles.steps, runner.failures) == ([5], [])
+    assert doubles.plan(10).steps == []
+    assert list(series(tmp_path, "early_stopping/best")) == [5]
+
+
+async def test_a_metric_that_is_not_declared_is_news_for_a_callback_that_stands_before(tmp_path):
+    first, second = Doubles("second/score", "first"), Doubles("scripted/score", "second")
+    await drive([first, second, Scripted([1] * 11, 0.5)], tmp_path)
+    assert first.steps == second.steps == [0, 5, 10]
+    assert series(tmp_path, "first/score") == {0: 4, 5: 4, 10: 4}
 
 
 CURVES = {

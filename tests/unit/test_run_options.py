@@ -8,6 +8,12 @@ from support import CountingCallback, addition_threads, query, training_model
 from descant import SFT, CallbackRunner, GenerateSamplesCallback, RunOptions
 from descant.errors import ConfigurationError
 
+
+class Notifier:
+    def report_progress(self, tot_num_samples, processed_num_samples):
+        pass
+
+
 FOREIGN = {
     "learning_rate": "did you mean 'lr'",
     "num_train_epochs": "did you mean 'epochs'",
@@ -71,6 +77,33 @@ def test_the_runner_takes_the_same_words_and_refuses_the_same():
     ]
 
 
+def test_a_subclass_may_have_a_constructor_of_its_own():
+    class Named(CallbackRunner):
+        def __init__(self, callbacks, *, nickname, **options):
+            super().__init__(callbacks, **options)
+            self.nickname = nickname
+
+    assert Named([], nickname="it", num_steps=3).num_steps == 3
+    with pytest.raises(ConfigurationError, match="Named has no argument 'nickame'; did you mean 'nickname'"):
+        Named([], nickame="it", num_steps=3)
+
+
+def test_a_name_of_others_is_answered_by_what_the_function_has():
+    with pytest.raises(
+        ConfigurationError, match="CallbackRunner has no argument 'max_steps'; did you mean 'num_steps'"
+    ):
+        CallbackRunner([], max_steps=3)
+
+
+async def test_what_is_changed_before_the_run_holds_for_the_run(qwen3_dir, tmp_path):
+    counting = CountingCallback(0.5)
+    async with training_model(qwen3_dir) as model:
+        sft = SFT(dataset=addition_threads(4), model=model, callbacks=[counting], samples_per_batch=1)
+        counting.frequency, sft.run_dir = 0.25, tmp_path / "run"
+        result = await sft.run()
+    assert (counting.steps, result.run_dir) == ([0, 1, 2, 3, 4], tmp_path / "run")
+
+
 async def test_a_new_option_is_one_declaration(tmp_path):
     """It is an argument, has a name that can be guessed at, and is one of the settings."""
 
@@ -104,10 +137,12 @@ async def test_everything_about_a_run_is_checked_when_the_trainer_is_made(qwen3_
 async def test_settings_are_in_the_run_log_as_values(qwen3_dir, tmp_path):
     async with training_model(qwen3_dir) as model:
         sft = SFT(dataset=addition_threads(4), model=model, lr=2e-3, samples_per_batch=2, run_dir=tmp_path)
+        sft.stage_notifier = Notifier()
         await sft.run()
     config = dict(query(tmp_path, "SELECT key, value FROM config"))
     assert config["lr"] == "0.002"
     assert config["samples_per_batch"] == "2"
+    assert config["stage_notifier"].endswith('Notifier object>"')  # and not where it is in memory
     assert config["trainer"] == '"SFT"'
     assert config["dataset"] == '{"num_samples": 4}'
     assert config["lr_scheduler"].startswith('"CosineScheduler(')

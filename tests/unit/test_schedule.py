@@ -17,6 +17,8 @@ def test_a_float_means_the_simplest_rational_that_it_stands_for():
     assert exact_fraction(1 / 11) == Fraction(1, 11)
     assert exact_fraction(0.28) * 25 == 7
     assert exact_fraction("1/3") == Fraction(1, 3)
+    assert exact_fraction(np.float32(0.1)) == Fraction(1, 10)
+    assert exact_fraction(np.int64(3)) == 3
     assert exact_fraction(0.123456789) == Fraction("0.123456789")  # no denominator up to 10**6: the decimal
 
 

@@ -11,7 +11,7 @@ from descant.errors import ConfigurationError
 from descant.metrics import as_metric
 from descant.seeds import derive_seed
 from descant.stats import summarize_lengths, summarize_scores
-from descant.text import printable
+from descant.text import duration, printable
 
 
 def test_a_table_keeps_cell_types_and_order():
@@ -111,3 +111,14 @@ def test_text_of_a_model_cannot_control_a_terminal(attack):
 
 def test_long_text_is_cut():
     assert printable("x" * 100, 10) == "x" * 9 + "…"
+
+
+DURATIONS = {
+    0: "0.0 s", 0.0006: "0.6 ms", 0.035: "35 ms", 0.354: "0.35 s", 1: "1.0 s", 42.3: "42 s", 750: "12.5 min",
+    11100: "3 h 05 min",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", DURATIONS)
+def test_a_duration_has_two_or_three_digits(seconds):
+    assert duration(seconds) == DURATIONS[seconds]

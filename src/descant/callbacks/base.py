@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Never, Protocol, TypedDict, get_args
 
-from descant.arguments import argument_names, refuse_unknown
+from descant.arguments import argument_names, check_one_of, is_finite_number, refuse_unknown
 from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
@@ -53,10 +52,10 @@ class RunView:
         request_stop: asks for the end of the run after this step, with a reason; final calls are made as usual. It
             returns at once and is recorded.
         request_checkpoint: likewise for a checkpoint of the weights as they are after this step, in
-            ``run_dir / "checkpoints" / "step-<step>"``. (A call that goes on while training does gets it after the step
+            ``run_dir / "checkpoints" / "step-<step>"``. (An asynchronous call gets it after the step
             at which it asks.)
         as_measured: the model with the weights that ``evaluations`` were measured on: the model itself, or, when the
-            evaluation went on in the background, a handle on its snapshot.
+            evaluation ran in the background, a handle on its snapshot.
     """
 
     step: int
@@ -95,7 +94,7 @@ class RecipeCallback(ABC):
 
     Override ``callback``. It runs on the trainer's event loop, before the first step, at the first step whose
     progress reaches k * frequency for k = 1, 2, ..., and after the last step; never twice at one step. It sees the
-    weights after exactly that many steps. What it raises is recorded and training goes on (``strict=True`` on the
+    weights after exactly that many steps. What it raises is recorded and training continues (``strict=True`` on the
     trainer raises it instead). Nothing that it does to global random generators changes training.
 
     Args:
@@ -108,7 +107,7 @@ class RecipeCallback(ABC):
         at_start: run before the first step.
         at_end: run after the last step, also when training fails or is stopped before it (on the weights of its last
             whole step).
-        on_error: what a failure leads to: "warn" records it and goes on, "raise" ends the run with a
+        on_error: what a failure leads to: "warn" records it, "raise" ends the run with a
             ``CallbackError``, "disable" records it and makes no more calls of this callback in this run.
         timeout_s: seconds that a call may take. One that takes longer is cancelled and recorded as failed, and what it
             still asks of models is refused. (Synchronous work cannot be cancelled; it is named in a warning.)
@@ -149,14 +148,19 @@ class RecipeCallback(ABC):
             if value is not None and not isinstance(value, str):
                 raise ConfigurationError(f"{argument}={value!r} is a {type(value).__name__}; a string is needed")
         self.name = name or log_key_prefix or _snake_case(type(self).__name__)
-        if on_error not in get_args(OnError):
-            allowed = ", ".join(map(repr, get_args(OnError)))
-            raise ConfigurationError(f"callback {self.name!r}: on_error={on_error!r} must be one of {allowed}")
-        if timeout_s is not None and not _is_positive_number(timeout_s):
+        check_one_of(f"callback {self.name!r}: on_error", on_error, allowed=get_args(OnError))
+        if timeout_s is not None and not (is_finite_number(timeout_s) and timeout_s > 0):
             raise ConfigurationError(
                 f"callback {self.name!r}: timeout_s={timeout_s!r} must be a number of seconds above 0, or None for none"
             )
-        self._check_mode(mode)
+        if mode is not None:
+            check_one_of(f"callback {self.name!r}: mode", mode, allowed=get_args(CallbackMode))
+            if mode not in self.modes:
+                raise ConfigurationError(
+                    f"callback {self.name!r}: mode={mode!r} needs a ModelCallback, whose `measure` can look at a copy "
+                    f"of the weights; {type(self).__name__} holds its own model and does all in `callback`, so it is "
+                    "inline"
+                )
         self.at_start = at_start
         self.at_end = at_end
         self.on_error = on_error
@@ -169,7 +173,7 @@ class RecipeCallback(ABC):
     def run(self) -> RunView | None:
         """The run as it was when the present call began; None outside of a run.
 
-        Of two calls that go on at the same time, each sees its own.
+        Of two calls in flight, each sees its own.
         """
         shown = _shown_run.get()
         return shown[1] if shown is not None and shown[0] is self else self._run
@@ -190,6 +194,11 @@ class RecipeCallback(ABC):
         self.schedule = as_schedule(frequency)
         self._frequency = frequency
 
+    @property
+    def follows(self) -> str | None:
+        """The metric of another callback with which it is called, in place of a schedule of its own."""
+        return None if self.watches is None or self.watches.on_schedule else self.watches.metric
+
     @abstractmethod
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Do the work and return metrics: numbers (numpy and torch scalars too), strings or ``Table``.
@@ -205,11 +214,11 @@ class RecipeCallback(ABC):
         """Called once after the last call of a run, also when training failed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it must remember to go on in a run that is continued, as plain data; a new callback is given it."""
+        """What a continued run needs of it, as plain data; a new callback is given it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Go on from what ``state_dict`` of another process returned. Called after ``on_start``."""
+        """Continue from what ``state_dict`` of another process returned. Called after ``on_start``."""
 
     async def maybe_call(self, current_percentage: float) -> dict[str, Any]:
         """Drive the callback by hand: run it if it is due at this progress, and return its prefixed metrics.
@@ -240,6 +249,8 @@ class RecipeCallback(ABC):
 
     def is_due(self, previous: Progress | None, current: Progress) -> bool:
         """Whether a call is due at ``current``, the last one having been at ``previous`` (None: there was none)."""
+        if self.follows is not None:
+            return False
         if previous is None:
             if self.at_start:
                 return True
@@ -250,14 +261,15 @@ class RecipeCallback(ABC):
 
     def due_steps(self, num_steps: int) -> list[int]:
         """The steps of a run of ``num_steps`` after which the callback runs; 0 is before the first step."""
+        if self.follows is not None:
+            return []
         inner = [step for step in self.schedule.due_steps(num_steps) if 0 < step < num_steps]
         return [0] * self.at_start + inner + [num_steps] * self.at_end
 
     def plan(self, num_steps: int) -> Plan:
         """When the callback runs in a run of ``num_steps`` steps, to print."""
-        follows = None if self.watches is None or self.watches.on_schedule else self.watches.metric
-        schedule = str(self.schedule) if follows is None else f"with {follows}"
-        return Plan(self.name, schedule, num_steps, self.due_steps(num_steps), self.schedule.period_s, follows)
+        schedule = str(self.schedule) if self.follows is None else f"with {self.follows}"
+        return Plan(self.name, schedule, num_steps, self.due_steps(num_steps), self.schedule.period_s, self.follows)
 
     def running(self) -> RunView:
         """The run that the callback is in.
@@ -303,16 +315,6 @@ class RecipeCallback(ABC):
         num_threads = len(self.validation_threads())
         return {**settings, "num_validation_threads": num_threads} if num_threads else settings
 
-    def _check_mode(self, mode: CallbackMode | None) -> None:
-        if mode is not None and mode not in get_args(CallbackMode):
-            allowed = ", ".join(map(repr, get_args(CallbackMode)))
-            raise ConfigurationError(f"callback {self.name!r}: mode={mode!r} must be one of {allowed}")
-        if mode is not None and mode not in self.modes:
-            raise ConfigurationError(
-                f"callback {self.name!r}: mode={mode!r} needs a ModelCallback, whose `measure` can look at a copy of "
-                f"the weights; {type(self).__name__} holds its own model and does all in `callback`, so it is inline"
-            )
-
     def warn(self, message: str, details: str | None = None) -> None:
         """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
         if self.run is None:
@@ -332,10 +334,6 @@ def shown(callback: RecipeCallback, run: RunView) -> Iterator[None]:
         yield
     finally:
         _shown_run.reset(token)
-
-
-def _is_positive_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
 
 
 def _snake_case(class_name: str) -> str:

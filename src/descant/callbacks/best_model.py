@@ -16,10 +16,8 @@ from descant.schedule import NEVER
 class BestModelCallback(RecipeCallback):
     """Saves the model whenever a metric is better than ever, in ``<run directory>/checkpoints/<checkpoint_name>``.
 
-    It runs whenever another callback has measured the metric, after the others, on the weights that were measured, also
-    if that happened in the background. The directory is replaced in whole: a kill leaves the old or the new one. A
-    metric that no callback can return is refused when the run is made; one that none has returned once all have run is
-    a failure, with the keys that there are.
+    It saves the weights that were measured, also in the background. The directory is replaced in whole: a kill leaves
+    the old or the new one. When it runs, and what happens to a metric that is not there: see ``MetricWatch``.
 
     Metrics: ``best_model/value``, ``best_model/step``: of the weights that are kept.
 

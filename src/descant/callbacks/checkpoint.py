@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -39,7 +40,7 @@ class CheckpointCallback(RecipeCallback):
     """Saves the model as ``<run directory>/checkpoints/<checkpoint_name>-<step>``, and deletes what need not be kept.
 
     Weights, configuration and tokenizer, as Transformers and ``ModelBuilder`` load them. Each directory is written
-    beside its place and then moved there: a kill never leaves half a checkpoint under its name. There is none before
+    under another name and then renamed: a kill never leaves half a checkpoint under its name. There is none before
     the first step and none after the last, unless ``at_start=True`` or ``at_end=True``.
 
     Metrics: ``checkpointing/step``, ``checkpointing/path``, ``checkpointing/num_kept``.
@@ -112,7 +113,7 @@ class CheckpointCallback(RecipeCallback):
         return {"kept": [[checkpoint.step, checkpoint.path.name, checkpoint.value] for checkpoint in self.kept]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting, ranking and deleting them."""
+        """Continue with these checkpoints."""
         folder = self.running().run_dir / "checkpoints"
         self.kept = [Checkpoint(int(step), folder / name, value) for step, name, value in state["kept"]]
 
@@ -140,11 +141,8 @@ class CheckpointCallback(RecipeCallback):
             return []
         wanted = self.kept[-self.keep_last :] if self.keep_last is not None else []
         if self.watches is not None:
-            sign = -1 if self.watches.mode == "max" else 1
-            ranked = sorted(
-                (checkpoint for checkpoint in self.kept if checkpoint.value is not None),
-                key=lambda checkpoint: sign * (checkpoint.value or 0.0),
-            )
+            measured = [checkpoint for checkpoint in self.kept if checkpoint.value is not None]
+            ranked = sorted(measured, key=attrgetter("value"), reverse=self.watches.mode == "max")
             wanted = [*wanted, *ranked[: self.keep_best]]
             wanted += [checkpoint for checkpoint in self.kept if checkpoint.value is None and self.keep_last is None]
         return [checkpoint for checkpoint in self.kept if checkpoint not in wanted]

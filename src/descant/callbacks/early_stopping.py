@@ -16,9 +16,8 @@ from descant.schedule import NEVER
 class EarlyStoppingCallback(RecipeCallback):
     """Requests the end of the run when a metric has not become better for ``patience`` measurements in a row.
 
-    Not an observer: it shortens training. It runs whenever another callback has measured the metric, after the others.
-    A metric that no callback can return is refused when the run is made; one that none has returned once all have run
-    is a failure, with the keys that there are.
+    Not an observer: it shortens training. When it runs, and what happens to a metric that is not there: see
+    ``MetricWatch``.
 
     Metrics: ``early_stopping/best`` (value), ``early_stopping/best_step``, ``early_stopping/num_without_improvement``.
 
@@ -72,7 +71,7 @@ class EarlyStoppingCallback(RecipeCallback):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting."""
+        """Continue to count."""
         self.best, self.best_step = float(state["best"]), int(state["best_step"])
         self.num_without_improvement = int(state["num_without_improvement"])
 
@@ -85,11 +84,8 @@ class EarlyStoppingCallback(RecipeCallback):
         else:
             self.num_without_improvement += 1
         if self.num_without_improvement >= self.patience:
-            best = (
-                f"become better than {self.best:.4g} (step {self.best_step})"
-                if isfinite(self.best)
-                else "been a number"
-            )
+            better = f"become better than {self.best:.4g} (step {self.best_step})"
+            best = better if isfinite(self.best) else "been a number"
             run.request_stop(f"{self.metric} has not {best} in {self.num_without_improvement} measurements")
         best_so_far = {"best": self.best, "best_step": self.best_step} if isfinite(self.best) else {}
         return {**best_so_far, "num_without_improvement": self.num_without_improvement}

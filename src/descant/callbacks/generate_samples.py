@@ -61,13 +61,7 @@ class GenerateSamplesCallback(GenerationCallback):
         check_text("log_key", log_key)
         options.setdefault("name", log_key)
         super().__init__(
-            thread_set,
-            model,
-            frequency,
-            log_key_prefix,
-            argument="thread_set",
-            temperature=temperature,
-            **options,
+            thread_set, model, frequency, log_key_prefix, argument="thread_set", temperature=temperature, **options
         )
         self.log_key = log_key
         self.metric_specs = (MetricSpec(log_key), *LENGTH_SPECS)

@@ -35,7 +35,7 @@ _SPECS = (
     MetricSpec("rewards/num_failed", "samples", better="lower", headline=True),
     MetricSpec("rewards/num_ignored", "samples", headline=True),
     MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
-    MetricSpec("rewards/*"),  # whatever else the grader logs
+    MetricSpec("rewards/*"),  # what else the grader logs
     *LENGTH_SPECS,
     MetricSpec("num_generated", "samples"),
     MetricSpec("samples"),
@@ -69,7 +69,7 @@ class GraderEvalCallback(GenerationCallback):
         grader: grades the threads with their completions.
         frequency: the share of the run between two calls.
         log_key: the prefix of all metrics, and the callback's name.
-        clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives beside
+        clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives except
             ``score/*`` covers all evaluations of the run so far. (Training's logs are separate either way.)
         temperature: 0 is greedy and gives the most comparable numbers.
         max_concurrent_samples: how many samples are graded at a time; by default all.
@@ -102,13 +102,7 @@ class GraderEvalCallback(GenerationCallback):
                 "with BaseGrader.from_function(key, function)"
             )
         super().__init__(
-            validation_set,
-            model,
-            frequency,
-            log_key,
-            argument="validation_set",
-            temperature=temperature,
-            **options,
+            validation_set, model, frequency, log_key, argument="validation_set", temperature=temperature, **options
         )
         self.grader = grader
         self.log_key = log_key

@@ -20,7 +20,9 @@ Mode = Literal["min", "max"]
 class MetricWatch:
     """What a callback with ``watches = MetricWatch(...)`` needs of the others; the runner orders calls by it.
 
-    The callback runs after the others of a step, whenever the metric was measured, and has no schedule of its own.
+    The callback runs after the others of a step, whenever the metric was measured, and has no schedule of its own. A
+    metric that no callback can return is refused when the run is made; one that none has returned once all have run is
+    a failure, with the keys that there are.
 
     Attributes:
         metric: its full key, such as ``validation/rewards/score/mean``.

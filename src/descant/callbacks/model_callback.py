@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Generic, Literal, TypeVar, Unpack, get_args
 
+from descant.arguments import check_one_of
 from descant.callbacks.base import CallbackMode, CallbackOptions, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.inference import InferenceModel
@@ -29,12 +30,12 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
     mode       ``measure``                           ``report``                   training waits for
     ========== ===================================== ============================ ===========================
     inline     in the loop, on the live weights      in the loop                  all of it
-    overlap    in the loop, on the live weights      while training goes on       ``measure``
-    background elsewhere, on a copy of the weights   while training goes on       the copy
+    overlap    in the loop, on the live weights      in parallel to training      ``measure``
+    background in parallel, on a copy of the weights in parallel to training      the copy
     ========== ===================================== ============================ ===========================
 
     The metrics are the same, and belong to the step whose weights were measured, whenever they arrive. Several calls of
-    one callback may be under way at a time, so ``measure`` hands over to ``report`` by what it returns.
+    one callback may be in flight at a time, so ``measure`` hands over to ``report`` by what it returns.
 
     Args:
         model: the model to look at, usually the one that is being trained.
@@ -65,9 +66,7 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
                 "spawn_inference is needed"
             )
         super().__init__(frequency, log_key_prefix, mode=mode, **options)
-        if when_busy not in get_args(WhenBusy):
-            allowed = ", ".join(map(repr, get_args(WhenBusy)))
-            raise ConfigurationError(f"callback {self.name!r}: when_busy={when_busy!r} must be one of {allowed}")
+        check_one_of(f"callback {self.name!r}: when_busy", when_busy, allowed=get_args(WhenBusy))
         self.model = model
         self.mode = mode
         self.when_busy = when_busy

@@ -21,7 +21,6 @@ from descant.runner.calls import CallbackFailure
 from descant.runner.options import RunOptions
 from descant.runner.recorder import unused_run_dir
 from descant.runner.synchronous import SynchronousRunner
-from descant.table import Table
 
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
@@ -55,6 +54,8 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
         ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed), whose
             model is not made yet (``model_init``), or that has no tokenizer (``processing_class``).
     """
+    names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
+    refuse_unknown("add_callbacks", options, [*names, "training_set"])
     if isinstance(callbacks, RecipeCallback):
         raise ConfigurationError(
             f"callbacks={callbacks!r} is a callback; give a list of them, or a function of a model"
@@ -76,20 +77,12 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
 
 
 class AddedCallbacks(TrainerCallback):
-    """The place of descant's callbacks among those of a trainer; made by ``add_callbacks``.
-
-    Attributes:
-        runner: of the latest ``train()``; None before the first.
-    """
+    """descant's callbacks among those of a trainer, made by ``add_callbacks``; ``runner`` is that of the latest
+    ``train()``, None before the first."""
 
     _is_logging = False  # for all that were added to a trainer: what one of them logs is not the trainer's own
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        callbacks: Sequence[RecipeCallback],
-        options: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, trainer: Trainer, callbacks: Sequence[RecipeCallback], options: Mapping[str, Any]) -> None:
         self.runner: CallbackRunner | None = None
         self._trainer = trainer
         self._module = trainer.model
@@ -97,8 +90,6 @@ class AddedCallbacks(TrainerCallback):
         self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
-        names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
-        refuse_unknown("add_callbacks", options, [*names, "training_set"])
         CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
@@ -159,7 +150,7 @@ class AddedCallbacks(TrainerCallback):
         if not self._waiting or not logs or AddedCallbacks._is_logging:
             return
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-        self._waiting.record({_training_key(key): value for key, value in numbers.items()})
+        self._waiting.record({k if k.startswith("eval_") else f"training/{k}": number for k, number in numbers.items()})
         if "train_runtime" in logs:
             self._waiting.make_final_calls()
             self._after_calls(state, control)
@@ -183,7 +174,7 @@ class AddedCallbacks(TrainerCallback):
     def _log(self, state: TrainerState, control: TrainerControl, step: int, metrics: Mapping[str, Metric]) -> None:
         """Give metrics of a step to the trainer's history and trackers, as ``Trainer.log`` does, which subclasses
         override with what belongs to their training metrics."""
-        numbers = {f"eval_{key}": value for key, value in metrics.items() if _is_number(value)}
+        numbers = {f"eval_{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
         if not numbers:
             return
         present, should_log = state.global_step, control.should_log
@@ -207,7 +198,7 @@ class AddedCallbacks(TrainerCallback):
             waiting.close(error)
 
     def _closing(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """``trainer.train``, which tells nobody when it fails."""
+        """``trainer.train``, which has no event for a failure."""
 
         @wraps(train)
         def closing_train(*args: Any, **kwargs: Any) -> Any:
@@ -221,11 +212,3 @@ class AddedCallbacks(TrainerCallback):
             return output
 
         return closing_train
-
-
-def _training_key(key: str) -> str:
-    return key if key.startswith("eval_") else f"training/{key}"
-
-
-def _is_number(value: Metric) -> bool:
-    return not isinstance(value, str | Table)

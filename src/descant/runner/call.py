@@ -10,10 +10,6 @@ from typing import Any
 from descant.callbacks.base import RecipeCallback, RunView
 
 
-def _live(model: Any) -> Any:
-    return model
-
-
 @dataclass(eq=False, slots=True)
 class Call:
     """One call of one callback, made by the mode of that callback.
@@ -38,7 +34,7 @@ class Call:
     seconds: dict[str, float] = field(default_factory=lambda: {"stall_s": 0.0})
     num_tokens: int = 0
     num_completions: Counter[str] = field(default_factory=Counter)
-    as_measured: Callable[[Any], Any] = _live
+    as_measured: Callable[[Any], Any] = field(default=lambda model: model)
 
     def __str__(self) -> str:
         return f"{self.callback.name} (step {self.run.step})"

@@ -1,4 +1,4 @@
-"""CallGuard: a user's coroutine runs, and whatever it does, training goes on as if it had not."""
+"""CallGuard: runs a user's coroutine so that nothing it does changes training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CallGuard:
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.watchdog = Watchdog(warn)
         self.lingering: dict[asyncio.Task[Any], str] = {}
-        """Calls that go on although they were cancelled, and whose they are."""
+        """Calls that are still running although they were cancelled, and the callback of each."""
 
     async def run(
         self,
@@ -40,21 +40,23 @@ class CallGuard:
     ) -> Any:
         """What ``work`` returns; what it asks of models, it asks as ``requester``.
 
-        Calls that training waits for run one at a time. Detached ones go on side by side while it does: whoever turns
-        the event loop for them preserves the process's state.
+        Calls that training waits for run one at a time. Detached ones run in parallel; what turns the event loop for
+        them preserves the process's state.
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; it was cancelled, and may not use models any more.
             CallbackError: it was cancelled, and not from outside.
-            and whatever ``work`` raises.
+            Exception: what ``work`` raises.
         """
         reason = "has returned"
         with nullcontext() if is_detached else self._watching(requester.name), requester_scope(requester):
             task = asyncio.ensure_future(_contained(work))  # has a copy of the context: the requester is in it
             try:
                 await asyncio.wait({task}, timeout=timeout_s)
-                if not task.done() and is_detached:  # what has arrived while the loop stood still has a turn
-                    await _turn_until_done(task)
+                for _ in range(_NUM_TURNS if is_detached else 0):  # for what arrived while the loop stood still
+                    if task.done():
+                        break
+                    await asyncio.sleep(0)
                 if not task.done():
                     reason = f"was cancelled after its timeout_s={timeout_s:g}"
                     raise TimeoutError(f"it took longer than timeout_s={timeout_s:g} and was cancelled")
@@ -85,15 +87,8 @@ class CallGuard:
         await asyncio.wait({task}, timeout=GRACE_S)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        _ = task.cancelled() or task.exception()  # it has been asked to end: nobody wants to hear how it did
+        _ = task.cancelled() or task.exception()  # it was asked to end: how it did is of no interest
         del self.lingering[task]
-
-
-async def _turn_until_done(task: asyncio.Task[Any]) -> None:
-    for _ in range(_NUM_TURNS):
-        if task.done():
-            return
-        await asyncio.sleep(0)
 
 
 async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:

@@ -11,7 +11,7 @@ from functools import partial
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
@@ -22,7 +22,7 @@ from descant.progress import Progress
 from descant.provenance import describe_environment, masked
 from descant.runner.call import Call
 from descant.runner.calls import CallbackFailure, Calls
-from descant.runner.contamination_check import ContaminationCheck
+from descant.runner.contamination_check import check_contamination
 from descant.runner.costs import Costs
 from descant.runner.due_calls import DueCalls
 from descant.runner.evaluations import Evaluations
@@ -103,11 +103,11 @@ class CallbackRunner(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.num_steps, int) or self.num_steps < 1:
+        if not _is_whole(self.num_steps) or self.num_steps < 1:
             raise ConfigurationError(
                 f"num_steps={self.num_steps!r} must be a whole number of planned steps, at least 1"
             )
-        if not isinstance(self.first_step, int) or not 0 <= self.first_step <= self.num_steps:
+        if not _is_whole(self.first_step) or not 0 <= self.first_step <= self.num_steps:
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
@@ -115,20 +115,19 @@ class CallbackRunner(RunOptions):
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
         modes = choose_modes(self.callbacks, self._keys, self.callback_mode)
-        self._contamination = ContaminationCheck(self.training_set, self.contamination)
+        if self.contamination == "error" and self.training_set is None:
+            raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
         self.run_dir = None if self.run_dir is None else Path(self.run_dir)
         self.costs = Costs(self.plan(), self.num_steps, modes, self.callback_budget)
         self.recorder = RunRecorder(self.run_dir, self.num_steps, self.logger, strict=self.strict, name=self.name)
         self._requests = Requests(self.recorder, self.save_checkpoint, strict=self.strict)
         self._state = RunState(self.num_steps, self.first_step, self.seed, self._requests)
-        self._calls = Calls(self._state, self.recorder, self.costs, self._keys, strict=self.strict)
+        self._calls = Calls(ordered, self._state, self.recorder, self.costs, self._keys, strict=self.strict)
         placement = self.callback_placement or EvaluationPlacement()
-        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, self.costs, self.recorder, placement)
-        self._due = DueCalls(ordered, self.num_steps, self.costs, self._keys, self.callback_budget)
+        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, placement)
         self._ordered = ordered
         self._started: list[RecipeCallback] = []
         self._is_open = self._has_forecast = False
-        self._told_missing: set[str] = set()
         self.interrupts = Interrupts()
 
     def plan(self) -> list[Plan]:
@@ -187,7 +186,9 @@ class CallbackRunner(RunOptions):
     async def open(self) -> None:
         """What entering does, but for the signals."""
         self._state.started_at = time.monotonic()
-        contaminations = await self._contamination.run(self.callbacks)
+        # From here on, schedules do not change.
+        self._due = DueCalls(self._ordered, self.num_steps, self.costs, self._keys, self.callback_budget)
+        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
@@ -225,7 +226,7 @@ class CallbackRunner(RunOptions):
         """Record the metrics of a step and make the calls that are due after it.
 
         Args:
-            step: completed steps. It may jump: whatever became due in between is one call, on the weights as they are.
+            step: completed steps. It may jump: what became due in between is one call, on the present weights.
             metrics: what the loop has measured at this step (numbers, strings, tables), under keys of its choice.
 
         Raises:
@@ -270,8 +271,8 @@ class CallbackRunner(RunOptions):
         weights after its last step (to those of its best one, say) does it before."""
         if self.step == self.first_step > 0:
             return  # of a run that is continued, nothing has been trained: this was evaluated by the run before
-
-        due = [c for c in self._ordered if c.at_end and self._state.last_call.get(c.name) != self.step]
+        at_end = [callback for callback in self._ordered if callback.at_end and callback.follows is None]
+        due = [callback for callback in at_end if self._state.last_call.get(callback.name) != self.step]
         with preserved_process_state():
             await self._call_all(due, is_final=True)
             await self._evaluations.wait()
@@ -280,7 +281,7 @@ class CallbackRunner(RunOptions):
     async def _end(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The final calls at the step that was reached; then ``on_end`` of every callback, and what there is to say.
+        """The final calls at the step that was reached, ``on_end`` of every callback, and the outcome.
 
         A cancelled run makes no more calls, and neither does one that a callback has stopped (``strict``).
         """
@@ -332,37 +333,33 @@ class CallbackRunner(RunOptions):
         await self._call_all(due)
 
     async def _call_all(self, due: Sequence[RecipeCallback], *, is_final: bool = False) -> None:
-        """The calls of this step, in order: those that are due, and those whose watched metric was measured."""
+        """The calls of this step, in order: those that are due, those whose watched metric was measured, and those that
+        have watched in vain."""
+        is_final_call, left = is_final or self._state.progress.is_complete, list(self._ordered)
         try:
-            for callback in self._ordered:
-                if callback in due or self._has_news_for(callback) or self._watches_in_vain(callback, is_final):
-                    await self._call(callback, is_final=is_final or self._state.progress.is_complete)
+            # A metric that is not declared may be followed by a callback that stands before the one that returned it.
+            while ready := next((c for c in left if c in due or self._has_news_for(c)), None):
+                left.remove(ready)
+                await self._call(ready, is_final=is_final_call)
+            for callback in left:
+                if self._watches_in_vain(callback, is_final):
+                    await self._call(callback, is_final=is_final_call)
         finally:
             await self._calls.record_warnings()
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:
-        """Whether the metric that a callback watches was measured at this step, and it has not looked at it yet."""
-        watches = callback.watches
-        return (
-            watches is not None
-            and not watches.on_schedule
-            and watches.metric in self.evaluations
-            and self._state.last_call.get(callback.name) != self.step
-        )
+        """Whether the metric that it follows was measured at this step, and it was not called since."""
+        return callback.follows in self.evaluations and self._state.last_call.get(callback.name) != self.step
 
     def _watches_in_vain(self, callback: RecipeCallback, is_final: bool) -> bool:
         """Whether all that might return what a callback watches have been called, and none has; it is called once, to
         fail with the keys that there are."""
-        watches = callback.watches
-        if watches is None or watches.on_schedule or watches.metric in self._state.known_keys:
+        called = self._state.last_call
+        if callback.follows is None or callback.follows in self._state.known_keys or callback.name in called:
             return False
-        sources = self._keys.sources[callback.name]
-        have_run = is_final or all(source.name in self._state.last_call for source in sources)
-        if not have_run or self._evaluations.are_in_flight or callback.name in self._told_missing:
-            return False
-        self._told_missing.add(callback.name)
-        return True
+        have_run = is_final or all(source.name in called for source in self._keys.sources[callback.name])
+        return have_run and not self._evaluations.are_in_flight
 
     async def _forecast(self) -> None:
         """Once, what the callbacks will take of the run."""
@@ -372,7 +369,7 @@ class CallbackRunner(RunOptions):
             await self.recorder.record_note(self.step, "forecast", "callbacks", forecast)
 
     async def _call(self, callback: RecipeCallback, *, is_final: bool) -> None:
-        if callback.name not in self._calls.disabled:
+        if not self.costs[callback.name].is_disabled:
             self._state.last_call[callback.name] = self.step
             callback.last_call = self._state.progress.percentage
             await self._evaluations.begin(callback, is_final=is_final)
@@ -393,7 +390,7 @@ class CallbackRunner(RunOptions):
         return {
             "title": self.title,
             "num_steps": self.num_steps,
-            **self.settings(RunOptions),
+            **RunOptions(**self.run_options()).settings(),
             **(self.config or {}),
             "callbacks": [callback.settings() for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],
@@ -425,3 +422,7 @@ class CallbackRunner(RunOptions):
             if (owner := self._keys.owner(key)) is not None:
                 raise ConfigurationError(f"the metric {key!r} of step {self.step} is what callback {owner!r} returns")
         return checked
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from descant.callbacks.base import shown
+from descant.callbacks.base import RecipeCallback, shown
 from descant.errors import CallbackError, DescantError
 from descant.metrics import Metric, as_metric
 from descant.models.requester import Requester
@@ -41,9 +42,11 @@ class Calls:
     """Makes calls, under guard, and records their metrics, costs, failures and warnings.
 
     A result takes one way: what a call returned → its metrics under their full keys (``_accept``) → costs, run log and
-    console → what other callbacks see of the run.
+    console → what other callbacks see of the run; if it ran in parallel to training, those that follow its metrics are
+    called at once.
 
     Args:
+        callbacks: all of the run, in the order of their calls.
         state: the run, as callbacks see it.
         recorder: where everything is recorded.
         costs: where costs are added up.
@@ -51,13 +54,20 @@ class Calls:
         strict: raise the first failure.
     """
 
-    def __init__(self, state: RunState, recorder: RunRecorder, costs: Costs, keys: MetricKeys, *, strict: bool) -> None:
+    def __init__(
+        self,
+        callbacks: Sequence[RecipeCallback],
+        state: RunState,
+        recorder: RunRecorder,
+        costs: Costs,
+        keys: MetricKeys,
+        *,
+        strict: bool,
+    ) -> None:
         self.failures: list[CallbackFailure] = []
-        self.disabled: set[str] = set()
-        """The callbacks that make no more calls."""
         self.guard = CallGuard(recorder.show_warning)
-        self._state, self._recorder, self._costs, self._keys = state, recorder, costs, keys
-        self._strict = strict
+        self.recorder, self.costs = recorder, costs
+        self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
     async def make(self, call: Call, work: Callable[[], Awaitable[Any]], timeout_s: float | None = None) -> Any:
         """The result of ``work``, or ``FAILED`` once its exception has been recorded.
@@ -78,13 +88,12 @@ class Calls:
             with shown(callback, call.run):
                 return await self.guard.run(work, requester, timeout_s or callback.timeout_s, is_detached=detached)
         except Exception as error:
-            await self._record_failure(call, error)
-            return FAILED
+            return await self.fail(call, error)
         finally:
             call.num_tokens += requester.num_tokens
             if not detached and (report := self.guard.watchdog.take_report()):
                 message = f"{callback.name}: it has blocked the event loop"
-                await self._recorder.record_note(call.run.step, "callback_blocked", callback.name, message, report)
+                await self.recorder.record_note(call.run.step, "callback_blocked", callback.name, message, report)
             await self.record_warnings()
 
     async def make_waiting(self, call: Call, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -94,48 +103,63 @@ class Calls:
             return await self.make(call, work)
         finally:
             call.seconds["stall_s"] = time.perf_counter() - started_at
-            self._costs.add_stall(call.callback.name, call.seconds["stall_s"])
+            self.costs.add_stall(call.callback.name, call.seconds["stall_s"])
 
-    async def complete(self, call: Call, returned: Any) -> dict[str, Metric]:
-        """Record what a call has returned and cost, at the step that it belongs to; returns its metrics."""
+    async def complete(self, call: Call, returned: Any) -> None:
+        """Record what a call has returned and cost, at the step that it belongs to; then call what follows it."""
         name, step = call.callback.name, call.run.step
         metrics = {} if returned is FAILED else await self._accept(call, returned)
-        self._costs.add_result(name, metrics, call.num_tokens, call.seconds.get("busy_s"))
+        self.costs.add_result(name, metrics, call.num_tokens, call.seconds.get("busy_s"))
         costs = {f"callbacks/{name}/{key}": value for key, value in self._cost_metrics(call).items()}
-        await self._recorder.record_evaluation(step, name, metrics, costs)
+        await self.recorder.record_evaluation(step, name, metrics, costs)
         self._state.known_keys |= metrics.keys()
         if call.is_detached:
             numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
             self._state.late_evaluations.append((step, numbers))
+            for callback in self._callbacks:
+                if callback.follows in metrics and not self.costs[callback.name].is_disabled:
+                    await self._call_follower(callback, call, metrics)
         else:
             self._state.evaluations |= metrics
-        return metrics
 
     async def record_warnings(self) -> None:
         """Record what callbacks have warned of since the last time."""
-        warnings = self._state.warnings[:]
-        self._state.warnings.clear()
-        for source, step, message, details in warnings:
-            await self._recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
+        while self._state.warnings:  # threads may add to them
+            source, step, message, details = self._state.warnings.pop(0)
+            await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
+
+    async def _call_follower(self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric]) -> None:
+        """Call it with what an asynchronous call has measured, at the step of that one."""
+        run = replace(
+            self._state.view(follower, measured.run.step),
+            step=measured.run.step,
+            progress=measured.run.progress,
+            metrics=measured.run.metrics,
+            evaluations=metrics,
+            as_measured=measured.as_measured,
+        )
+        call = Call(follower, run, is_detached=True, as_measured=measured.as_measured)
+        self.costs.add_stall(follower.name, 0.0)
+        await self.complete(call, await self.make(call, partial(follower.callback, run.step / run.num_steps)))
 
     def _cost_metrics(self, call: Call) -> dict[str, Metric]:
-        cost = self._costs[call.callback.name]
+        cost = self.costs[call.callback.name]
         counts = {key: getattr(cost, key) for key in ("num_skipped", "num_replaced", "num_deferred")}
         return {
             **call.seconds,
             "num_runs": cost.num_runs,
             "total_s": cost.seconds,
-            "time_fraction": self._costs.time_fraction(cost.name),
+            "time_fraction": self.costs.time_fraction(cost.name),
             "num_failed": cost.num_failed,
             **({"num_tokens": call.num_tokens} if call.num_tokens else {}),
             **{key: count for key, count in counts.items() if count},
         }
 
     async def _accept(self, call: Call, returned: Any) -> dict[str, Metric]:
-        """The returned metrics under their full keys; whatever is not a metric is recorded as a failure."""
+        """The returned metrics under their full keys; what is not a metric is recorded as a failure."""
         if not isinstance(returned, dict):
             error = TypeError(f"it returned {type(returned).__name__}; a dict of metrics is needed ({{}} for none)")
-            await self._record_failure(call, error)
+            await self.fail(call, error)
             return {}
         name = call.callback.name
         accepted: dict[str, Metric] = {}
@@ -143,24 +167,29 @@ class Calls:
             try:
                 metric = await asyncio.to_thread(as_metric, value) if isinstance(value, Table) else as_metric(value)
                 accepted[self._keys.claim(name, key)] = metric
-            except Exception as error:  # whatever a value of the user's does when it is looked at
+            except Exception as error:  # of a value of the user's, when it is looked at
                 error.add_note(f"in what callback {name!r} returned under the key {key!a}")
-                await self._record_failure(call, error, f"key {key!a}: ")
+                await self.fail(call, error, f"key {key!a}: ")
         return accepted
 
-    async def _record_failure(self, call: Call, error: Exception, place: str = "") -> None:
+    async def fail(self, call: Call, error: Exception, place: str = "") -> object:
+        """Record a failure of a call, and return ``FAILED``; ``place`` says where it was.
+
+        Raises:
+            CallbackError: ``strict`` or the callback's ``on_error="raise"`` is on.
+        """
         name, step = call.callback.name, call.run.step
         says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
         reason = place + (str(error) if says_it_all else describe(error))
         message = f"callback {name!r} failed at step {step} of {self._state.num_steps}: {reason}"
         failure = CallbackFailure(name, step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)
-        self._costs[name].num_failed += 1
-        await self._recorder.record_event(step, "callback_failed", name, message, failure.traceback)
+        self.costs[name].num_failed += 1
+        await self.recorder.record_event(step, "callback_failed", name, message, failure.traceback)
         if self._strict or call.callback.on_error == "raise":
             raise CallbackError(message) from error
-        if call.callback.on_error == "disable" and name not in self.disabled:
-            self.disabled.add(name)
-            self._costs.expect_no_more(name)
+        if call.callback.on_error == "disable" and not self.costs[name].is_disabled:
+            self.costs[name].is_disabled = True
             message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
-            await self._recorder.record_event(step, "callback_disabled", name, message)
+            await self.recorder.record_event(step, "callback_disabled", name, message)
+        return FAILED

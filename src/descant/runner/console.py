@@ -22,10 +22,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from descant.metrics import Metric, MetricSpec, find_spec
-from descant.runner.costs import CallbackCost, describe_seconds
+from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
 from descant.table import Table
-from descant.text import figure, printable
+from descant.text import duration, figure, printable
 
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
@@ -34,7 +34,7 @@ _REFRESH_S = 0.1  # as often as the bar is drawn
 
 
 class _Terminal(RichConsole):
-    """A console that falls silent when nobody reads it any more (``... | head``): the run goes on."""
+    """A console that falls silent once its output is closed (``... | head``): the run continues."""
 
     def on_broken_pipe(self) -> None:
         """Print nothing from here on."""
@@ -76,7 +76,7 @@ class Console:
     ) -> None:
         """Print what will happen, then show the bar. ``specs`` are the declared metrics by callback, and "trainer"."""
         self._specs = specs
-        self._print(Text(printable(title), style="bold"))
+        self._rich.print(Text(printable(title), style="bold"))
         self._name_width = max((len(line.name) for line in plan), default=0)
         if plan:
             table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -118,77 +118,68 @@ class Console:
             self._bar.update(self._task, completed=step, latest=shown, left=left)
             return
         if training:
-            eta = "" if remaining_s is None or step == self._num_steps else f"  {describe_seconds(remaining_s)} left"
-            self._print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
+            eta = "" if remaining_s is None or step == self._num_steps else f"  {duration(remaining_s)} left"
+            self._rich.print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
-        """Print what a callback returned: its main numbers and the first of its samples, on one line."""
+        """Print what a callback returned on one line: headlines, what is not declared, and the first of its samples."""
         if step != self._evaluated_step:
             self._evaluated_step = step
-            self._print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
+            self._rich.print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
         specs = self._specs.get(callback, ())
-        main = {key: _number(value) for key, value in metrics.items() if _is_main(key, value, specs)}
+        numbers = {key: _number(value) for key, value in metrics.items() if not isinstance(value, Table)}
+        declared = {key: find_spec(specs, key) for key in numbers}
+        main = {key: number for key, number in numbers.items() if (spec := declared[key]) is None or spec.headline}
         line = Text("  ")
         line.append(f"{printable(callback):<{self._name_width}}  ", style="cyan")
         line.append("  ".join(f"{printable(_short(key))} {number}" for key, number in main.items()))
         for table in metrics.values():
             if isinstance(table, Table) and table.rows:
                 line.append(f"  {_describe_sample(table.as_dicts()[0])}", style="dim")
-        self._print(line)
+        self._rich.print(line)
         if main:
             key, number = next(iter(main.items()))
             self._latest[key] = f"{printable(key)} {number}"
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self._print(Text(f"! {printable(message)}", style="yellow"))
+        self._rich.print(Text(f"! {printable(message)}", style="yellow"))
 
     def note(self, message: str) -> None:
         """Print what is good to know."""
-        self._print(Text(printable(message), style="dim"))
+        self._rich.print(Text(printable(message), style="dim"))
 
     def close(self, summary: str, costs: Sequence[CallbackCost] = (), duration_s: float = 0.0) -> None:
         """Remove the bar and print what the callbacks have cost and how the run ended."""
         self._bar.stop()
         if any(cost.num_runs for cost in costs):
             self._rich.print(_cost_table(costs, duration_s))
-        self._print(Text(printable(summary), style="bold"))
-
-    def _print(self, text: Text) -> None:
-        self._rich.print(text)
+        self._rich.print(Text(printable(summary), style="bold"))
 
 
 def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     has_detached = any(cost.num_landed for cost in costs)
-    left_out = [name for name in ("skipped", "replaced", "deferred") if any(_num(cost, name) for cost in costs)]
+    left_out = [
+        name for name in ("skipped", "replaced", "deferred") if any(getattr(cost, f"num_{name}") for cost in costs)
+    ]
     headers = ["runs", "each", *(["beside training"] * has_detached), "in all", "of the run", "failures"]
     table.add_column("callback")
     for header in (*headers, *left_out):
         table.add_column(header, justify="right")
     for cost in costs:
-        beside = [describe_seconds(cost.mean_busy_s) if cost.num_landed else ""] * has_detached
+        beside = [duration(cost.mean_busy_s) if cost.num_landed else ""] * has_detached
         table.add_row(
             Text(printable(cost.name)),
             str(cost.num_runs),
-            describe_seconds(cost.mean_s),
+            duration(cost.mean_s),
             *beside,
-            describe_seconds(cost.seconds),
+            duration(cost.seconds),
             f"{cost.seconds / duration_s:.1%}" if duration_s else "",
             Text(str(cost.num_failed), style="yellow" if cost.num_failed else ""),
-            *(str(_num(cost, name)) for name in left_out),
+            *(str(getattr(cost, f"num_{name}")) for name in left_out),
         )
     return table
-
-
-def _num(cost: CallbackCost, what: str) -> int:
-    return int(getattr(cost, f"num_{what}"))
-
-
-def _is_main(key: str, value: Metric, specs: Sequence[MetricSpec]) -> bool:
-    """Whether a metric is worth a place on the line: headlines, and what is not declared."""
-    spec = find_spec(specs, key)
-    return not isinstance(value, Table) and (spec is None or spec.headline)
 
 
 def _short(key: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from descant.callbacks.base import CallbackMode
 from descant.schedule import Plan
+from descant.text import duration
 
 
 @dataclass(slots=True)
@@ -16,23 +17,23 @@ class CallbackCost:
 
     Attributes:
         name: of the callback.
-        mode: what training waits for: all of a call ("inline"), what the model does ("overlap"), or a copy of the
-            weights ("background").
+        mode: what training waits for.
         num_runs: calls that were begun, failed ones included.
         stall_s: how long training waited for these.
         wait_s: how long training waited for room for a copy of the weights.
         seconds: both, and the time in ``on_start`` and ``on_end``.
-        busy_s: of calls that go on while training does, how long the evaluation itself took.
-        num_landed: calls of that kind whose result, or failure, has arrived.
+        busy_s: of asynchronous calls, how long the evaluation itself took.
+        num_landed: asynchronous calls that are complete, failed ones included.
         num_tokens: tokens of prompts, completions and scored sequences.
         num_failed: failures: of its calls, its hooks, and of single values that it returned.
         num_skipped: calls that were not made because there was no room (``when_busy="skip"``).
         num_replaced: calls that were given up for a newer one (``when_busy="replace"``).
         num_deferred: calls that were put off by ``callback_budget``.
+        is_disabled: it makes no more calls in this run.
     """
 
     name: str
-    mode: Literal["inline", "overlap", "background"] = "inline"
+    mode: CallbackMode = "inline"
     num_runs: int = 0
     stall_s: float = 0.0
     wait_s: float = 0.0
@@ -44,6 +45,7 @@ class CallbackCost:
     num_skipped: int = 0
     num_replaced: int = 0
     num_deferred: int = 0
+    is_disabled: bool = False
 
     @property
     def mean_s(self) -> float:
@@ -52,7 +54,7 @@ class CallbackCost:
 
     @property
     def mean_busy_s(self) -> float:
-        """Seconds that an evaluation beside training takes; 0 before the first has landed."""
+        """Seconds that an asynchronous evaluation takes; 0 before the first is complete."""
         return self.busy_s / self.num_landed if self.num_landed else 0.0
 
 
@@ -70,7 +72,7 @@ class Costs:
         self,
         plans: Sequence[Plan],
         num_steps: int,
-        modes: Mapping[str, Literal["inline", "overlap", "background"]] | None = None,
+        modes: Mapping[str, CallbackMode] | None = None,
         budget: float | None = None,
     ) -> None:
         self.training_s = 0.0
@@ -81,7 +83,6 @@ class Costs:
         self._plans = {plan.name: plan for plan in plans}
         self._costs = {plan.name: CallbackCost(plan.name, (modes or {}).get(plan.name, "inline")) for plan in plans}
         self._source_of_key: dict[str, str] = {}
-        self._no_more: set[str] = set()
 
     def __getitem__(self, name: str) -> CallbackCost:
         return self._costs[name]
@@ -108,7 +109,7 @@ class Costs:
         cost.seconds += stall_s + wait_s
 
     def add_result(self, name: str, keys: Iterable[str], num_tokens: int, busy_s: float | None = None) -> None:
-        """A call has returned these keys; ``busy_s`` is how long it went on beside training, if it did."""
+        """A call has returned these keys; ``busy_s`` is how long it took in parallel to training, if it was."""
         self._source_of_key |= dict.fromkeys(keys, name)
         cost = self._costs[name]
         cost.num_tokens += num_tokens
@@ -116,32 +117,22 @@ class Costs:
             cost.busy_s += busy_s
             cost.num_landed += 1
 
-    def expect_no_more(self, name: str) -> None:
-        """A callback makes no more calls in this run."""
-        self._no_more.add(name)
-
     def time_fraction(self, name: str) -> float:
         """The share of the time so far that training waited for a callback."""
         total = self.training_s + self.callbacks_s
         return self._costs[name].seconds / total if total else 0.0
 
-    def share_with(self, name: str) -> float:
-        """The share of the time so far that callbacks will have cost after one more call of this one."""
-        callbacks_s = self.callbacks_s + self._costs[name].mean_s
-        total = self.training_s + callbacks_s
-        return callbacks_s / total if total else 0.0
-
-    def own_share_with(self, name: str) -> float:
-        """The share of the time so far that this callback alone will have cost after one more call."""
+    def share_with(self, name: str, *, alone: bool = False) -> float:
+        """The share of the time that callbacks (``alone``: this one) will have cost after one more call of this one."""
         cost = self._costs[name]
         total = self.training_s + self.callbacks_s + cost.mean_s
-        return (cost.seconds + cost.mean_s) / total if total else 0.0
+        return ((cost.seconds if alone else self.callbacks_s) + cost.mean_s) / total if total else 0.0
 
     def remaining_s(self, step: int) -> float | None:
         """Seconds from now, after ``step`` steps, to the end of the run, the calls still to come included.
 
-        None before the first step. A call costs what its callback's calls cost so far on average. What goes on in the
-        background takes the run longer only when it is not done by the time that training is.
+        None before the first step. A call costs what its callback's calls cost so far on average. Evaluations in the
+        background make the run longer only if they are not complete when training is.
         """
         if not self.num_steps_made:
             return None
@@ -158,13 +149,13 @@ class Costs:
         seconds = {cost.name: num_calls[cost.name] * cost.mean_s for cost in measured}
         run_s = self.training_s + self.callbacks_s + remaining_s
         parts = [
-            f"{cost.name} {num_calls[cost.name]:.0f} × {describe_seconds(cost.mean_s)} "
+            f"{cost.name} {num_calls[cost.name]:.0f} × {duration(cost.mean_s)} "
             f"≈ {_percent(seconds[cost.name], run_s)}{_beside_training(cost)}"
             for cost in sorted(measured, key=lambda cost: -seconds[cost.name])
         ]
         share = f", of which callbacks {_percent(sum(seconds.values()), run_s)}" if len(parts) > 1 else ""
         of_the_run = " of the run" if len(parts) == 1 else ""
-        text = f"forecast: {describe_seconds(run_s)} in all{share}: {', '.join(parts)}{of_the_run}"
+        text = f"forecast: {duration(run_s)} in all{share}: {', '.join(parts)}{of_the_run}"
         if self._budget is not None and sum(seconds.values()) > self._budget * run_s:
             text += f"; calls will be deferred to keep within callback_budget={self._budget:g}"
         return text
@@ -188,7 +179,7 @@ class Costs:
         """As planned; by the clock, as often as the training that is left allows; with a metric, as often as that is
         measured."""
         plan = self._plans[name]
-        if name in self._no_more:
+        if self._costs[name].is_disabled:
             return 0
         num_calls: float = len(plan.steps) - bisect_right(plan.steps, step)
         if plan.period_s is not None:
@@ -200,19 +191,10 @@ class Costs:
         return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
 
 
-def describe_seconds(seconds: float) -> str:
-    """A duration with two or three digits and its unit: ``"0.35 s"``, ``"42 s"``, ``"12.5 min"``, ``"3.2 h"``."""
-    if 0 < seconds < 0.0995:
-        return f"{seconds * 1000:.2g} ms"
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
 def _beside_training(cost: CallbackCost) -> str:
     if cost.mode == "inline":
         return ""
-    return f" ({cost.mode}{f', {describe_seconds(cost.mean_busy_s)} beside training' if cost.num_landed else ''})"
+    return f" ({cost.mode}{f', {duration(cost.mean_busy_s)} beside training' if cost.num_landed else ''})"
 
 
 def _percent(part: float, whole: float) -> str:

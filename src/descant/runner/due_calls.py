@@ -84,7 +84,7 @@ class DueCalls:
             return False
         deferrable = [other for other in self._callbacks if other.is_deferrable and other.watches is None]
         others_wait = any(other.name in self._deferred for other in deferrable if other is not callback)
-        return not others_wait or self._costs.own_share_with(callback.name) <= self._budget / len(deferrable)
+        return not others_wait or self._costs.share_with(callback.name, alone=True) <= self._budget / len(deferrable)
 
 
 def _follows_its_plan(callback: RecipeCallback) -> bool:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.engine.jobs import LIVE
-from descant.metrics import Metric
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
-from descant.runner.costs import Costs, describe_seconds
 from descant.runner.in_flight import InFlight
 from descant.runner.modes import Background, Inline, Mode, Overlap, Pinned
-from descant.runner.recorder import RunRecorder
 from descant.runner.run_state import RunState
+from descant.text import duration
 
 
 class Evaluations:
@@ -32,8 +27,6 @@ class Evaluations:
         modes: the mode of each, by name.
         state: the run, as callbacks see it.
         calls: makes and records them.
-        costs: where they are added up.
-        recorder: where it is recorded what is given up or waited for.
         placement: where background evaluations run.
     """
 
@@ -43,14 +36,11 @@ class Evaluations:
         modes: Mapping[str, CallbackMode],
         state: RunState,
         calls: Calls,
-        costs: Costs,
-        recorder: RunRecorder,
         placement: EvaluationPlacement,
     ) -> None:
-        self._state, self._calls, self._costs, self._recorder = state, calls, costs, recorder
+        self._state, self._calls, self._recorder = state, calls, calls.recorder
         self._in_flight = InFlight()
         self._buffers: list[WeightBuffers] = []
-        self._watchers = [c for c in callbacks if c.watches is not None and not c.watches.on_schedule]
         self._keeps_copies = any(c.watches is not None and c.watches.uses_weights for c in callbacks)
         self._modes = {c.name: self._mode(c, modes[c.name], placement) for c in callbacks}
 
@@ -91,7 +81,7 @@ class Evaluations:
         self._recorder.show_note(f"waiting for what is under way: {names}")
         started_at = time.perf_counter()
         await self._in_flight.wait()
-        message = f"waited {describe_seconds(time.perf_counter() - started_at)} for {names}"
+        message = f"waited {duration(time.perf_counter() - started_at)} for {names}"
         await self._recorder.record_note(self._recorder.step, "waited_for_callbacks", "callbacks", message)
 
     def kill(self) -> None:
@@ -111,39 +101,15 @@ class Evaluations:
             await asyncio.gather(*(buffers.close() for buffers in self._buffers))
 
     def _mode(self, callback: RecipeCallback, mode: CallbackMode, placement: EvaluationPlacement) -> Mode:
-        parts = (self._calls, self._in_flight, self._complete)
+        parts = (self._calls, self._in_flight)
         if mode == "inline" or not isinstance(callback, ModelCallback):
             return Inline(*parts)
         if mode == "overlap":
             return Overlap(*parts)
         if callback.model.weights != LIVE:
-            return Pinned(self._costs, *parts)
+            return Pinned(*parts)
         buffers = next((buffers for buffers in self._buffers if buffers.serves(callback.model)), None)
         if buffers is None:
             buffers = WeightBuffers(callback.model, placement)
             self._buffers.append(buffers)
-        return Background(buffers, self._keeps_copies, self._costs, self._recorder, *parts)
-
-    async def _complete(self, call: Call, returned: Any) -> dict[str, Metric]:
-        metrics = await self._calls.complete(call, returned)
-        if call.is_detached:
-            for watcher in self._watchers:
-                is_watched = watcher.watches is not None and watcher.watches.metric in metrics
-                if is_watched and watcher.name not in self._calls.disabled:
-                    await self._call_watcher(watcher, call, metrics)
-        return metrics
-
-    async def _call_watcher(self, watcher: RecipeCallback, call: Call, metrics: dict[str, Metric]) -> None:
-        """A call of who watches what an asynchronous one has measured, at the step of that one."""
-        run = replace(
-            self._state.view(watcher, call.run.step),
-            step=call.run.step,
-            progress=call.run.progress,
-            metrics=call.run.metrics,
-            evaluations=metrics,
-            as_measured=call.as_measured,
-        )
-        watching = Call(watcher, run, is_detached=True, as_measured=call.as_measured)
-        self._costs.add_stall(watcher.name, 0.0)
-        returned = await self._calls.make(watching, partial(watcher.callback, run.step / run.num_steps))
-        await self._complete(watching, returned)
+        return Background(*parts, buffers, self._keeps_copies)

@@ -1,4 +1,4 @@
-"""InFlight: evaluations that go on while training does."""
+"""InFlight: the calls that run in parallel to training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 
 from descant.runner.call import Call
 
-_NUM_TURNS = 10  # of the event loop after a step: what has arrived goes on, and nothing waits
-_SWITCH_INTERVAL_S = 0.0005  # training waits that long for Python that runs beside it, whenever torch comes back
+_NUM_TURNS = 10  # of the event loop after a step: enough for what has arrived, without waiting
+_SWITCH_INTERVAL_S = 0.0005  # how long training waits for other threads' Python, each time that torch returns
 _LEAVING_S = 5.0  # what cancelled evaluations may take to end
 
 Work = Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
-"""What a call still has to do, given the call of the same callback before it: results land in order."""
+"""The rest of a call, given the previous call of the same callback: their results complete in order."""
 
 
 class InFlight:
-    """The calls whose results have not landed yet, each in a task of its own.
+    """The calls that are not complete yet, each in a task of its own.
 
-    A loop of ours turns by itself. In one of a user's, which trains without awaiting, these tasks go on during the
-    turns after each step.
+    In a user's loop, which trains without awaiting, they progress in the turns after each step.
     """
 
     def __init__(self) -> None:
@@ -37,20 +36,21 @@ class InFlight:
 
     @property
     def has_failed(self) -> bool:
-        """Whether ``check`` would raise: whoever has failed is not under way any more."""
+        """Whether ``check`` would raise; a call that has failed is not in flight any more."""
         return self._failure is not None
 
-    def start(self, call: Call, work: Work) -> None:
-        """Let a call go on."""
+    def start(self, call: Call, work: Work) -> asyncio.Task[None]:
+        """Let a call run in parallel to training."""
         if not self._tasks:
             _PYTHON.begin()
         same = [task for other, task in self._tasks.items() if other.callback is call.callback]
-        task = asyncio.ensure_future(self._contained(work(same[-1] if same else None)))
+        task = asyncio.ensure_future(self._contained(work, same[-1] if same else None))
         self._tasks[call] = task
         task.add_done_callback(lambda task: self._end(call, task))
+        return task
 
     async def turn(self) -> None:
-        """Let them go on with whatever has arrived; raises what one of them has failed with, if that ends the run."""
+        """Let them process what has arrived; raises as ``check`` does."""
         for _ in range(_NUM_TURNS):
             await asyncio.sleep(0)
         self.check()
@@ -75,17 +75,16 @@ class InFlight:
 
     async def cancel_all(self) -> list[Call]:
         """Give up all of them; returns which."""
-        calls = list(self._tasks)
-        tasks = list(self._tasks.values())
+        calls, tasks = list(self._tasks), list(self._tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_LEAVING_S)
         return calls
 
-    async def _contained(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _contained(self, work: Work, previous: asyncio.Task[None] | None) -> None:
         try:
-            await work
+            await work(previous)
         except (KeyboardInterrupt, SystemExit) as leaving:  # which would tear down the event loop
             self._failure = self._failure or leaving
 
@@ -98,7 +97,7 @@ class InFlight:
 
 
 class _SwitchInterval:
-    """Python's switch interval, while anything of any run of this process goes on beside training."""
+    """Python's switch interval, short while any run of this process has calls in flight."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, MetricSpec, clean_text, find_spec
+from descant.text import did_you_mean
 
 
 class MetricKeys:
@@ -113,11 +113,9 @@ class MetricKeys:
         sources = declaring or [other for other in others if not self.specs[other.name]]
         if not sources:
             keys = sorted(spec.key for other in others for spec in self.specs[other.name])
-            close = get_close_matches(metric, keys, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = f"{did_you_mean(metric, keys)} they return: {', '.join(keys) or 'nothing'}".lstrip()
             raise ConfigurationError(
                 f"callback {watcher.name!r} watches {metric!r}, which no callback of this run returns; {hint}"
-                f"they return: {', '.join(keys) or 'nothing'}"
             )
         watcher.watches.resolve(next((find_spec(self.specs[c.name], metric) for c in declaring), None))
         return sources

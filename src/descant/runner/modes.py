@@ -7,56 +7,45 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Never, Protocol, get_args
+from typing import Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
 from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import FAILED, Calls
-from descant.runner.costs import Costs
 from descant.runner.in_flight import InFlight
 from descant.runner.metric_keys import MetricKeys
-from descant.runner.recorder import RunRecorder
 
 Work = Callable[[], Awaitable[Any]]
-
-
-class Complete(Protocol):
-    """Records what a call has returned, and calls those that watch its metrics; returns its metrics."""
-
-    async def __call__(self, call: Call, returned: Any) -> dict[str, Metric]:
-        """The metrics, under their full keys."""
 
 
 class Mode(ABC):
     """Makes the calls of one callback.
 
     Args:
-        calls: makes them under guard.
+        calls: makes them under guard, and records what they have returned.
         in_flight: the tasks of those that run in parallel to training.
-        complete: records what they have returned.
     """
 
-    def __init__(self, calls: Calls, in_flight: InFlight, complete: Complete) -> None:
-        self._calls, self._in_flight, self._complete = calls, in_flight, complete
+    def __init__(self, calls: Calls, in_flight: InFlight) -> None:
+        self._calls, self._in_flight = calls, in_flight
 
     @abstractmethod
     async def begin(self, call: Call) -> None:
         """Make as much of a call as training waits for; the rest runs as a task."""
 
-    def _detach(self, call: Call, work: Work) -> None:
+    def _detach(self, call: Call, work: Work) -> asyncio.Task[None]:
         """Let the work run in parallel to training."""
         call.is_detached = True
-        self._in_flight.start(call, partial(self._finish, call, work))
+        return self._in_flight.start(call, partial(self._finish, call, work))
 
     async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
         returned = await self._make_detached(call, work)
         if previous is not None:  # results of one callback arrive in the order of their steps
             await asyncio.wait({previous})
-        await self._complete(call, returned)
+        await self._calls.complete(call, returned)
 
     async def _make_detached(self, call: Call, work: Work) -> Any:
         began_at = time.perf_counter()
@@ -70,8 +59,8 @@ class Inline(Mode):
 
     async def begin(self, call: Call) -> None:
         """Make it."""
-        progress = call.run.step / call.run.num_steps
-        await self._complete(call, await self._calls.make_waiting(call, partial(call.callback.callback, progress)))
+        work = partial(call.callback.callback, call.run.step / call.run.num_steps)
+        await self._calls.complete(call, await self._calls.make_waiting(call, work))
 
 
 class Overlap(Mode):
@@ -82,7 +71,7 @@ class Overlap(Mode):
         callback = _of_a_model(call)
         measurement = await self._calls.make_waiting(call, partial(callback.measure, callback.model))
         if measurement is FAILED:
-            await self._complete(call, FAILED)
+            await self._calls.complete(call, FAILED)
             return
         call.as_measured = partial(_refuse_weights, call)
         self._detach(call, partial(callback.report, measurement))
@@ -91,14 +80,10 @@ class Overlap(Mode):
 class Pinned(Mode):
     """The weights of the callback's model do not change (a snapshot, another model), so training waits for nothing."""
 
-    def __init__(self, costs: Costs, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._costs = costs
-
     async def begin(self, call: Call) -> None:
         """Nothing to wait for."""
         callback = _of_a_model(call)
-        self._costs.add_stall(callback.name, 0.0)
+        self._calls.costs.add_stall(callback.name, 0.0)
         call.as_measured = partial(_refuse_weights, call)
         self._detach(call, lambda: callback.callback(call.run.step / call.run.num_steps))
 
@@ -109,27 +94,23 @@ class Background(Mode):
     Args:
         buffers: hold the copies.
         keep_until_complete: whether a copy is held until those that watch the metrics have used it, too.
-        costs: where costs are added up.
-        recorder: where it is recorded which calls are skipped or replaced.
-        parts: see ``Mode``.
     """
 
-    def __init__(
-        self, buffers: WeightBuffers, keep_until_complete: bool, costs: Costs, recorder: RunRecorder, *parts: Any
-    ) -> None:
-        super().__init__(*parts)
+    def __init__(self, calls: Calls, in_flight: InFlight, buffers: WeightBuffers, keep_until_complete: bool) -> None:
+        super().__init__(calls, in_flight)
         self._buffers, self._keep_until_complete = buffers, keep_until_complete
-        self._costs, self._recorder = costs, recorder
         self._measuring: dict[Call, Lease] = {}  # calls that still need their copy
 
     async def begin(self, call: Call) -> None:
         """Copy the weights, once there is a free buffer."""
         if await self._make_room(call) and (lease := await self._copy(call)) is not None:
             self._measuring[call] = lease
-            self._detach(call, partial(self._evaluate, call, lease))
+            call.as_measured = lease.model if self._keep_until_complete else partial(_refuse_weights, call)
+            task = self._detach(call, partial(self._evaluate, call, lease))
+            task.add_done_callback(lambda _: self._end(call, lease))  # also if it is cancelled before it has begun
 
     async def _evaluate(self, call: Call, lease: Lease) -> dict[str, Any]:
-        """Measure and report; the buffer is free as soon as nobody needs the copy."""
+        """Measure and report; the buffer is free as soon as the copy is not needed."""
         callback = _of_a_model(call)
         measurement = await callback.measure(lease.model(callback.model))
         lease.end_turn()
@@ -137,22 +118,19 @@ class Background(Mode):
             lease.release()
         return await callback.report(measurement)
 
-    async def _finish(self, call: Call, work: Work, previous: asyncio.Task[None] | None) -> None:
-        lease = self._measuring[call]
-        try:
-            call.as_measured = lease.model if self._keep_until_complete else partial(_refuse_weights, call)
-            await super()._finish(call, work, previous)
-        finally:
-            self._measuring.pop(call, None)
-            lease.release()
+    def _end(self, call: Call, lease: Lease) -> None:
+        self._measuring.pop(call, None)
+        lease.release()
 
     async def _make_detached(self, call: Call, work: Work) -> Any:
         lease = self._measuring[call]
         try:
             await lease.turn()
-        except Exception as error:  # recorded as the failure of the call
-            work = partial(_raise, error)
-        returned = await super()._make_detached(call, work)
+        except Exception as error:
+            call.seconds["busy_s"] = 0.0
+            returned = await self._calls.fail(call, error)
+        else:
+            returned = await super()._make_detached(call, work)
         if returned is FAILED:
             lease.release()
         self._measuring.pop(call, None)
@@ -167,8 +145,8 @@ class Background(Mode):
             failure = error
         finally:
             call.seconds["stall_s"] = time.perf_counter() - started_at
-            self._costs.add_stall(call.callback.name, call.seconds["stall_s"], call.seconds["wait_s"])
-        await self._complete(call, await self._calls.make(call, partial(_raise, failure)))
+            self._calls.costs.add_stall(call.callback.name, call.seconds["stall_s"], call.seconds["wait_s"])
+        await self._calls.complete(call, await self._calls.fail(call, failure))
         return None
 
     async def _make_room(self, call: Call) -> bool:
@@ -179,9 +157,9 @@ class Background(Mode):
             return True
         when_busy = "wait" if call.is_final else _of_a_model(call).when_busy
         if when_busy == "skip":
-            self._costs[name].num_skipped += 1
+            self._calls.costs[name].num_skipped += 1
             message = f"{call} was skipped: earlier evaluations are still in flight (when_busy='skip')"
-            await self._recorder.record_note(step, "callback_skipped", name, message)
+            await self._calls.recorder.record_note(step, "callback_skipped", name, message)
             return False
         started_at = time.perf_counter()
         oldest = next((other for other, lease in self._measuring.items() if not lease.is_released), None)
@@ -189,9 +167,9 @@ class Background(Mode):
             try:
                 await self._in_flight.cancel(oldest)
             finally:
-                self._costs[name].num_replaced += 1
+                self._calls.costs[name].num_replaced += 1
                 message = f"{oldest} was given up for that of step {step} (when_busy='replace')"
-                await self._recorder.record_note(oldest.run.step, "callback_replaced", name, message)
+                await self._calls.recorder.record_note(oldest.run.step, "callback_replaced", name, message)
         await self._buffers.wait_for_room(step)
         call.seconds["wait_s"] = time.perf_counter() - started_at
         return True
@@ -203,11 +181,8 @@ def choose_modes(
     """The mode of each callback, by name: its own, or else the run's where it can run in that.
 
     Raises:
-        ConfigurationError: an unknown mode, or callbacks whose modes cannot work together, with the fix.
+        ConfigurationError: callbacks whose modes cannot work together, with the fix.
     """
-    if callback_mode not in get_args(CallbackMode):
-        allowed = ", ".join(map(repr, get_args(CallbackMode)))
-        raise ConfigurationError(f"callback_mode={callback_mode!r} must be one of {allowed}")
     modes = {callback.name: _choose_mode(callback, callback_mode) for callback in callbacks}
     for watcher in callbacks:
         for source in keys.sources[watcher.name]:
@@ -256,7 +231,3 @@ def _refuse_weights(call: Call, model: object) -> Never:
         f"the weights that {call} has measured are needed, and in the mode of {call.callback.name!r} no copy of them "
         "is kept: give it mode='background' or 'inline'"
     )
-
-
-async def _raise(error: Exception) -> Never:
-    raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from descant.arguments import check_one_of, check_whole_number, refuse_unknown
+from descant.arguments import argument_names, check_one_of, check_whole_number, is_finite_number, refuse_unknown
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -23,8 +24,7 @@ def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
 
 
 def _check_budget(name: str, value: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < 1):
+    if value is not None and not (is_finite_number(value) and 0 < value < 1):
         raise ConfigurationError(
             f"{name}={value!r} must be the share of the time that callbacks may cost, above 0 and below 1 (0.05 is "
             "5 %), or None for no limit"
@@ -77,7 +77,7 @@ class RunOptions:
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments that do not exist, in words that help."""
         shared = [each.name for each in fields(RunOptions)]
-        own = [each.name for each in fields(cls) if each.name not in shared]
+        own = [name for name in argument_names(cls) if name not in shared]
         refuse_unknown(cls.__name__, arguments, own + shared)
         return super().__new__(cls)
 
@@ -90,15 +90,14 @@ class RunOptions:
         """The options of every run, as keyword arguments of another one."""
         return {each.name: getattr(self, each.name) for each in fields(RunOptions)}
 
-    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
-        """What the run log keeps of the arguments (``of`` a base class, if given): plain values as they are, of others
-        what they say of themselves."""
+    def settings(self) -> dict[str, Any]:
+        """The arguments as the run log keeps them: plain values as they are, others as they describe themselves."""
         left_out = ("callbacks", "logger", "run_dir")  # the run log has them under names of their own
-        names = [each.name for each in fields(of or type(self)) if each.name not in left_out]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {each.name: plain(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An argument as one of the settings."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Fraction | Path):
@@ -106,4 +105,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return {"num_samples": len(value)}
     described = getattr(value, "description", None)
-    return repr(value) if described is None else {"name": value.name, "description": described}
+    if described is not None:
+        return {"name": value.name, "description": described}
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))  # where it is in memory is no setting

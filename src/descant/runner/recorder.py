@@ -40,8 +40,8 @@ class RunRecorder:
     """Records metrics, samples and events of a run, between entering and leaving it as an async context.
 
     The run log is always written, at once, and is the truth: what it cannot write stops the run. The user's logger is
-    asked once per step; when it fails, that is an event and the run goes on (unless ``strict``). Loggers of trackers
-    are not asked but fed from the run log (see ``feed.py``); whatever they do is no reason to stop, also if ``strict``,
+    asked once per step; when it fails, that is an event and the run continues (unless ``strict``). Loggers of trackers
+    are not asked but fed from the run log (see ``feed.py``); their failures never stop a run, also if ``strict``,
     and at the end they are waited for, at most 60 s or ``DESCANT_TRACKER_TIMEOUT_S``.
 
     A ``Logger`` object gets the settings of the run by ``log_config``. It is not closed: it is the user's, who may give
@@ -102,8 +102,8 @@ class RunRecorder:
             await self.publish()
         outcome = self._describe_outcome(error)
         duration_s = time.monotonic() - self._started_at
-        duration = f"{duration_s:.1f} s"
-        summary = f"{outcome} after {self.step} of {self.num_steps} steps in {duration}; the run is in {self.run_dir}"
+        steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
+        summary = f"{outcome} after {steps}; the run is in {self.run_dir}"
         self._console.close(summary, self._costs, duration_s)
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
@@ -125,11 +125,8 @@ class RunRecorder:
         finally:
             for feed in self._feeds:
                 if not feed.done.done():
-                    what = (
-                        f"{feed.num_waiting:,} of {self._run_log.num_records:,} records"
-                        if feed.num_waiting
-                        else "the end"
-                    )
+                    records = f"{feed.num_waiting:,} of {self._run_log.num_records:,} records"
+                    what = records if feed.num_waiting else "the end"
                     message = (
                         f"{feed.name} has not got {what} of the run; once it works again: "
                         f"`descant sync {quote(str(self.run_dir))} --to {feed.name}`"
@@ -200,7 +197,7 @@ class RunRecorder:
             remaining_s: tells the seconds to the end of the run, for the console.
 
         Raises:
-            whatever the logger raises, if ``strict``; otherwise that is an event.
+            Exception: what the logger raises, if ``strict``; otherwise that is an event.
         """
         unpublished, self._unpublished = self._unpublished, {}
         for step, metrics in sorted(unpublished.items()):
@@ -227,12 +224,12 @@ class RunRecorder:
     ) -> None:
         """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
         self._console.warn(message)
-        await self._log_event(step, kind, source, message, details)
+        await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
     async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
         """Record an event that is no reason to worry, and show it."""
         self._console.note(message)
-        await self._log_event(step, kind, source, message, details)
+        await self._run_log.log_event(step, kind, source, message, details)
 
     @property
     def has_logger(self) -> bool:
@@ -246,11 +243,6 @@ class RunRecorder:
     def show_note(self, message: str) -> None:
         """Show what is good to know, without recording it."""
         self._console.note(message)
-
-    async def _log_event(
-        self, step: int, kind: str, source: str, message: str, details: BaseException | str | None
-    ) -> None:
-        await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
     def _report_from_thread(self, step: int, kind: str, source: str, message: str, error: BaseException | None) -> None:
         """What a feed has to say: a warning if there is an error."""

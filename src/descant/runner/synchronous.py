@@ -95,7 +95,7 @@ class _LoopThread:
         self._is_open = True
 
     def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Its result. Whatever interrupts the wait (Ctrl-C) cancels it, and is raised when it has ended.
+        """Its result. What interrupts the wait (Ctrl-C) cancels it, and is raised when it has ended.
 
         Raises:
             ConfigurationError: outside of the ``with`` block, or from a callback.
@@ -106,7 +106,7 @@ class _LoopThread:
             raise ConfigurationError(f"the runner was called {where}")
         call = _Call(coroutine)
         try:
-            with preserved_process_state():  # whatever stands still between calls has a turn
+            with preserved_process_state():  # what stands still between calls has a turn
                 self._work.put(lambda runner: call.run_on(runner, self._context))
                 result: ResultT = call.outcome.result()
                 return result

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from descant.runner.costs import describe_seconds
+from descant.text import duration
 
 ResultT = TypeVar("ResultT")
 _WIDTH = 118
@@ -106,7 +106,7 @@ class Report:
         if self.costs:
             lines.append(f"  {'cost of a call':<22}{'seconds':>10}{'training waits':>18}{'tokens':>10}{'calls':>8}")
             for cost in self.costs:
-                seconds, stall = describe_seconds(cost.seconds), describe_seconds(cost.stall_s)
+                seconds, stall = duration(cost.seconds), duration(cost.stall_s)
                 lines.append(f"    {cost.mode:<20}{seconds:>10}{stall:>18}{cost.num_tokens:>10,.0f}{cost.num_calls:>8}")
         return "\n".join(lines)
 

@@ -27,15 +27,13 @@ class DataOrder:
     def indices(self, step: int) -> list[int]:
         """The samples of step ``step``, counted from 1."""
         first = (step - 1) * self.samples_per_batch
-        return [self._sample(position) for position in range(first, min(first + self.samples_per_batch, self._total))]
+        positions = range(first, min(first + self.samples_per_batch, self._total))
+        epochs = (divmod(position, self.num_samples) for position in positions)
+        return [int(self._permutation(epoch)[offset]) for epoch, offset in epochs]
 
     def num_samples_after(self, step: int) -> int:
         """How many samples the first ``step`` steps have."""
         return min(step * self.samples_per_batch, self._total)
-
-    def _sample(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_samples)
-        return int(self._permutation(epoch)[offset])
 
 
 def _shuffled(num_samples: int, seed: tuple[int, int]) -> Any:

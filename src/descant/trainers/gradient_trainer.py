@@ -13,7 +13,7 @@ from descant.arguments import check_finite_number, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
-from descant.runner.options import RunOptions, checked_by
+from descant.runner.options import checked_by, plain
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
@@ -66,7 +66,7 @@ class GradientTrainer(Trainer):
 
     lr_scheduler: Scheduler | None = field(default=None, metadata=checked_by(_check_scheduler))
     """From completed fraction after the step to learning rate; by default ``CosineScheduler(lr)``, which warms up over
-    a tenth of the run and ends at a tenth of ``lr``. It takes the place of ``lr``."""
+    a tenth of the run and ends at a tenth of ``lr``. It replaces ``lr``."""
 
     samples_per_batch: int = field(default=512, metadata=checked_by(check_whole_number))
     """Samples per step."""
@@ -91,9 +91,9 @@ class GradientTrainer(Trainer):
         """``lr_scheduler``, or the default one."""
         return self.lr_scheduler or CosineScheduler(self.lr)
 
-    def settings(self, of: type[RunOptions] | None = None) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The arguments, with the scheduler that is used."""
-        return {**super().settings(of), "lr_scheduler": repr(self.scheduler)}
+        return {**super().settings(), "lr_scheduler": plain(self.scheduler)}
 
     def plan(self) -> DataOrder:
         """Shuffled epochs, cut into steps."""

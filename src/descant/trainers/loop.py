@@ -105,7 +105,7 @@ class Trainer(RunOptions, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.order = self.plan()
-        self._runner: CallbackRunner | None = self._make_runner()
+        self._make_runner()  # what cannot work is refused now
 
     @abstractmethod
     def plan(self) -> DataOrder:
@@ -129,7 +129,7 @@ class Trainer(RunOptions, ABC):
         """Make a step and return its metrics under their full keys."""
 
     async def setup(self) -> None:
-        """Prepare what training needs beside the models (a reference, a value model), before the first call."""
+        """Prepare what training needs apart from the models (a reference, a value model), before the first call."""
 
     @property
     def num_steps(self) -> int:
@@ -152,10 +152,10 @@ class Trainer(RunOptions, ABC):
             RunLogError: the run log cannot be written.
             DatasetError: prompts that callbacks evaluate on are trained on, and ``contamination="error"``.
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
-            and whatever else stops training, once callbacks and run log are closed.
+            Exception: what else stops training, once callbacks and run log are closed.
         """
         started_at = time.monotonic()
-        runner, self._runner = self._runner or self._make_runner(), None
+        runner = self._make_runner()
         async with self._training_alone(), runner:
             await self._report_progress(0, runner.recorder)
             for number in range(1, self.num_steps + 1):
