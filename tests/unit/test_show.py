@@ -103,7 +103,7 @@ async def run(tmp_path):
 def test_the_head_says_what_was_run_and_how_it_ended(run):
     first, second, third = show(run, COLUMNS="120").split("\n")[:3]
     assert first == "SFT · policy (Tiny, cpu) · 1,280 samples · seed 3"
-    assert re.fullmatch(r"20 of 20 steps · completed in \d\.\d s · started \d{4}-\d\d-\d\d \d\d:\d\d", second)
+    assert re.fullmatch(r"20 of 20 steps · completed in [\d.]+ m?s · started \d{4}-\d\d-\d\d \d\d:\d\d", second)
     assert third == str(run)
 
 
