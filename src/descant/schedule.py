@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from math import isfinite
 from numbers import Rational
 
@@ -37,8 +37,20 @@ class Schedule(ABC):
         >>> every(0.25).due_steps(10)
         [3, 5, 8, 10]
         """
-        passed = [0, *(self.num_passed(Progress(step, num_steps)) for step in range(num_steps + 1))]
-        return [step for step, (before, after) in enumerate(pairwise(passed)) if after > before]
+
+        def passed(step: int) -> int:
+            return self.num_passed(Progress(step, num_steps))
+
+        steps: list[int] = []
+        step, num_before = 0, 0
+        while num_before < passed(num_steps):  # in ever longer strides to beyond the next boundary, then back to it
+            stride = 1
+            while passed(min(step + stride, num_steps)) <= num_before:
+                stride *= 2
+            step = bisect_right(range(num_steps + 1), num_before, step, min(step + stride, num_steps), key=passed)
+            steps.append(step)
+            num_before = passed(step)
+        return steps
 
     def crossed(self, before: Progress, after: Progress) -> bool:
         """Whether a boundary lies in (before, after]: a jump over several is one call, and none is repeated."""
