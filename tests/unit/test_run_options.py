@@ -1,12 +1,14 @@
 """Options: declared once, checked where they are given, and answered with the name that was meant."""
 
-from dataclasses import dataclass, fields
+import inspect
+from dataclasses import fields
 
 import pytest
 from support import CountingCallback, addition_threads, query, training_model
 
 from descant import SFT, CallbackRunner, GenerateSamplesCallback, RunOptions
 from descant.errors import ConfigurationError
+from descant.runner.options import options
 
 
 class Notifier:
@@ -107,7 +109,7 @@ async def test_what_is_changed_before_the_run_holds_for_the_run(qwen3_dir, tmp_p
 async def test_a_new_option_is_one_declaration(tmp_path):
     """It is an argument, has a name that can be guessed at, and is one of the settings."""
 
-    @dataclass(kw_only=True, eq=False, repr=False)
+    @options
     class WithPatience(CallbackRunner):
         patience: int = 3
 
@@ -147,3 +149,13 @@ async def test_settings_are_in_the_run_log_as_values(qwen3_dir, tmp_path):
     assert config["dataset"] == '{"num_samples": 4}'
     assert config["lr_scheduler"].startswith('"CosineScheduler(')
     assert '"key": "training/loss", "unit": "nats per token", "better": "lower", "headline": true' in config["metrics"]
+
+
+def test_help_shows_every_argument():
+    """Each option of every trainer is documented where it is declared; ``help(SFT)`` has it."""
+    for kind in (RunOptions, CallbackRunner, SFT):
+        described = inspect.getdoc(kind)
+        missing = [each.name for each in fields(kind) if f"\n    {each.name}: " not in described]
+        assert missing == [], kind
+    assert "lr: The peak learning rate of the default scheduler." in inspect.getdoc(SFT)
+    assert list(inspect.signature(SFT).parameters)[:3] == ["callbacks", "logger", "run_dir"]

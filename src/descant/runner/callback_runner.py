@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -29,7 +29,7 @@ from descant.runner.evaluations import Evaluations
 from descant.runner.interrupts import Interrupts
 from descant.runner.metric_keys import MetricKeys
 from descant.runner.modes import choose_modes
-from descant.runner.options import RunOptions
+from descant.runner.options import RunOptions, options
 from descant.runner.recorder import RunRecorder
 from descant.runner.requests import Requests, SaveCheckpoint
 from descant.runner.run_state import RunState
@@ -46,7 +46,7 @@ TRAINING_SPECS = (
 )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@options
 class CallbackRunner(RunOptions):
     """Runs callbacks at their exact steps along with a training loop: descant's own, or yours.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, TypeVar, dataclass_transform, get_args
 
 from descant.arguments import argument_names, check_one_of, check_whole_number, is_finite_number, refuse_unknown
 from descant.callbacks.base import CallbackMode, RecipeCallback
@@ -16,6 +20,8 @@ from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.runner.contamination_check import Policy
 from descant.runner.recorder import Loggers, flat_loggers
+
+KindT = TypeVar("KindT")
 
 
 def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
@@ -31,7 +37,43 @@ def _check_budget(name: str, value: Any) -> None:
         )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+class _Documented:
+    """The docstring of a class with those of its fields behind it, read from the source when somebody asks."""
+
+    def __init__(self, text: str) -> None:
+        self._text = inspect.cleandoc(text)
+
+    def __get__(self, instance: object, owner: type) -> str:
+        documented = {name: text for base in reversed(owner.__mro__) for name, text in _field_docs(base)}
+        own = [each.name for each in fields(owner) if each.name not in RunOptions.__dataclass_fields__]
+        names = [name for name in (*own, *RunOptions.__dataclass_fields__) if name in documented]
+        lines = [f"    {name}: " + documented[name].replace("\n", "\n        ") for name in names]
+        return "\n".join([self._text, "", "Args:", *lines] if lines else [self._text])
+
+
+def _field_docs(kind: type) -> Iterator[tuple[str, str]]:
+    if "__dataclass_fields__" not in vars(kind):
+        return
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    except (OSError, SyntaxError):  # there is no source: a frozen build, a console
+        return
+    for declared, text in pairwise(tree.body):  # type: ignore[attr-defined]
+        match declared, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                yield name, inspect.cleandoc(doc)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+def options(kind: type[KindT]) -> type[KindT]:
+    """Decorator: a keyword-only dataclass of options. ``help`` shows its fields as arguments, with the docstring that
+    stands behind each."""
+    made = dataclass(kw_only=True, eq=False, repr=False)(kind)
+    made.__doc__ = _Documented(made.__doc__ or "")  # type: ignore[assignment]
+    return made
+
+
+@options
 class RunOptions:
     """What every run takes by keyword: trainers, ``CallbackRunner`` and ``add_callbacks``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from math import nan
 from typing import Any
@@ -13,7 +13,7 @@ from descant.arguments import check_finite_number, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
-from descant.runner.options import checked_by, plain
+from descant.runner.options import checked_by, options, plain
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
@@ -31,7 +31,7 @@ def _check_model(name: str, model: Any) -> None:
         )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@options
 class GradientTrainer(Trainer):
     """A trainer that makes one update per step, on ``samples_per_batch`` samples of a dataset.
 

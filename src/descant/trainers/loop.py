@@ -32,7 +32,7 @@ from descant.models.training import TrainingModel
 from descant.notifiers import StageNotifier
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
-from descant.runner.options import RunOptions, checked_by
+from descant.runner.options import RunOptions, checked_by, options
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.threads.thread import StringThread
@@ -89,7 +89,7 @@ def _check_notifier(name: str, notifier: Any) -> None:
         )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@options
 class Trainer(RunOptions, ABC):
     """The part that all trainers share: a trainer adds its plan, what is trained, and how one step is made.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from descant.errors import ConfigurationError, DatasetError
 from descant.metrics import Metric
-from descant.runner.options import checked_by
+from descant.runner.options import checked_by, options
 from descant.threads.thread import StringThread
 from descant.trainers.gradient_trainer import GradientTrainer
 from descant.trainers.loop import Step
@@ -30,7 +30,7 @@ def _check_dataset(name: str, dataset: Any) -> None:
         raise DatasetError(message, problems)
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
+@options
 class SFT(GradientTrainer):
     """Trains a model to say what the weighted turns of a dataset say.
 
