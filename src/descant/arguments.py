@@ -21,13 +21,16 @@ _OWN_NAMES = {
     "max_steps": "num_steps",
     "output_dir": "run_dir",
     "report_to": "logger",
-    "eval_dataset": "callbacks",
+    "batch_size": "samples_per_batch",
+    "train_batch_size": "samples_per_batch",
     "max_new_tokens": "max_gen_len",
     "eval_steps": "frequency",
 }
 """The names that arguments of Transformers and TRL have here."""
 _MODEL = "the model has its own: ModelBuilder(path) loads both"
 _PRECISION = "precision belongs to the model: ModelBuilder(path, precision='mixed')"
+_WARMUP = "CosineScheduler warms up over a tenth of the run; give another lr_scheduler="
+_EVALUATIONS = "evaluations are callbacks: callbacks=[ValidationLossCallback(validation, model, frequency=0.1)]"
 _ADVICE = {
     "max_steps": "the number of steps is ceil(epochs * len(dataset) / samples_per_batch): give epochs=, which may be a "
     "fraction, or a slice of the dataset",
@@ -38,8 +41,16 @@ _ADVICE = {
     "fp16": _PRECISION,
     "tokenizer": _MODEL,
     "processing_class": _MODEL,
-    "warmup_ratio": "CosineScheduler warms up over a tenth of the run; give another lr_scheduler=",
-    "eval_strategy": "evaluations are callbacks: callbacks=[ValidationLossCallback(validation, model, frequency=0.1)]",
+    "warmup_ratio": _WARMUP,
+    "warmup_steps": _WARMUP,
+    "eval_dataset": _EVALUATIONS,
+    "eval_strategy": _EVALUATIONS,
+    "eval_steps": _EVALUATIONS,
+    "save_steps": "checkpoints are a callback: callbacks=[CheckpointCallback(model, 'policy', frequency=0.2)]",
+    "logging_steps": "every step is logged; the console shows as many as one can read",
+    "max_length": "the longest thread has max_batch_size tokens: spawn_train(name, max_batch_size=...)",
+    "packing": "not needed: micro-batches are cut where padding costs least",
+    "max_new_tokens": "callbacks that generate take it as max_gen_len=",
 }
 """What to do for arguments of Transformers and TRL that have no counterpart."""
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
@@ -55,6 +66,12 @@ def check_whole_number(name: str, value: Any, *, least: int = 1, or_none: bool =
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         alternative = ", or None" if or_none else ""
         raise ConfigurationError(f"{name}={value!r} must be a whole number of at least {least}{alternative}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ConfigurationError if the value is not True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r} must be True or False")
 
 
 def check_finite_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:

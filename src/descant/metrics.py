@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import quoted
 
@@ -34,6 +35,12 @@ class MetricSpec:
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     headline: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str) or not self.key or not isinstance(self.unit, str):
+            raise ConfigurationError(f"{self!r}: the key must be text that is not empty, and the unit text")
+        if self.better not in ("lower", "higher", None):
+            raise ConfigurationError(f"{self!r}: better={self.better!r} must be 'lower', 'higher' or None")
 
     def covers(self, key: str) -> bool:
         """Whether this declares ``key``."""

@@ -1,6 +1,7 @@
 """Options: declared once, checked where they are given, and answered with the name that was meant."""
 
 import inspect
+import re
 from dataclasses import fields
 
 import pytest
@@ -28,6 +29,8 @@ FOREIGN = {
     "eval_strategy": "evaluations are callbacks",
     "lr_schedular": "did you mean 'lr_scheduler'",
     "bf16": "precision belongs to the model",
+    "max_new_tokens": "callbacks that generate take it as max_gen_len=",
+    "eval_dataset": "evaluations are callbacks",
 }
 NO_NUMBERS = [
     "seed",
@@ -118,6 +121,20 @@ async def test_a_new_option_is_one_declaration(tmp_path):
     assert runner.settings()["patience"] == 5
     with pytest.raises(ConfigurationError, match="did you mean 'patience'"):
         WithPatience([], num_steps=1, patients=5)
+
+
+WRONG_KINDS = {
+    "callback_placement": ("thread", "is a str; EvaluationPlacement is needed"),
+    "strict": ("no", "must be True or False"),
+    "run_dir": (5, "is a int; str | pathlib.Path is needed"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_kinds_are_checked(name):
+    value, message = WRONG_KINDS[name]
+    with pytest.raises(ConfigurationError, match=f"{name}={value!r} {re.escape(message)}"):
+        CallbackRunner([], num_steps=1, **{name: value})
 
 
 async def test_everything_about_a_run_is_checked_when_the_trainer_is_made(qwen3_dir, tmp_path):

@@ -20,7 +20,7 @@ from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
 from descant.progress import Progress
 from descant.provenance import plain_settings
-from descant.schedule import Frequency, Plan, as_schedule
+from descant.schedule import NEVER, Frequency, Plan, as_schedule
 from descant.seeds import derive_seed
 from descant.threads.thread import StringThread
 
@@ -138,7 +138,8 @@ class RecipeCallback(ABC):
         mode: CallbackMode | None = None,
         **unknown: Never,
     ) -> None:
-        refuse_unknown(type(self).__name__, unknown, argument_names(type(self)))
+        known = [name for name in argument_names(type(self)) if name != "frequency" or frequency is not NEVER]
+        refuse_unknown(type(self).__name__, unknown, known)
         if isinstance(log_key_prefix, bool):
             at_end = log_key_prefix
             log_key_prefix = None

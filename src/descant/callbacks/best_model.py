@@ -53,7 +53,7 @@ class BestModelCallback(RecipeCallback):
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
         self.metric, self.mode = metric, mode
-        self.watches = MetricWatch(metric, mode, uses_weights=True, owner=f"callback {self.name!r}")
+        self.watches = MetricWatch(metric, mode, uses_weights=True, compares=True)
 
     def declared_checkpoints(self) -> frozenset[str]:
         """Its directory."""

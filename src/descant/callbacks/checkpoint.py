@@ -96,7 +96,7 @@ class CheckpointCallback(RecipeCallback):
         self.keep_last, self.keep_best = keep_last, keep_best
         self.metric, self.mode = metric, mode
         if metric is not None:
-            self.watches = MetricWatch(metric, mode, on_schedule=True, owner=f"callback {self.name!r}")
+            self.watches = MetricWatch(metric, mode, on_schedule=True, compares=True)
         self.kept: list[Checkpoint] = []
         """The checkpoints of this run that have not been deleted, oldest first."""
 
@@ -142,7 +142,7 @@ class CheckpointCallback(RecipeCallback):
         wanted = self.kept[-self.keep_last :] if self.keep_last is not None else []
         if self.watches is not None:
             measured = [checkpoint for checkpoint in self.kept if checkpoint.value is not None]
-            ranked = sorted(measured, key=attrgetter("value"), reverse=self.watches.mode == "max")
+            ranked = sorted(measured, key=attrgetter("value"), reverse=self.watches.direction == "max")
             wanted = [*wanted, *ranked[: self.keep_best]]
             wanted += [checkpoint for checkpoint in self.kept if checkpoint.value is None and self.keep_last is None]
         return [checkpoint for checkpoint in self.kept if checkpoint not in wanted]

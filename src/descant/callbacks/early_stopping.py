@@ -55,7 +55,7 @@ class EarlyStoppingCallback(RecipeCallback):
         options.setdefault("at_end", False)
         super().__init__(NEVER, log_key_prefix, **options)
         self.metric, self.mode = metric, mode
-        self.watches = MetricWatch(metric, mode, owner=f"callback {self.name!r}")
+        self.watches = MetricWatch(metric, mode, compares=True)
         check_whole_number("patience", patience)
         check_finite_number("min_delta", min_delta, least=0)
         self.patience, self.min_delta = patience, min_delta

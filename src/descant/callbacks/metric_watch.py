@@ -16,7 +16,7 @@ Mode = Literal["min", "max"]
 """Whether a lower or a higher value is better."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MetricWatch:
     """What a callback with ``watches = MetricWatch(...)`` needs of the others; the runner orders calls by it.
 
@@ -30,7 +30,8 @@ class MetricWatch:
             metric declares it.
         on_schedule: it runs at the steps of its own schedule instead, and needs what was measured there.
         uses_weights: it uses the weights that were measured (``run.as_measured``).
-        owner: the callback that watches, in messages.
+        compares: it cannot do without knowing which values are better.
+        owner, declared: the callback that watches, and the metric's declaration; filled in when a run is made.
 
     Raises:
         ConfigurationError: a key that is not text or is the trainer's, or an unknown mode.
@@ -40,7 +41,9 @@ class MetricWatch:
     mode: Mode | None = None
     on_schedule: bool = False
     uses_weights: bool = False
+    compares: bool = False
     owner: str = "a callback"
+    declared: MetricSpec | None = None
 
     def __post_init__(self) -> None:
         metric, owner = self.metric, self.owner
@@ -56,28 +59,21 @@ class MetricWatch:
                 f"{owner}: mode={self.mode!r} must be 'max' if a higher {metric} is better, 'min' if a lower one is"
             )
 
-    def resolve(self, spec: MetricSpec | None) -> None:
-        """Take the direction from the metric's declaration, unless the user gave one.
-
-        Raises:
-            ConfigurationError: neither says which values are better.
-        """
-        if self.mode is None and spec is not None and spec.better is not None:
-            self.mode = "max" if spec.better == "higher" else "min"
-        if self.mode is None:
-            raise ConfigurationError(
-                f"{self.owner} watches {self.metric!r}, and the callback that returns it does not declare which values "
-                "are better: give mode='max' if a higher one is, 'min' if a lower one is"
-            )
+    @property
+    def direction(self) -> Mode | None:
+        """``mode``, or as the metric is declared; None if neither says which values are better."""
+        if self.mode is not None or self.declared is None or self.declared.better is None:
+            return self.mode
+        return "max" if self.declared.better == "higher" else "min"
 
     @property
     def worst(self) -> float:
-        """What every number is better than."""
-        return -inf if self.mode == "max" else inf
+        """A value that every number is better than."""
+        return -inf if self.direction == "max" else inf
 
     def is_better(self, value: float, than: float, by: float = 0.0) -> bool:
         """Whether a value is better by more than ``by``. NaN never is."""
-        return value > than + by if self.mode == "max" else value < than - by
+        return value > than + by if self.direction == "max" else value < than - by
 
     def value(self, run: RunView) -> float:
         """The metric as it was measured at this step.

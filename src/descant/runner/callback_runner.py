@@ -68,8 +68,6 @@ class CallbackRunner(RunOptions):
     before, and nothing that the call left behind may use a model. Ctrl-C and SIGTERM set ``should_stop``, and the run
     ends in order; the second time it is cancelled.
 
-    Its arguments are those below, and the options of every run, see ``RunOptions``.
-
     Raises:
         ConfigurationError: an argument that cannot work, something that is not a callback, names or keys that
             collide, or a watched metric that no callback returns, with the fix.
@@ -186,8 +184,6 @@ class CallbackRunner(RunOptions):
     async def open(self) -> None:
         """What entering does, but for the signals."""
         self._state.started_at = time.monotonic()
-        # From here on, schedules do not change.
-        self._due = DueCalls(self._ordered, self.num_steps, self.costs, self._keys, self.callback_budget)
         contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.recorder)
@@ -202,6 +198,8 @@ class CallbackRunner(RunOptions):
                 callback.last_call = -1.0
                 self._started.append(callback)
                 await self._call_hook(callback, callback.on_start)
+            # From here on, schedules do not change.
+            self._due = DueCalls(self._ordered, self.num_steps, self.costs, self._keys, self.callback_budget)
             if self.step == 0:
                 await self._call_due(before=None)
             await self.recorder.publish()
@@ -390,7 +388,7 @@ class CallbackRunner(RunOptions):
         return {
             "title": self.title,
             "num_steps": self.num_steps,
-            **RunOptions(**self.run_options()).settings(),
+            **{name: value for name, value in self.settings().items() if name in RunOptions.__dataclass_fields__},
             **(self.config or {}),
             "callbacks": [callback.settings() for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],

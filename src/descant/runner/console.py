@@ -163,7 +163,7 @@ def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
     left_out = [
         name for name in ("skipped", "replaced", "deferred") if any(getattr(cost, f"num_{name}") for cost in costs)
     ]
-    headers = ["runs", "each", *(["beside training"] * has_detached), "in all", "of the run", "failures"]
+    headers = ["runs", "each", *(["in parallel"] * has_detached), "in all", "of the run", "failures"]
     table.add_column("callback")
     for header in (*headers, *left_out):
         table.add_column(header, justify="right")

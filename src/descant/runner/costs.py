@@ -150,7 +150,7 @@ class Costs:
         run_s = self.training_s + self.callbacks_s + remaining_s
         parts = [
             f"{cost.name} {num_calls[cost.name]:.0f} × {duration(cost.mean_s)} "
-            f"≈ {_percent(seconds[cost.name], run_s)}{_beside_training(cost)}"
+            f"≈ {_percent(seconds[cost.name], run_s)}{_in_parallel(cost)}"
             for cost in sorted(measured, key=lambda cost: -seconds[cost.name])
         ]
         share = f", of which callbacks {_percent(sum(seconds.values()), run_s)}" if len(parts) > 1 else ""
@@ -191,10 +191,10 @@ class Costs:
         return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
 
 
-def _beside_training(cost: CallbackCost) -> str:
+def _in_parallel(cost: CallbackCost) -> str:
     if cost.mode == "inline":
         return ""
-    return f" ({cost.mode}{f', {duration(cost.mean_busy_s)} beside training' if cost.num_landed else ''})"
+    return f" ({cost.mode}{f', {duration(cost.mean_busy_s)} in parallel' if cost.num_landed else ''})"
 
 
 def _percent(part: float, whole: float) -> str:

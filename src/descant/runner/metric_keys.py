@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
@@ -14,8 +15,8 @@ from descant.text import did_you_mean
 class MetricKeys:
     """The names, keys and checkpoints of the callbacks of one run, each owned by one of them.
 
-    A key is owned by declaration, else by the first return. A callback that declares metrics returns no others for
-    whom another one may watch; one without declarations may return any.
+    A key is owned by declaration, else by the first return. A callback that declares metrics is watched for these; one
+    without declarations for any under its prefix.
 
     Args:
         callbacks: those of one run.
@@ -40,6 +41,8 @@ class MetricKeys:
                     f"two callbacks are called {callback.name!r}; names identify a callback's rows and costs, so give "
                     "one of them its own log_key=, log_key_prefix= or name="
                 )
+            if wrong := [spec for spec in callback.metric_specs if not isinstance(spec, MetricSpec)]:
+                raise ConfigurationError(f"callback {callback.name!r}: metric_specs has {wrong[0]!r}, not a MetricSpec")
             self.specs[callback.name] = callback.declared_metrics()
             self._claim_declared(callback.name)
             for checkpoint in sorted(callback.declared_checkpoints()):
@@ -110,15 +113,28 @@ class MetricKeys:
             return []
         metric, others = watcher.watches.metric, [callback for callback in callbacks if callback is not watcher]
         declaring = self._declaring(watcher, others)
-        sources = declaring or [other for other in others if not self.specs[other.name]]
+        sources = declaring or [other for other in others if not self.specs[other.name] and _may_return(other, metric)]
+        keys = sorted(spec.key for other in others for spec in self.specs[other.name])
         if not sources:
-            keys = sorted(spec.key for other in others for spec in self.specs[other.name])
             hint = f"{did_you_mean(metric, keys)} they return: {', '.join(keys) or 'nothing'}".lstrip()
             raise ConfigurationError(
                 f"callback {watcher.name!r} watches {metric!r}, which no callback of this run returns; {hint}"
             )
-        watcher.watches.resolve(next((find_spec(self.specs[c.name], metric) for c in declaring), None))
+        spec = next((find_spec(self.specs[source.name], metric) for source in declaring), None)
+        watches = replace(watcher.watches, owner=f"callback {watcher.name!r}", declared=spec)
+        if watches.compares and watches.direction is None:
+            raise ConfigurationError(
+                f"callback {watcher.name!r} watches {metric!r}, and no callback declares which of its values are "
+                f"better: give mode='max' if a higher one is, 'min' if a lower one is. {did_you_mean(metric, keys)}"
+            )
+        watcher.watches = watches  # of this run; the next one declares its own
         return sources
+
+
+def _may_return(callback: RecipeCallback, key: str) -> bool:
+    """Whether a callback without declarations may return a key: any, or those under its prefix."""
+    has_prefix = callback.log_key_prefix and type(callback).with_prefix is RecipeCallback.with_prefix
+    return not has_prefix or key.startswith(f"{callback.log_key_prefix}/")
 
 
 def _check_is_callback(callback: object, place: str) -> None:

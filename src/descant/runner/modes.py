@@ -210,8 +210,8 @@ def _check_pair(watcher: RecipeCallback, source: RecipeCallback, mode: CallbackM
     if watches.on_schedule and mode != "inline":
         raise ConfigurationError(
             f"callback {watcher.name!r} needs {watches.metric!r} at the step at which it runs, and {source.name!r} "
-            f"measures it while training goes on (mode={mode!r}); give {source.name!r} mode='inline', or keep the best "
-            "weights with a BestModelCallback"
+            f"measures it in parallel to training (mode={mode!r}); give {source.name!r} mode='inline', or keep the "
+            "best weights with a BestModelCallback"
         )
     if watches.uses_weights and mode == "overlap":
         raise ConfigurationError(

@@ -14,7 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar, dataclass_transform, get_args
 
-from descant.arguments import argument_names, check_one_of, check_whole_number, is_finite_number, refuse_unknown
+from descant.arguments import (
+    argument_names,
+    check_flag,
+    check_one_of,
+    check_whole_number,
+    is_finite_number,
+    refuse_unknown,
+)
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -37,6 +44,12 @@ def _check_budget(name: str, value: Any) -> None:
         )
 
 
+def _check_kind(name: str, value: Any, *, kind: Any) -> None:
+    if value is not None and not isinstance(value, kind):
+        needed = getattr(kind, "__name__", kind)
+        raise ConfigurationError(f"{name}={value!r} is a {type(value).__name__}; {needed} is needed, or None")
+
+
 class _Documented:
     """The docstring of a class with those of its fields behind it, read from the source when somebody asks."""
 
@@ -45,8 +58,8 @@ class _Documented:
 
     def __get__(self, instance: object, owner: type) -> str:
         documented = {name: text for base in reversed(owner.__mro__) for name, text in _field_docs(base)}
-        own = [each.name for each in fields(owner) if each.name not in RunOptions.__dataclass_fields__]
-        names = [name for name in (*own, *RunOptions.__dataclass_fields__) if name in documented]
+        declared = [name for base in owner.__mro__ for name in vars(base).get("__annotations__", ())]
+        names = [name for name in dict.fromkeys(declared) if name in documented]  # its own before those of its bases
         lines = [f"    {name}: " + documented[name].replace("\n", "\n        ") for name in names]
         return "\n".join([self._text, "", "Args:", *lines] if lines else [self._text])
 
@@ -90,13 +103,13 @@ class RunOptions:
     """A tracker (``WandbLogger``, ``get_prod_logger()``, ...), fed from the run log in parallel to training; or any
     callable that takes a dict, called once per step; or a list of them. The run log is always written."""
 
-    run_dir: str | Path | None = None
+    run_dir: str | Path | None = field(default=None, metadata=checked_by(_check_kind, kind=str | Path))
     """The directory of the run, made if needed; by default a new one under ``runs``."""
 
     seed: int = field(default=0, metadata=checked_by(check_whole_number, least=0))
     """Everything random is made from it: dropout, and what callbacks sample. (The order of the data has its own.)"""
 
-    strict: bool = False
+    strict: bool = field(default=False, metadata=checked_by(check_flag))
     """Stop at the first callback or logger that fails, with a ``CallbackError``, instead of recording it."""
 
     contamination: Policy = field(default="warn", metadata=checked_by(check_one_of, allowed=get_args(Policy)))
@@ -113,7 +126,9 @@ class RunOptions:
     would exceed it is deferred to the first step at which it fits, and that is recorded. First and last calls are
     always made."""
 
-    callback_placement: EvaluationPlacement | None = None
+    callback_placement: EvaluationPlacement | None = field(
+        default=None, metadata=checked_by(_check_kind, kind=EvaluationPlacement)
+    )
     """Where the mode "background" evaluates; by default in a process of its own."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:

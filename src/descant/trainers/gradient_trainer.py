@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fractions import Fraction
 from math import nan
-from typing import Any
+from typing import Any, ClassVar
 
-from descant.arguments import check_finite_number, check_whole_number
+from descant.arguments import check_finite_number, check_flag, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
@@ -43,8 +43,7 @@ class GradientTrainer(Trainer):
     ``training/num_skipped_samples`` and ``training/skipped_update``.
     """
 
-    metric_specs = (
-        MetricSpec("training/loss", "nats per token", better="lower", headline=True),
+    metric_specs: ClassVar[Sequence[MetricSpec]] = (
         MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
         MetricSpec("training/learning_rate"),
         MetricSpec("training/grad_norm"),
@@ -80,7 +79,7 @@ class GradientTrainer(Trainer):
     weight_decay: float = field(default=0.0, metadata=checked_by(check_finite_number, least=0))
     """Of AdamW, on matrices and embeddings."""
 
-    skip_nan_gradients: bool = False
+    skip_nan_gradients: bool = field(default=False, metadata=checked_by(check_flag))
     """Leave out an update whose gradient is not finite, instead of raising."""
 
     data_seed: int = field(default=42, metadata=checked_by(check_whole_number, least=0))
@@ -156,10 +155,13 @@ class GradientTrainer(Trainer):
             raise
         return {"loss": nan, "grad_norm": nan, "num_tokens": 0, "num_samples": 0, "skipped_update": 1.0}
 
+    def _place(self, index: int) -> str:
+        """Where a sample comes from: file and line, or else its place in the dataset."""
+        return getattr(self.dataset[index], "source", None) or f"dataset[{index}]"
+
     async def _record_skipped(self, step: Step, failures: Mapping[int, Exception]) -> None:
         num_samples = len(step.indices)
-        samples = {place: self.dataset[step.indices[place]] for place in failures}
-        problems = [(s.source or f"thread {s.uuid()}", str(failures[place])) for place, s in samples.items()]
+        problems = [(self._place(step.indices[place]), str(error)) for place, error in failures.items()]
         are_finite = (not isinstance(error, NonFiniteSequenceError) for error in failures.values())
         if len(failures) == num_samples and any(are_finite):
             raise DatasetError(f"none of the {num_samples} threads of step {step.number} can be trained", problems)

@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Any
 
 from descant.errors import ConfigurationError, DatasetError
-from descant.metrics import Metric
+from descant.metrics import Metric, MetricSpec
 from descant.runner.options import checked_by, options
 from descant.threads.thread import StringThread
 from descant.trainers.gradient_trainer import GradientTrainer
@@ -16,6 +16,8 @@ from descant.trainers.loop import Step
 
 
 def _check_dataset(name: str, dataset: Any) -> None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ConfigurationError(f"{name}={dataset!r} is a {type(dataset).__name__}; a list of threads is needed")
     if not len(dataset):
         raise DatasetError(f"{name} is empty: give at least one thread")
     problems = []
@@ -37,12 +39,17 @@ class SFT(GradientTrainer):
     A step is one update on ``samples_per_batch`` threads; its loss is the negative log-likelihood in nats, averaged
     over all trained tokens of the step (end-of-turn tokens included), however the step is cut to fit in memory.
 
-    Arguments, steps and metrics: see ``GradientTrainer`` and ``RunOptions``.
+    Steps and metrics: see ``GradientTrainer``.
 
     Raises:
         ConfigurationError: an argument that cannot work, an argument that does not exist, or callbacks that collide.
         DatasetError: an empty dataset, or threads in which nothing is weighted (all of them in ``problems``).
     """
+
+    metric_specs = (
+        MetricSpec("training/loss", "nats per token", better="lower", headline=True),
+        *GradientTrainer.metric_specs,
+    )
 
     dataset: Sequence[StringThread] = field(metadata=checked_by(_check_dataset))
     """Threads, each with a weighted turn; a fresh thread trains on its assistant turns."""
