@@ -50,9 +50,7 @@ async def test_the_direction_is_read_from_the_declaration(qwen3_dir):
         checkpoint = CheckpointCallback(model, "policy", keep_best=1, metric="validation/loss")
         made(ValidationLossCallback(addition_threads(2), model), checkpoint)
     assert checkpoint.watches.direction == "min"
-    with pytest.raises(
-        ConfigurationError, match="no callback declares which of its values are better"
-    ):
+    with pytest.raises(ConfigurationError, match="no callback declares which of its values are better"):
         made(Declared(0.5), EarlyStoppingCallback("counting/by_level/3"))
     given = EarlyStoppingCallback("counting/score", "min")
     made(Declared(0.5), given)
