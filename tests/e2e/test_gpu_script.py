@@ -127,7 +127,7 @@ def test_the_requirements_are_those_of_descant(benchmark):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     of_the_machine = ("torch>", "transformers>", "numpy>")
     assert packages.required() == [name for name in project["dependencies"] if not name.startswith(of_the_machine)]
-    assert [packages.problem(requirement) for requirement in [*packages.required(), *packages.NEEDED]] == [None] * 10
+    assert [line for line in [*packages.required(), *packages.NEEDED] if packages.problem(line) is not None] == []
     assert packages.problem("torch>=999.1").startswith("torch>=999.1 is needed, ")
     assert packages.problem("no-such-package>=1") == "no-such-package>=1 is not installed"
 
