@@ -36,6 +36,8 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
             f"{run_dir}. The same command goes on from there"
         ) from error
     had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
+    if tracker.starts_empty and not everything:
+        had = f"it had lost the {offset:,} that it had before"
     has_had = f"; {had}" if offset else ""
     yield f"{num_records:,} {'record' if num_records == 1 else 'records'} delivered to {name}{has_had}"
     if link := tracker.training_monitoring_link or tracker.viewer:

@@ -108,7 +108,7 @@ class AddedCallbacks(TrainerCallback):
         name = type(self._trainer).__name__
         options = dict(self._options)
         if options.get("run_dir") is not None:
-            options["run_dir"] = unused_run_dir(Path(options["run_dir"]))
+            options["run_dir"] = unused_run_dir(Path(options["run_dir"]), may_be_there=True)
         self.runner = CallbackRunner(
             self._callbacks,
             num_steps=state.max_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import Token
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,9 @@ from typing import Any, Self
 
 from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier, StdoutJobNotifier
-from descant.provenance import recipe_of_run
+from descant.provenance import recipe_of_run, remember_secrets
 from descant.recipes.config import InputConfig
-from descant.runner.recorder import new_run_dir
+from descant.runner.recorder import default_run_dir, unused_run_dir
 from descant.text import printable
 
 
@@ -27,7 +28,9 @@ class RecipeContext:
         name: of the run; by default the recipe's name.
         recipe_name: of the recipe.
         config: the recipe's config.
-        run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default ``runs/<name>-<date>-<time>``.
+        run_dir: the directory of the run, for ``run_dir=`` of a trainer; by default ``runs/<name>-<date>-<time>``,
+            which is made when it is opened, with a number behind it if another run has it, and removed at its end if
+            nothing is in it.
         seed: for ``seed=`` of a trainer; by default the config's field ``seed``, or 0.
         job: receives progress; by default it is printed.
 
@@ -49,7 +52,8 @@ class RecipeContext:
         self.config = config
         if not self.name.strip() or Path(self.name).name != self.name or self.name == "..":
             raise ConfigurationError(f"name={self.name!r} must be the name of a run, without directories; see run_dir")
-        self.run_dir = new_run_dir(self.name) if run_dir is None else Path(run_dir)
+        self._makes_run_dir = run_dir is None
+        self.run_dir = Path(run_dir or default_run_dir(self.name)).absolute()
         configured = getattr(config, "seed", 0)
         self.seed = seed if seed is not None else configured if isinstance(configured, int) else 0
         self.job = job or StdoutJobNotifier(self.name)
@@ -61,13 +65,21 @@ class RecipeContext:
         if token is None:
             return
         recipe_of_run.reset(token)
+        if self._makes_run_dir:
+            with suppress(OSError):  # something is in it
+                self.run_dir.rmdir()
         if error is None:
             self.job.complete()
         else:
             self.job.report_error(printable(traceback.format_exception_only(error)[0].strip()))
 
     def __enter__(self) -> Self:
-        config = None if self.config is None else self.config.model_dump(mode="json", fallback=repr)
+        if self._makes_run_dir:
+            self.run_dir = unused_run_dir(self.run_dir)
+        config = None
+        if self.config is not None:
+            remember_secrets(self.config.model_dump())
+            config = self.config.model_dump(mode="json", fallback=repr)
         self._token = recipe_of_run.set({"name": self.recipe_name, "run_name": self.name, "config": config})
         return self
 

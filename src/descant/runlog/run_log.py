@@ -21,16 +21,19 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from descant.errors import RunLogError
 from descant.metrics import Metric, clean_text
-from descant.provenance import masked, plain_config
+from descant.provenance import masked, masked_text, plain_config
 from descant.runlog.journal import encode_cells
 from descant.runlog.parts import PARTS_SCHEMA, save_parts
 from descant.table import Table
+from descant.text import duration
 
 FORMAT = 1
 """The version of the schema."""
@@ -73,6 +76,23 @@ COMMIT;
 SAVE_SINK = "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?, ?)"
 _INSERT_EVENT = "INSERT INTO events (time, step, kind, source, message, details) VALUES (?, ?, ?, ?, ?, ?)"
 _MAX_QUEUED = 10_000
+_MAX_HELD_BYTES = 256 * 2**20  # of rows that cannot be written
+_ROW_BYTES = 200  # of a row in memory, but for its texts
+_RETRY_S = 1.0
+_LOCKED_S = 1.0  # how long SQLite itself waits for another process that writes
+_PASSING = frozenset(
+    (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,  # also a quota, or a network file system that is away
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,  # also a disk that was mounted again after an error
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
+"""Reasons why nothing can be written that may pass; others (a damaged file) do not."""
 _Row = tuple[Any, ...]
 _Statement = tuple[str, _Row]
 
@@ -94,31 +114,61 @@ class _Mark(NamedTuple):
     closing: bool
 
 
+class _Batch(NamedTuple):
+    """Rows that are written in one transaction."""
+
+    statements: dict[str, list[_Row]]
+    last_record: int
+
+    @property
+    def num_bytes(self) -> int:
+        """About as much memory as the rows take."""
+        rows = (row for of_statement in self.statements.values() for row in of_statement)
+        return sum(_ROW_BYTES + sum(len(value) for value in row if isinstance(value, str)) for row in rows)
+
+
 class RunLog:
     """Writes ``run.sqlite`` in the run directory; readers may open the file meanwhile.
 
-    The calls return at once; a thread encodes and writes, many rows per transaction. When it cannot (disk full), the
-    next call raises.
+    The calls return at once; a thread encodes and writes, many rows per transaction. While it cannot (the disk is full,
+    another process has locked the file), it holds the rows, up to 256 MB, and tries again every second; neither
+    training nor the event loop waits. When it can again, everything is written, and an event says for how long it was
+    held. Once it holds more, or if the reason is none that may pass, the next call raises.
+
+    Args:
+        run_dir: the run directory, which is made.
+        say: takes a line for people, on the writer thread, when writing begins to fail and when it works again.
 
     Raises:
         RunLogError: the directory cannot be made or written, or already holds a run.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, say: Callable[[str], object] = lambda line: None) -> None:
         self.path = run_dir / "run.sqlite"
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                raise RunLogError(f"{run_dir} already holds a run; choose another run_dir")
-            connection = sqlite3.connect(self.path, check_same_thread=False)
+            self.path.touch(exist_ok=False)  # of two runs that begin at once, one has it
+        except FileExistsError as error:
+            what = "already holds a run" if run_dir.is_dir() else "is a file"
+            raise RunLogError(f"cannot write the run log: {run_dir} {what}; choose another run_dir") from error
+        except OSError as error:
+            raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
+        try:
+            connection = sqlite3.connect(self.path, timeout=_LOCKED_S, check_same_thread=False)
             connection.execute("PRAGMA journal_mode = WAL")  # answers with another mode where WAL cannot work
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
+            self.path.unlink(missing_ok=True)
             raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
         self._queue: queue.Queue[_Unwritten | _Statement | _Mark] = queue.Queue(_MAX_QUEUED)
+        self._say = say
         self._failure: Exception | None = None
-        self._num_records = 0
+        self._held: deque[_Batch] = deque()
+        self._held_bytes = 0
+        self._trouble: tuple[sqlite3.Error, float] | None = None  # why nothing can be written, and since when
+        self._num_records = self._num_numbered = 0
+        self._step = 0
         self._key_ids: dict[str, int] = {}
         self._is_closed = False
         self.listeners: list[Callable[[], None]] = []
@@ -167,7 +217,7 @@ class RunLog:
         self._put_from_thread((SAVE_SINK, (name, offset, run_id, suffix)))
 
     async def flush(self) -> None:
-        """Wait until everything recorded so far is on disk.
+        """Try to bring everything recorded so far to disk, and wait until that is done.
 
         Raises:
             RunLogError: it cannot be written.
@@ -191,6 +241,8 @@ class RunLog:
         await self._enqueue(_Mark(lambda: loop.call_soon_threadsafe(reached.set), closing))
         await reached.wait()
         self._check()
+        if self._trouble is not None:
+            raise RunLogError(f"the run log {self.path} cannot be written: {self._describe_trouble()}")
 
     async def _put(self, sql: str, *row: Any) -> None:
         self._check()
@@ -214,27 +266,95 @@ class RunLog:
     def _write(self, connection: sqlite3.Connection) -> None:
         """The writer thread: everything that is queued goes into one transaction."""
         closing = False
+        retry_at = 0.0
         while not closing:
-            items = [self._queue.get(), *(self._queue.get() for _ in range(self._queue.qsize()))]
+            items = self._next_items(None if self._trouble is None else max(0.0, retry_at - time.monotonic()))
             num_before = self._num_records
             marks = [item for item in items if isinstance(item, _Mark)]
             closing = any(mark.closing for mark in marks)
             if self._failure is None:
-                try:
-                    with connection:
-                        for sql, rows in self._statements(items).items():
-                            connection.executemany(sql, rows)
-                        if closing:
-                            save_parts(connection, self._num_records)
-                except Exception as error:
-                    self._failure = error
+                self._hold(items)
+            if self._trouble is None or marks or time.monotonic() >= retry_at:
+                self._write_held(connection)
+                retry_at = time.monotonic() + _RETRY_S
             if closing:
-                connection.close()
+                self._finish(connection)
             for mark in marks:
                 mark.reached()
-            if self._num_records > num_before and self._failure is None:
+            if self._num_records > num_before:
                 for listener in self.listeners:
                     listener()
+
+    def _next_items(self, timeout_s: float | None) -> list[_Unwritten | _Statement | _Mark]:
+        """Everything that is queued, after a wait for the first of it."""
+        try:
+            first = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        return [first, *(self._queue.get() for _ in range(self._queue.qsize()))]
+
+    def _hold(self, items: Sequence[_Unwritten | _Statement | _Mark]) -> None:
+        """Encode what is to be written, as far as there is room for it if it cannot be written now."""
+        try:
+            statements = self._statements(items)
+        except Exception as error:
+            self._failure = error
+            return
+        if any(statements.values()):
+            self._held.append(_Batch(statements, self._num_numbered))
+            if self._trouble is not None:
+                self._held_bytes += self._held[-1].num_bytes
+                if self._held_bytes > _MAX_HELD_BYTES:
+                    self._failure = RunLogError(self._describe_trouble())
+
+    def _write_held(self, connection: sqlite3.Connection) -> None:
+        """Write what is held, the oldest first. What has failed for a reason that may pass stays, to be tried again;
+        also after the bound was reached: it is tried once more when the run log is closed."""
+        try:
+            while self._held:
+                with connection:
+                    for sql, rows in self._held[0].statements.items():
+                        connection.executemany(sql, rows)
+                self._check_file()
+                self._num_records = self._held.popleft().last_record
+            if self._trouble is not None:
+                held_s = time.monotonic() - self._trouble[1]
+                message = f"the run log was not writable for {duration(held_s)} ({self._trouble[0]}); nothing is lost"
+                self._say(message)
+                self._trouble, self._held_bytes = None, 0
+                with connection:
+                    connection.execute(_INSERT_EVENT, _event(self._step, "run_log_held", "run log", message, None))
+        except Exception as error:
+            if not (isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in _PASSING):
+                self._failure = self._failure or error
+                self._held.clear()
+                self._trouble = None
+            elif self._trouble is None:
+                self._trouble = error, time.monotonic()
+                self._say(f"the run log {self.path} cannot be written: {error}; what is recorded is held in memory")
+            self._held_bytes = sum(batch.num_bytes for batch in self._held)
+
+    def _check_file(self) -> None:
+        """SQLite goes on to write to a file that was deleted, and nobody will ever read it."""
+        if not self.path.exists():
+            raise RunLogError("it was deleted while the run was on")
+
+    def _describe_trouble(self) -> str:
+        assert self._trouble is not None
+        error, since = self._trouble
+        num_held = self._num_numbered - self._num_records
+        return (
+            f"{error}, for {duration(time.monotonic() - since)}; {num_held:,} records are not on disk and "
+            f"take {self._held_bytes / 2**20:,.0f} MB of memory: free space there, or choose a run_dir on another disk"
+        )
+
+    def _finish(self, connection: sqlite3.Connection) -> None:
+        if self._held and self._failure is None:
+            self._failure = RunLogError(self._describe_trouble())
+        if self._failure is None:
+            with suppress(sqlite3.Error), connection:  # they are computed when they are asked for
+                save_parts(connection, self._num_records)
+        connection.close()
 
     def _statements(self, items: Sequence[_Unwritten | _Statement | _Mark]) -> dict[str, list[_Row]]:
         """The statements to execute, each with all of its rows; rows of one statement keep their order."""
@@ -245,8 +365,9 @@ class RunLog:
         statements: dict[str, list[_Row]] = {}
         for item in items:
             if isinstance(item, _Unwritten):
-                self._num_records = record = self._num_records + 1
+                self._num_numbered = record = self._num_numbered + 1
                 time_s, step, source, values, its_tables = item
+                self._step = step
                 records.append((record, time_s, step))
                 for key, value in values.items():
                     if (key_id := self._key_ids.get(key)) is None:
@@ -272,6 +393,8 @@ def _statements_of_tables(tables: Sequence[tuple[str, int, str, int, Table]]) ->
     rows: list[_Row] = []
     for identity, (_, table) in latest.items():
         for position, cells in enumerate(table.as_dicts()):
+            if isinstance(error := cells.get("error"), str):  # of a server, which may well quote a key
+                cells["error"] = masked_text(error)
             rows.append((*identity, str(cells.get("example_id", position)), position, encode_cells(cells)))
     return {
         "DELETE FROM samples WHERE callback = ? AND step = ? AND key = ?": [*latest],

@@ -107,11 +107,13 @@ class Calls:
 
     async def complete(self, call: Call, returned: Any) -> None:
         """Record what a call has returned and cost, at the step that it belongs to; then call what follows it."""
-        name, step = call.callback.name, call.run.step
+        name, step, started_at = call.callback.name, call.run.step, time.perf_counter()
         metrics = {} if returned is FAILED else await self._accept(call, returned)
+        started_at = self._add_recording(call, started_at)
         self.costs.add_result(name, metrics, call.num_tokens, call.seconds.get("busy_s"))
         costs = {f"callbacks/{name}/{key}": value for key, value in self._cost_metrics(call).items()}
         await self.recorder.record_evaluation(step, name, metrics, costs)
+        self._add_recording(call, started_at)
         self._state.known_keys |= metrics.keys()
         if call.is_detached:
             numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
@@ -121,6 +123,14 @@ class Calls:
                     await self._call_follower(callback, call, metrics)
         else:
             self._state.evaluations |= metrics
+
+    def _add_recording(self, call: Call, started_at: float) -> float:
+        """Count what has passed as time that training has waited, if it has; returns the present."""
+        now = time.perf_counter()
+        if not call.is_detached:
+            call.seconds["stall_s"] += now - started_at
+            self.costs.add_recording(call.callback.name, now - started_at)
+        return now
 
     async def record_warnings(self) -> None:
         """Record what callbacks have warned of since the last time."""

@@ -19,7 +19,7 @@ class CallbackCost:
         name: of the callback.
         mode: what training waits for.
         num_runs: calls that were begun, failed ones included.
-        stall_s: how long training waited for these.
+        stall_s: how long training waited for these, and until what they returned was recorded.
         wait_s: how long training waited for room for a copy of the weights.
         seconds: both, and the time in ``on_start`` and ``on_end``.
         busy_s: of asynchronous calls, how long the evaluation itself took.
@@ -107,6 +107,12 @@ class Costs:
         cost.stall_s += stall_s
         cost.wait_s += wait_s
         cost.seconds += stall_s + wait_s
+
+    def add_recording(self, name: str, seconds: float) -> None:
+        """Training has also waited until what a call returned was checked and recorded."""
+        cost = self._costs[name]
+        cost.stall_s += seconds
+        cost.seconds += seconds
 
     def add_result(self, name: str, keys: Iterable[str], num_tokens: int, busy_s: float | None = None) -> None:
         """A call has returned these keys; ``busy_s`` is how long it took in parallel to training, if it was."""

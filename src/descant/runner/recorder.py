@@ -19,11 +19,12 @@ from uuid import uuid4
 
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
-from descant.provenance import plain_config, plain_settings
+from descant.provenance import masked_text, plain_config, plain_settings
 from descant.runlog.run_log import RunLog
 from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
 from descant.table import Table
+from descant.text import cut, quoted
 from descant.trackers.feed import Feed, finish_feeds
 from descant.trackers.logger import Logger, RunInfo, TrackerLogger
 
@@ -34,6 +35,7 @@ Loggers = LoggerFunction | Sequence[LoggerFunction]
 """What ``logger=`` takes: one of them, or several."""
 
 _LEAVING_S = 1.0  # for trackers, once the run is cancelled
+_MAX_SHOWN = 1000  # characters of a message on the console; the run log has all of it
 
 
 class RunRecorder:
@@ -77,8 +79,9 @@ class RunRecorder:
 
     async def __aenter__(self) -> Self:
         self._started_at = time.monotonic()
-        self.run_dir = self._given_run_dir or new_run_dir(self._name)
-        self._run_log = RunLog(self.run_dir)
+        # absolute, since what a callback makes the working directory is no place for the rest of the run
+        self.run_dir = (self._given_run_dir or unused_run_dir(default_run_dir(self._name))).absolute()
+        self._run_log = RunLog(self.run_dir, self.show_warning)
         return self
 
     async def __aexit__(
@@ -121,7 +124,7 @@ class RunRecorder:
         timeout_s = min(_LEAVING_S, self._tracker_timeout_s) if is_cancelled else self._tracker_timeout_s
         outcome = self._describe_outcome(error).partition(" ")[0]
         try:
-            await finish_feeds(self._feeds, outcome, timeout_s, self._console.note)
+            await finish_feeds(self._feeds, outcome, timeout_s, self.show_note)
         finally:
             for feed in self._feeds:
                 if not feed.done.done():
@@ -223,12 +226,12 @@ class RunRecorder:
         self, step: int, kind: str, source: str, message: str, details: BaseException | str | None = None
     ) -> None:
         """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
-        self._console.warn(message)
+        self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
     async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
         """Record an event that is no reason to worry, and show it."""
-        self._console.note(message)
+        self.show_note(message)
         await self._run_log.log_event(step, kind, source, message, details)
 
     @property
@@ -238,15 +241,15 @@ class RunRecorder:
 
     def show_warning(self, message: str) -> None:
         """Show a warning at once, from any thread, without recording it."""
-        self._console.warn(message)
+        self._console.warn(cut(masked_text(message), _MAX_SHOWN))
 
     def show_note(self, message: str) -> None:
         """Show what is good to know, without recording it."""
-        self._console.note(message)
+        self._console.note(cut(masked_text(message), _MAX_SHOWN))
 
     def _report_from_thread(self, step: int, kind: str, source: str, message: str, error: BaseException | None) -> None:
         """What a feed has to say: a warning if there is an error."""
-        (self._console.note if error is None else self._console.warn)(message)
+        (self.show_note if error is None else self.show_warning)(message)
         self._run_log.log_event_from_thread(step, kind, source, message, _as_text(error))
 
 
@@ -284,15 +287,29 @@ def _as_text(details: BaseException | str | None) -> str | None:
     return "".join(traceback.format_exception(details)) if isinstance(details, BaseException) else details
 
 
-def new_run_dir(name: str) -> Path:
-    """``runs/<name>-<date>-<time>``, with a number behind it if a run started in the same second."""
-    return unused_run_dir(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+def default_run_dir(name: str) -> Path:
+    """``runs/<name>-<date>-<time>``."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def unused_run_dir(path: Path) -> Path:
-    """The path, with a number behind it if there is something already."""
+def unused_run_dir(path: Path, *, may_be_there: bool = False) -> Path:
+    """The path, with a number behind it if there is something already. It is made, so that no other run gets it.
+
+    ``may_be_there``: an empty directory is taken, too.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
     candidate, number = path, 1
-    while candidate.exists() and any(candidate.iterdir()):
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            if may_be_there and candidate.is_dir() and not any(candidate.iterdir()):
+                return candidate
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        except OSError as error:  # a name that is too long, say
+            reason = error.strerror or type(error).__name__
+            raise ConfigurationError(f"the run directory {quoted(str(path))} cannot be made: {reason}") from error

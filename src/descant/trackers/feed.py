@@ -144,6 +144,10 @@ class Feed:
     def _start(self) -> None:
         self.tracker.start(self._run)
         self._is_started = True
+        if self._offset and self.tracker.starts_empty:
+            message = f"{self.name} has lost the {self._offset:,} records that it had; everything is delivered again"
+            self._offset = 0
+            self._report(self._step, "tracker_emptied", self.name, message, None)
         if not self._has_told_link and (link := self.tracker.training_monitoring_link):
             self._report(self._step, "tracker_started", self.name, f"{self.name}: {link}", None)
             self._has_told_link = True
@@ -216,8 +220,8 @@ async def finish_feeds(feeds: Sequence[Feed], outcome: str, timeout_s: float, sa
 def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = False, name: str | None = None) -> int:
     """Deliver a run that has ended, or was killed, to a tracker, and return how many records that were.
 
-    The tracker is given what it is missing. Its offset is saved in the run log, also when it fails on the way. A run
-    that was killed finishes as "interrupted".
+    The tracker is given what it is missing, or everything if it says that it has nothing (``starts_empty``). Its offset
+    is saved in the run log, also when it fails on the way. A run that was killed finishes as "interrupted".
 
     Args:
         run_dir: the run directory, or the ``run.sqlite`` in it.
@@ -241,6 +245,7 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = Fa
             tracker.start(
                 RunInfo(sink.run_id, reader.run_dir.resolve().name, reader.run_dir, reader.config, sink.suffix)
             )
+            offset = 0 if tracker.starts_empty else offset
             for record in reader.records(offset):
                 tracker.write(record.step, record.time_s, record.metrics, record.tables)
                 offset, num_records = record.id, num_records + 1

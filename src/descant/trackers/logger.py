@@ -100,6 +100,10 @@ class TrackerLogger(Logger):
     run: RunInfo | None = None
     """The run that is written, between ``start`` and ``finish``."""
 
+    starts_empty: bool = False
+    """Set by ``start``: the tracker's run has nothing of what was written before, as far as the tracker can tell: it is
+    new, or was deleted. It is given everything then."""
+
     _num_calls = 0
     _closed = False
     _feed: Any = None  # that fed it last, or does: see feed.py

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from descant.errors import ConfigurationError
@@ -21,6 +22,7 @@ from descant.trackers.server import address_of, check_answers
 _MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
 _MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
 _MAX_NAME_LENGTH = 250
+_SQLITE = "sqlite:///"
 _RUN_ID_TAG, _GROUP_TAG = "descant.run_id", "descant.group"
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
 
@@ -67,7 +69,7 @@ class MLFlowLogger(TrackerLogger):
         _check_uri(tracking_uri)
         self.project_name = project_name
         self.run_name = run_name
-        self.tracking_uri = tracking_uri
+        self.tracking_uri = _absolute(tracking_uri)
         self.experiment_tags = dict(experiment_tags or {})
         self.run_tags = dict(run_tags or {})
         self.max_cell_length = checked_cell_length(max_cell_length)
@@ -97,6 +99,7 @@ class MLFlowLogger(TrackerLogger):
         self._client = import_module("mlflow").MlflowClient(self.tracking_uri)
         experiment_id = self._experiment()
         found = self._client.search_runs([experiment_id], f"tags.`{_RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
+        self.starts_empty = not found
         if found:
             self._run_id = found[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
@@ -131,6 +134,7 @@ class MLFlowLogger(TrackerLogger):
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Log metrics and tags in batches, then add to the tables; writing the same again changes nothing."""
+        self._check_database()
         entities = import_module("mlflow.entities")
         assert self._tables is not None
         time_ms = round(time_s * 1000)
@@ -159,9 +163,15 @@ class MLFlowLogger(TrackerLogger):
     def finish(self, outcome: str) -> None:
         """End the MLflow run: FINISHED, KILLED (interrupted, cancelled) or FAILED, with the outcome as a tag."""
         if self.run is not None:
+            self._check_database()
             self._client.set_tag(self._run_id, "descant.outcome", outcome)
             self._client.set_terminated(self._run_id, _STATUS.get(outcome, "FAILED"))
         self.run = None
+
+    def _check_database(self) -> None:
+        """SQLite goes on to write to a file that was deleted."""
+        if self.tracking_uri.startswith(_SQLITE) and not Path(self.tracking_uri.removeprefix(_SQLITE)).exists():
+            raise FileNotFoundError(f"{self.tracking_uri} was deleted")
 
     def _name(self, key: str) -> str:
         """The key's name in MLflow. Where two keys of a run would have the same one, the second gets a hash."""
@@ -186,6 +196,12 @@ class MLFlowLogger(TrackerLogger):
         for key, value in self.experiment_tags.items():
             self._client.set_experiment_tag(experiment.experiment_id, key, value)
         return str(experiment.experiment_id)
+
+
+def _absolute(tracking_uri: str) -> str:
+    """The same database, whatever a callback makes the working directory."""
+    path = tracking_uri.removeprefix(_SQLITE)
+    return tracking_uri if path == tracking_uri else f"{_SQLITE}{Path(path).absolute()}"
 
 
 def _check_uri(tracking_uri: str) -> None:

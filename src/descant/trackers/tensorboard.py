@@ -6,6 +6,7 @@ import re
 import string
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from math import copysign, inf
 from pathlib import Path
@@ -19,6 +20,7 @@ from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"
+_EVENT_FILES = "events.out.tfevents.*"
 _LARGEST_FLOAT32 = 3.4028235e38
 _ESCAPES = str.maketrans({character: f"&#{ord(character)};" for character in string.punctuation})
 
@@ -55,10 +57,12 @@ class TBMetricsLogger(TrackerLogger):
         if not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ConfigurationError(f"run_name={run_name!r} is no name for a folder in {logging_dir}: use letters")
         self.run_name = run_name
-        self.logging_dir = Path(logging_dir)
+        self.logging_dir = Path(logging_dir).absolute()  # a callback may change the working directory
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._link = monitoring_link
         self._writer: Any = None
+        self._file = Path()
+        self._size = 0
 
     @property
     def training_monitoring_link(self) -> str | None:
@@ -72,10 +76,13 @@ class TBMetricsLogger(TrackerLogger):
 
     def start(self, run: RunInfo) -> None:
         """Open an event file in the run's folder; a run that is continued gets another one there."""
+        is_gone = self._writer is not None and self._is_gone()
         self._close_writer()
         writers = import_module("tensorboard.summary.writer.event_file_writer")
         folder = _claim_folder(self.logging_dir / f"{self.run_name}{run.suffix}", run.run_id)
+        self.starts_empty = is_gone or not any(folder.glob(_EVENT_FILES))
         self._writer = writers.EventFileWriter(str(folder))
+        self._file, self._size = Path(self._writer._file_name), 0
         self.run = run
         self.write_config(run.config)
 
@@ -115,13 +122,22 @@ class TBMetricsLogger(TrackerLogger):
 
     def _add(self, values: Sequence[Any], step: int, time_s: float | None = None) -> None:
         summary = _proto("summary").Summary(value=values)
-        self._writer.add_event(_proto("event").Event(wall_time=time_s or time.time(), step=step, summary=summary))
+        event = _proto("event").Event(wall_time=time_s or time.time(), step=step, summary=summary)
+        self._writer.add_event(event)
         self._writer.flush()
+        self._size += event.ByteSize()
+        if self._is_gone():
+            raise FileNotFoundError(f"{self._file} was deleted")
+
+    def _is_gone(self) -> bool:
+        """Whether the event file is not there, or has less than was written: it is made again when it was deleted."""
+        return not self._file.exists() or self._file.stat().st_size < self._size
 
     def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(FileNotFoundError) if self._is_gone() else nullcontext():
+                writer.close()
 
 
 def _proto(name: str) -> Any:
@@ -134,7 +150,7 @@ def _claim_folder(folder: Path, run_id: str) -> Path:
         candidate = folder.with_name(f"{folder.name}{end}")
         candidate.mkdir(parents=True, exist_ok=True)
         owner = candidate / _RUN_ID_FILE
-        if not owner.exists() and not any(candidate.glob("events.out.tfevents.*")):
+        if not owner.exists() and not any(candidate.glob(_EVENT_FILES)):
             owner.write_text(run_id, encoding="utf-8")
         if owner.exists() and owner.read_text(encoding="utf-8") == run_id:
             return candidate

@@ -65,6 +65,7 @@ class TrackioLogger(TrackerLogger):
         name = f"{self.run_name}{run.suffix}"
         self._identity = {"project": self.project_name, "run": name, "run_id": run.run_id}
         self._config = {}
+        self.starts_empty = self._is_empty()
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -87,9 +88,17 @@ class TrackioLogger(TrackerLogger):
 
     def finish(self, outcome: str) -> None:
         """The outcome becomes part of the run's config."""
+        if self.run is not None and self._is_empty():
+            raise FileNotFoundError(f"the run was deleted from Trackio's project {self.project_name}")
         if self.run is not None:
             self.write_config({"outcome": outcome})
         self.run = None
+
+    def _is_empty(self) -> bool:
+        """Whether Trackio has nothing of the run; on a network file system that is not known before it has collected
+        its fragments."""
+        is_known = import_module("trackio.utils").get_storage_mode() != "jsonl"
+        return is_known and not _storage().get_log_count(**self._identity)
 
     def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
         timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
@@ -100,6 +109,8 @@ class TrackioLogger(TrackerLogger):
             entry |= {"timestamp": timestamp, "config": config, "log_id": digest}
             self._fragments.write_local([import_module("trackio.fragments").metric_record(entry)])
             return
+        if values and not _storage().get_project_db_path(self.project_name).exists():
+            raise FileNotFoundError(f"the database of Trackio's project {self.project_name} was deleted")
         _storage().bulk_log(
             **self._identity,
             metrics_list=[values],

@@ -8,6 +8,7 @@ import netrc
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -34,7 +35,8 @@ class WandbLogger(TrackerLogger):
     value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
     per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
     ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
-    variables. The console is not captured, and W&B prints only warnings.
+    variables. The console is not captured, W&B's own metadata (command line, git remote) is not collected, since
+    secrets stand in it as they are, and W&B prints only warnings.
 
     Args:
         project_name: the project of the run.
@@ -84,11 +86,14 @@ class WandbLogger(TrackerLogger):
         Raises:
             ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
         """
-        self._finish_run(exit_code=1)
+        self.starts_empty = self._is_gone()
+        with suppress(FileNotFoundError):
+            self._finish_run(exit_code=1)
         if is_online() and not {"WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"} & set(os.environ):
             check_answers(wandb_address())
         wandb = import_module("wandb")
-        settings = wandb.Settings(silent=True, console="off", disable_code=True)
+        # its own metadata has command line and git remote with their secrets; our config has what is of use, masked
+        settings = wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True, x_disable_meta=True)
         if "WANDB_FINISH_TIMEOUT" not in os.environ:  # W&B waits for ever by itself, also when the program ends
             settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
         self._wandb_run = wandb.init(
@@ -125,6 +130,7 @@ class WandbLogger(TrackerLogger):
                 name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
                 row[name] = grown
         self._wandb_run.log(row)
+        self._check_files()
         late = {name for name in values if self._latest.get(name, (step,))[0] > step}
         self._latest |= {name: (step, value) for name, value in values.items() if name not in late}
         if late:
@@ -133,9 +139,18 @@ class WandbLogger(TrackerLogger):
     def finish(self, outcome: str) -> None:
         """Finish the W&B run: as failed, unless training was completed or stopped."""
         if self._wandb_run is not None:
+            self._check_files()
             self._wandb_run.summary.update({"outcome": outcome})
         self._finish_run(exit_code=0 if outcome in ("completed", "stopped") else 1)
         self.run = None
+
+    def _is_gone(self) -> bool:
+        """Whether there was a run offline, and its folder is not there any more."""
+        return self._offline_dir is not None and not Path(self._offline_dir).exists()
+
+    def _check_files(self) -> None:
+        if self._is_gone():
+            raise FileNotFoundError(f"{self._offline_dir} was deleted")
 
     def _finish_run(self, exit_code: int) -> None:
         wandb_run, self._wandb_run = self._wandb_run, None
