@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from descant import __version__
 from descant.cli.compare import comparison_lines
 from descant.cli.new import write_recipe
-from descant.cli.runs import run_list_lines
+from descant.cli.runs import foreign_content_as_error, run_list_lines
 from descant.cli.show import Page, show_run, silence_output
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
@@ -20,6 +21,8 @@ from descant.runlog.run_reader import RunReader, find_runs
 from descant.text import printable
 
 _RUNS = Path("runs")
+_WHEN = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+"""What descant puts behind the name of a run."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 new = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -149,6 +152,7 @@ def runs(
       descant runs --filter outcome=completed --filter lr=1e-4 --sort validation/loss
       descant runs other/runs --metric training/grad_norm
       descant runs compare sft-20261123-131637 sft-20261123-140209
+      descant runs compare baseline higher-lr
     """
     with _errors_as_lines():
         page = Page()
@@ -158,7 +162,8 @@ def runs(
             if filters or sort or descending or metric:
                 raise typer.BadParameter("options are for lists; compare shows everything", param_hint="compare A B")
             with RunReader(_find(Path(what[1]))) as first, RunReader(_find(Path(what[2]))) as second:
-                page.section("", list(comparison_lines(first, second, page.width)))
+                with foreign_content_as_error(first), foreign_content_as_error(second):
+                    page.section("", list(comparison_lines(first, second, page.width)))
             return
         if what and len(what) > 1:
             raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")
@@ -181,7 +186,10 @@ def show(
             show_default=False,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Rows of each table of samples; 0 for none.")] = 4,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Rows of each table of samples; by default 4; 0 for no samples at all."),
+    ] = None,
     callback: Annotated[str | None, typer.Option(metavar="NAME", help="Samples of this callback only.")] = None,
     prompt: Annotated[
         str | None,
@@ -190,7 +198,9 @@ def show(
     failures: Annotated[bool, typer.Option(help="Failures with their tracebacks, or one line each.")] = True,
     keys: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Metrics whose key contains this, or matches it, with * and ?."),
+        typer.Option(
+            metavar="PATTERN", help="Only metrics, those whose key contains this, or matches it, with * and ?."
+        ),
     ] = None,
 ) -> None:
     """Show a run, finished or not: curves, costs, samples, one prompt across the run, warnings, failures.
@@ -250,5 +260,12 @@ def _find(run: Path | None) -> Path:
         if runs := find_runs(_RUNS):
             return runs[0]
         raise ConfigurationError("there are no runs under runs/ here; name the directory of a run: descant show RUN")
-    is_name = run.parent == Path() and not run.exists() and _RUNS.is_dir()
-    return _RUNS / run if is_name else run
+    if run.parent != Path() or run.exists() or not _RUNS.is_dir():
+        return run
+    named = [path for path in find_runs(_RUNS) if _WHEN.sub("", path.name) == run.name]
+    if (_RUNS / run).exists() or not named:
+        return _RUNS / run
+    if len(named) > 1:
+        names = ", ".join(path.name for path in named[:8]) + (" and others" if len(named) > 8 else "")
+        raise ConfigurationError(f"{len(named)} runs under {_RUNS}/ are named {run.name}: say which: {names}")
+    return named[0]

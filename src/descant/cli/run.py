@@ -20,6 +20,8 @@ from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
 
+_LONGEST_LINE = 2000  # of a traceback; an error may quote a whole page of a server
+
 
 def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> None:
     """Run a recipe: see the options of the command."""
@@ -83,7 +85,7 @@ def _show_traceback(error: BaseException, path: Path) -> None:
     for link in chain:
         link.with_traceback(_own_part(link.__traceback__, directory) or link.__traceback__)
     for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
-        print(printable(line), file=sys.stderr)
+        print(printable(line, _LONGEST_LINE), file=sys.stderr)
 
 
 def _own_part(trace: TracebackType | None, directory: Path) -> TracebackType | None:

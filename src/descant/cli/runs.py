@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import inf, isnan
@@ -13,9 +14,9 @@ from typing import Any
 from rich.text import Text
 
 from descant.cli.grid import cut, grid_lines
-from descant.errors import ConfigurationError, RunLogError
+from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.metrics import MetricSpec
-from descant.runlog.run_reader import RunReader, find_runs
+from descant.runlog.run_reader import RunReader, find_runs, last_written_at
 from descant.text import cell_text, did_you_mean, duration, printable
 
 SILENT_S = 120.0
@@ -98,7 +99,7 @@ def _tail(key: str) -> str:
 def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
     """A run for the list; one that cannot be read is listed as broken."""
     try:
-        with RunReader(path) as reader:
+        with RunReader(path) as reader, foreign_content_as_error(reader):
             started_at = reader.started_at or reader.last_written_at
             took_s = max(0.0, (reader.ended_at or reader.last_written_at) - started_at)
             planned = reader.config.get("num_steps")
@@ -109,9 +110,21 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
             values = {key: value for key in keys if (value := reader.last_value(key)) is not None}
             return ListedRun(dict(zip(_HEADERS, facts, strict=True)), started_at, flattened(reader.config), values)
     except RunLogError as error:
-        written_at = (path / "run.sqlite").stat().st_mtime
+        written_at = last_written_at(path / "run.sqlite")
         facts = (path.name, "", "", "broken", "", date(written_at))
         return ListedRun(dict(zip(_HEADERS, facts, strict=True)), written_at, broken=str(error))
+
+
+@contextmanager
+def foreign_content_as_error(reader: RunReader) -> Iterator[None]:
+    """A run log may hold what no run of this version writes: that is an error of the log, and not of who reads it."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, IndexError) as error:
+        if isinstance(error, DescantError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
 
 
 def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:

@@ -16,12 +16,13 @@ from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
 from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
-from descant.cli.runs import date, declared_metrics
-from descant.errors import ConfigurationError, DescantError, RunLogError
+from descant.cli.runs import date, declared_metrics, foreign_content_as_error
+from descant.errors import ConfigurationError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration, printable
 
 _LEAST_WIDTH = 40
+_NUM_SAMPLES = 4
 
 
 class Page(Console):
@@ -54,34 +55,36 @@ def silence_output() -> None:
 def show_run(
     reader: RunReader,
     *,
-    num_samples: int,
+    num_samples: int | None,
     callback: str | None,
     prompt: str | None,
     failures: bool,
     keys: str | None,
 ) -> None:
-    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command."""
+    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command.
+
+    With ``keys``, metrics alone, and what else is asked for.
+    """
     page = Page()
     width = page.width
-    try:
+    if num_samples is None:
+        num_samples = 0 if keys is not None and callback is None else _NUM_SAMPLES
+    with foreign_content_as_error(reader):
         prefixes = {callback["name"]: callback.get("prefix") for callback in reader.config.get("callbacks", [])}
         callbacks = _chosen_callbacks(reader, list(prefixes), callback)
         # What cannot be shown is an error before anything is printed.
         curves = list(curve_lines(reader.metrics, declared_metrics(reader.config), prefixes, keys, width))
-        prompts = list(prompt_lines(reader, callbacks, prompt, width))
+        prompts = list(prompt_lines(reader, callbacks, prompt, width)) if num_samples or prompt is not None else []
         page.section("", _head_lines(reader, width))
         page.section("metrics", curves)
-        page.section("callbacks", cost_lines(reader.metrics, list(prefixes), width))
+        if keys is None:
+            page.section("callbacks", cost_lines(reader.metrics, list(prefixes), width))
         if num_samples:
             page.section("latest samples", latest_sample_lines(reader, callbacks, num_samples, width))
         page.section("the same prompt across the run", prompts)
-        page.section("warnings", warning_lines(reader.events))
-        page.section("failures", failure_lines(reader.events, tracebacks=failures))
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        if isinstance(error, DescantError):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
+        if keys is None:
+            page.section("warnings", warning_lines(reader.events))
+            page.section("failures", failure_lines(reader.events, tracebacks=failures))
 
 
 def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from descant.cli.runs import SILENT_S
+from descant.cli.runs import SILENT_S, foreign_content_as_error
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration
@@ -51,7 +51,7 @@ def _offset(run_dir: Path, name: str) -> int:
 
 
 def _tracker(run_dir: Path, name: str) -> TrackerLogger:
-    with RunReader(run_dir) as reader:
+    with RunReader(run_dir) as reader, foreign_content_as_error(reader):
         kind = name.partition("-")[0]
         if kind not in TRACKERS or (kind != name and name not in reader.sinks):
             known = list(dict.fromkeys([*TRACKERS, *reader.sinks]))

@@ -7,7 +7,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -177,8 +177,12 @@ class RunReader:
 
     @property
     def last_written_at(self) -> float:
-        """When the run log was last written, in seconds since 1970."""
-        return _last_written_at(self.path)
+        """When the run last wrote to its log, in seconds since 1970; what ``descant sync`` writes there is not the run's."""
+        events = (
+            "SELECT max(time) FROM events UNION ALL SELECT * FROM (SELECT time FROM records ORDER BY id DESC LIMIT 1)"
+        )
+        recorded = [time for (time,) in self._query(events) if time is not None]
+        return min([last_written_at(self.path), *([max(recorded)] if recorded else [])])
 
     @cached_property
     def metrics(self) -> dict[str, MetricSummary]:
@@ -369,12 +373,16 @@ class RunReader:
 def find_runs(directory: Path) -> list[Path]:
     """The runs in a directory, the one that was last written first; none if there is no such directory."""
     runs = [path.parent for path in directory.glob("*/run.sqlite")]
-    return sorted(runs, key=lambda run: _last_written_at(run / "run.sqlite"), reverse=True)
+    return sorted(runs, key=lambda run: last_written_at(run / "run.sqlite"), reverse=True)
 
 
-def _last_written_at(path: Path) -> float:
-    files = (path, Path(f"{path}-wal"))
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+def last_written_at(path: Path) -> float:
+    """When the file of a run log, or of its write-ahead log, was changed; 0 if it cannot be found out."""
+    times = []
+    for file in (path, Path(f"{path}-wal")):
+        with suppress(OSError):  # it is not there, or has just gone
+            times.append(file.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 def _describe_missing(path: Path) -> str:

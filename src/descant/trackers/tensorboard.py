@@ -57,6 +57,7 @@ class TBMetricsLogger(TrackerLogger):
         if not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ConfigurationError(f"run_name={run_name!r} is no name for a folder in {logging_dir}: use letters")
         self.run_name = run_name
+        self._given_dir = logging_dir
         self.logging_dir = Path(logging_dir).absolute()  # a callback may change the working directory
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._link = monitoring_link
@@ -72,7 +73,7 @@ class TBMetricsLogger(TrackerLogger):
     @property
     def viewer(self) -> str:
         """TensorBoard, with the tables of all evaluations."""
-        return f"tensorboard --logdir {quote(str(self.logging_dir))} --samples_per_plugin text=1000"
+        return f"tensorboard --logdir {quote(str(self._given_dir))} --samples_per_plugin text=1000"
 
     def start(self, run: RunInfo) -> None:
         """Open an event file in the run's folder; a run that is continued gets another one there."""
