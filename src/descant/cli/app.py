@@ -161,9 +161,9 @@ def runs(
                 raise typer.BadParameter("compare takes two runs", param_hint="compare A B")
             if filters or sort or descending or metric:
                 raise typer.BadParameter("options are for lists; compare shows everything", param_hint="compare A B")
-            with RunReader(_find(Path(what[1]))) as first, RunReader(_find(Path(what[2]))) as second:
-                with foreign_content_as_error(first), foreign_content_as_error(second):
-                    page.section("", list(comparison_lines(first, second, page.width)))
+            first, second = (_find(Path(run)) for run in what[1:])
+            with RunReader(first) as a, RunReader(second) as b, foreign_content_as_error(a, b):
+                page.section("", list(comparison_lines(a, b, page.width)))
             return
         if what and len(what) > 1:
             raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")

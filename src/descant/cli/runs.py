@@ -116,7 +116,7 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
 
 
 @contextmanager
-def foreign_content_as_error(reader: RunReader) -> Iterator[None]:
+def foreign_content_as_error(*readers: RunReader) -> Iterator[None]:
     """A run log may hold what no run of this version writes: that is an error of the log, and not of who reads it."""
     try:
         yield
@@ -124,7 +124,8 @@ def foreign_content_as_error(reader: RunReader) -> Iterator[None]:
         if isinstance(error, DescantError):
             raise
         reason = f"{type(error).__name__}: {error}"
-        raise RunLogError(f"{reader.path} holds what a run of this version does not ({reason})") from error
+        paths = " or ".join(str(reader.path) for reader in readers)
+        raise RunLogError(f"{paths} holds what a run of this version does not ({reason})") from error
 
 
 def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:

@@ -177,12 +177,14 @@ class RunReader:
 
     @property
     def last_written_at(self) -> float:
-        """When the run last wrote to its log, in seconds since 1970; what ``descant sync`` writes there is not the run's."""
-        events = (
-            "SELECT max(time) FROM events UNION ALL SELECT * FROM (SELECT time FROM records ORDER BY id DESC LIMIT 1)"
-        )
-        recorded = [time for (time,) in self._query(events) if time is not None]
-        return min([last_written_at(self.path), *([max(recorded)] if recorded else [])])
+        """When the run last wrote to its log, in seconds since 1970; ``descant sync``, which does too, is not the run."""
+        times = [
+            row[0]
+            for table in ("events", "records")
+            for row in self._query(f"SELECT time FROM {table} ORDER BY id DESC LIMIT 1")
+        ]
+        written_at = last_written_at(self.path)
+        return min(written_at, float(max(times))) if times else written_at
 
     @cached_property
     def metrics(self) -> dict[str, MetricSummary]:
