@@ -1,6 +1,8 @@
 """``descant runs``, ``descant new``, ``descant run``: what the commands print, and their exit codes."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from descant.cli.app import app
+from descant.errors import ConfigurationError
+from descant.recipes import RecipeContext
 from descant.runlog.run_log import RunLog
 from descant.runner.recorder import RunRecorder
 
@@ -365,3 +369,72 @@ def test_commands_work_without_torch(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
+
+
+BROKEN = {
+    "config that is a list": "UPDATE config SET value = '[1]' WHERE key = 'metrics'",
+    "metrics of another version": """UPDATE config SET value = '[{"name": "loss"}]' WHERE key = 'metrics'""",
+    "a time that is text": "UPDATE events SET time = 'noon'",
+    "a time beyond all years": "UPDATE events SET time = 1e300",
+    "not JSON": "UPDATE config SET value = '{'",
+    "no points": "DROP VIEW metrics; DROP TABLE points",
+    "another format": "PRAGMA user_version = 99",
+    "a foreign file": "DROP TABLE config",
+}
+
+
+@pytest.mark.parametrize("how", [*BROKEN, "an empty file", "a folder", "a link to nothing"])
+async def test_a_run_that_cannot_be_read_is_listed_with_the_reason_beside_the_others(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    await write_run(tmp_path / "runs" / "good")
+    bad = tmp_path / "runs" / "bad" / "run.sqlite"
+    if how in BROKEN:
+        await write_run(bad.parent)
+        with contextlib.closing(sqlite3.connect(bad)) as connection:
+            connection.executescript(BROKEN[how])
+    else:
+        bad.parent.mkdir()
+        {"an empty file": bad.touch, "a folder": bad.mkdir, "a link to nothing": lambda: bad.symlink_to("x")}[how]()
+    lines = listed()
+    assert any(line.split()[:4] == ["good", "SFT", "10/10", "completed"] for line in lines)
+    if how != "a link to nothing":  # which may or may not be seen, as Python's glob has it
+        assert "  bad is broken: " in lines[-1]
+    assert invoke("show", "bad").exit_code == 1
+    compared = invoke("runs", "compare", "good", "bad")  # times are no part of it
+    assert isinstance(compared.exception, SystemExit | None)
+
+
+async def test_a_run_is_found_by_the_name_that_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("baseline-20261127-235553", "higher-lr-20261128-000202-2", "higher-20261128-000303"):
+        await write_run(tmp_path / "runs" / name)
+    done = invoke("runs", "compare", "baseline", "higher-lr")
+    assert done.stdout.startswith("A is baseline-20261127-235553, B is higher-lr-20261128-000202-2\n")
+    assert "runs/higher-20261128-000303" in invoke("show", "higher").stdout
+    await write_run(tmp_path / "runs" / "baseline-20261128-000000")
+    done = invoke("show", "baseline")
+    assert done.exit_code == 1
+    assert "2 runs under runs/ are named baseline: say which: baseline-2026112" in done.stderr
+    assert "there is no run runs/basel" in invoke("show", "basel").stderr
+
+
+def test_two_contexts_in_the_same_second_have_a_directory_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("descant.recipes.context.default_run_dir", lambda name: Path("runs") / f"{name}-now")
+    contexts = [RecipeContext("a") for _ in range(3)]
+    with contexts[0], contexts[1], contexts[2]:
+        monkeypatch.chdir("/")
+        assert [ctx.run_dir for ctx in contexts] == [tmp_path / "runs" / f"a-now{end}" for end in ("", "-2", "-3")]
+        (contexts[1].run_dir / "something").touch()
+    assert list((tmp_path / "runs").iterdir()) == [contexts[1].run_dir]  # empty ones are not left behind
+    with pytest.raises(ConfigurationError, match="cannot be made: File name too long"):
+        RecipeContext("x" * 300).__enter__()
+
+
+def test_one_huge_line_of_an_error_does_not_fill_the_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "from descant.recipes import recipe_main\n@recipe_main\ndef main():\n    raise ValueError('x' * 100_000)\n"
+    Path("r.py").write_text(text)
+    done = invoke("run", "r.py")
+    assert done.exit_code == 1
+    assert len(done.stderr) < 4000

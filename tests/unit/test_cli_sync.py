@@ -1,7 +1,10 @@
 """``descant sync``: what a run has recorded arrives in a tracker, from where that has got to."""
 
+import contextlib
 import os
 import re
+import shutil
+import sqlite3
 from importlib import import_module
 from pathlib import Path
 
@@ -188,3 +191,41 @@ def test_the_page_starts_the_servers_as_they_are_started(monkeypatch, trackio_di
     need("mlflow")
     server = import_module("mlflow.cli").cli.commands["server"].make_context("server", COMMANDS[3][2:])
     assert (server.params["backend_store_uri"], server.params["port"]) == ("sqlite:///mlflow.db", 5000)
+
+
+async def test_a_run_that_was_killed_goes_to_one_tracker_right_after_another(folder, monkeypatch, trackio_dir):  # noqa: F811
+    need("tensorboard")
+    log = RunLog(folder / "runs" / "killed")
+    await log.log_metrics(1, {"loss": 1.0})
+    await log.close()
+    with contextlib.closing(sqlite3.connect(log.path)) as connection, connection:  # it was written an hour ago
+        connection.execute("UPDATE records SET time = time - 3600")
+    os.utime(log.path, (1e9, 1e9))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
+    for tracker in ("tensorboard", "trackio"):
+        done = invoke("sync", "killed", "--to", tracker)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert f"1 record delivered to {tracker}" in done.stdout
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "mlflow"])
+async def test_a_tracker_that_was_emptied_is_given_everything(folder, monkeypatch, request, tracker):
+    need(tracker)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    database = request.getfixturevalue("trackio_dir") if tracker == "trackio" else folder / "tb" / "mine"
+    await record(folder / "runs" / "first")
+    assert "4 records delivered" in invoke("sync", "first", "--to", tracker).stdout
+    assert "0 records delivered" in invoke("sync", "first", "--to", tracker).stdout
+    if tracker == "mlflow":
+        client = import_module("mlflow").MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+        client.delete_run(run.info.run_id)
+    else:
+        shutil.rmtree(database)
+        database.mkdir()
+    again = invoke("sync", "first", "--to", tracker)
+    assert again.stdout.splitlines()[1] == (
+        f"4 records delivered to {tracker}; it had lost the 4 that it had before"
+    ), again.stderr
+    assert "0 records delivered" in invoke("sync", "first", "--to", tracker).stdout

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support import query
+from trackers import TensorBoardPlace, TrackioPlace, WandbPlace, need, trackio_dir  # noqa: F401 - one is a fixture
 
 from descant import CallbackRunner, RecipeCallback, Table
 from descant.errors import ConfigurationError, RunLogError
@@ -485,3 +487,41 @@ async def test_a_damaged_table_is_named(tmp_path):
     tracker = MemoryTracker()
     with pytest.raises(RunLogError, match=r"is damaged"):
         replay(tmp_path, tracker)
+
+
+class Deleting(RecipeCallback):
+    """Deletes a folder in the middle of a run, once everything so far is in the tracker."""
+
+    def __init__(self, folder):
+        super().__init__(frequency=0.5, log_key_prefix="deleting")
+        self.folder = folder
+
+    async def callback(self, current_percentage):
+        if self.run.step == 5:
+            while FEEDS[0]._offset < 5:
+                await asyncio.sleep(0)
+            shutil.rmtree(self.folder)
+        return {}
+
+
+FEEDS: list[feed_module.Feed] = []
+FOLDERS = {"tensorboard": "tb", "wandb": "wandb"}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+async def test_a_tracker_whose_files_are_deleted_is_given_everything_again(tmp_path, monkeypatch, request, tracker):
+    need(tracker)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    FEEDS.clear()
+    place = {"trackio": TrackioPlace, "wandb": WandbPlace}.get(tracker, TensorBoardPlace)(tmp_path)
+    folder = request.getfixturevalue("trackio_dir") if tracker == "trackio" else place.folder / FOLDERS[tracker]
+    entering = feed_module.Feed.__init__
+    monkeypatch.setattr(
+        feed_module.Feed, "__init__", lambda self, *rest: (entering(self, *rest), FEEDS.append(self))[0]
+    )
+    async with CallbackRunner([Deleting(folder)], num_steps=10, run_dir=tmp_path, logger=place.logger()) as runner:
+        for step in range(1, 11):
+            await runner.after_step(step, {"loss": 1.0 / step})
+    assert sorted(set(place.numbers("loss"))) == [(step, pytest.approx(1 / step)) for step in range(10, 0, -1)][::-1]
+    (emptied,) = events(tmp_path, "tracker_emptied")
+    assert "records that it had; everything is delivered again" in emptied[1]

@@ -27,6 +27,7 @@ from trackers import (  # noqa: F401 - two are fixtures
 )
 
 from descant.errors import ConfigurationError
+from descant.provenance import describe_environment
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.text import printable
@@ -37,6 +38,7 @@ from descant.trackers.trackio import TrackioLogger
 from descant.trackers.wandb import WandbLogger
 
 NOW_S = 1_700_000_000.0
+REMOTE = "https://hunter2hunter2@example.com/x.git"
 
 
 def started(place, run_id="0123456789abcdef", config=None):
@@ -89,6 +91,21 @@ class TestWandb:
         names = {key.removesuffix("/path") for _, row in place._rows() for key in row if key.endswith("/path")}
         assert len(names) == len(tables)
         assert all(place.table(name) == [[2, 1]] for name in names)
+
+    def test_no_file_of_wandb_has_a_secret_of_the_command_line_or_of_git(self, place, monkeypatch):
+        monkeypatch.chdir(place.folder)
+        monkeypatch.setattr(sys, "argv", ["train.py", "--set=judge.api_key=hunter2hunter2", "hf_hunter2hunter2hunter2"])
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+        (place.folder / "file").touch()
+        for command in (["init"], ["add", "file"], ["commit", "-m", "a"], ["remote", "add", "origin", REMOTE]):
+            subprocess.run([*git, *command], check=True, capture_output=True)
+        logger = started(place, config=describe_environment())
+        logger.write(1, NOW_S, {"loss": 1.0}, {})
+        logger.finish("completed")
+        files = [path for path in (place.folder / "wandb").rglob("*") if path.is_file()]
+        assert any(path.suffix == ".wandb" for path in files)
+        assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+        assert place.config()["command_line"] == ["train.py", "--set=judge.api_key=***", "***"]
 
     def test_an_id_that_wandb_refuses_is_replaced(self, place):
         started(place, run_id="a/b#c?" * 20).finish("completed")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from support import training_model
 
 import descant
@@ -28,7 +29,7 @@ from descant import (
 )
 from descant.errors import ConfigurationError
 from descant.notifiers import SimpleProgressNotifier, StageNotifier, StdoutJobNotifier, StdoutStageNotifier
-from descant.provenance import describe_environment, is_secret, mask_arguments, masked, plain_config
+from descant.provenance import describe_environment, is_secret, mask_arguments, masked, plain_config, remember_secrets
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,55 @@ def test_secrets_within_values():
     assert mask_arguments(["descant", "run", "r.py", "--set", "judge.api_key=x", "--token", "y", "--set", "lr=1"]) == [
         "descant", "run", "r.py", "--set", "judge.api_key=***", "--token", "***", "--set", "lr=1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--set=judge.api_key=hunter2hunter2",
+        "env=OPENAI_KEY='hunter2hunter2' a=1",
+        "a=b=c; d=HF_TOKEN=hunter2",
+        "Authorization: Bearer hunter2",
+        "{'Authorization': 'Bearer hunter2'}",
+        "x-api-key: hunter2hunter2",
+        "Set-Cookie: session=hunter2hunter2",
+        "Command '['curl', '--api-key', 'hunter2x', '-H', 'X-Api-Key: hunter2x']' returned 1",
+        r"{\"api_key\": \"hunter2\", \"model\": \"m\"}",
+        "https://hunter2@host/x.git",
+        "https://host/x?sig=hunter2&se=1",
+        "hunter2 eyJhbGciOiJIUzI1NiJ9.eyJodW50ZXIyIjoxfQ.abc".removeprefix("hunter2 "),
+    ],
+)
+def test_secrets_in_the_text_of_errors(text):
+    assert "hunter2" not in masked(text)
+    assert "***" in masked(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api_key: field required",
+        "judge.api_key = 5: must be a valid string",
+        "unexpected token: 2024-01-01",
+        "use --token to set 12345678 things",
+        "pad_token='<pad>', num_tokens: 123456789, eos_token_id: 12345678, max_new_tokens=55",
+        "callback 'hf_token' failed at step 12345678",
+        "git@github.com:me/x.git",
+    ],
+)
+def test_other_text_of_errors_stays_as_it_is(text):
+    assert masked(text) == text
+
+
+def test_the_value_of_a_secret_is_masked_wherever_it_stands(monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "plain hunter")
+    monkeypatch.setenv("SHORT_TOKEN", "step")
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "/etc/identity")
+    assert (
+        masked("key plain hunter is wrong at step 1 of /etc/identity") == "key *** is wrong at step 1 of /etc/identity"
+    )
+    remember_secrets({"judges": [{"key": SecretStr("told hunter")}, {"key": SecretStr("")}]})
+    assert masked("judge refused told hunter") == "judge refused ***"
 
 
 class Client:

@@ -1,7 +1,11 @@
+import asyncio
 import contextlib
 import json
 import math
+import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 from support import query
@@ -180,3 +184,128 @@ async def test_more_rows_than_the_queue_holds_are_all_written(tmp_path, monkeypa
         await log.log_metrics(step, {"loss": float(step)})
     await log.close()
     assert query(tmp_path, "SELECT count(*), sum(number) FROM metrics") == [(500, sum(range(500)))]
+
+
+async def test_of_two_runs_that_begin_at_once_in_one_directory_one_is_refused(tmp_path):
+    """The file is made before it is written, so a second run meets it however early it comes."""
+    (tmp_path / "run.sqlite").touch()
+    with pytest.raises(RunLogError, match="already holds a run; choose another run_dir"):
+        RunLog(tmp_path)
+
+
+FULL_DISK = """
+import asyncio, json, resource, sys
+from pathlib import Path
+from descant.runlog import run_log
+from descant.runlog.run_log import RunLog
+from descant.errors import RunLogError
+
+def limit(num_bytes):  # of a file: what is written beyond it fails as on a disk that is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+async def main(run_dir, returns):
+    said = []
+    fails = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    log = RunLog(run_dir, lambda line: (said.append(line), loop.call_soon_threadsafe(fails.set)))
+    await log.log_metrics(1, {"loss": 1.0})
+    await log.flush()
+    limit(4096)
+    await log.log_metrics(2, {"loss": 2.0})
+    await fails.wait()
+    outcome = "held"
+    for step in range(3, 1003):
+        try:
+            await log.log_metrics(step, {"loss": float(step)})
+        except RunLogError as error:
+            outcome = str(error)
+            break
+        if returns == "never":
+            await asyncio.sleep(0)
+    num_on_disk = log.num_records
+    if returns == "in time":
+        limit(resource.RLIM_INFINITY)
+        await log.flush()
+    try:
+        await log.close()
+    except RunLogError as error:
+        outcome = str(error)
+    print(json.dumps([outcome, num_on_disk, said]))
+
+if sys.argv[2] == "never":
+    run_log._MAX_HELD_BYTES = 20_000
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+"""
+
+
+def on_a_full_disk(run_dir, returns):
+    script = [sys.executable, "-c", FULL_DISK, str(run_dir), returns]
+    return json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+
+
+def test_what_a_full_disk_refuses_is_written_when_space_returns(tmp_path):
+    outcome, num_on_disk, said = on_a_full_disk(tmp_path, "in time")
+    assert (outcome, num_on_disk) == ("held", 1)
+    assert query(tmp_path, "SELECT count(*), sum(number) FROM metrics") == [(1002, sum(range(1003)))]
+    assert "run.sqlite cannot be written" in said[0]
+    assert "is held in memory" in said[0]
+    ((kind, message),) = query(tmp_path, "SELECT kind, message FROM events")
+    assert kind == "run_log_held"
+    assert "was not writable for" in message
+    assert "nothing is lost" in message
+
+
+def test_a_disk_that_stays_full_ends_the_run_when_no_more_can_be_held(tmp_path):
+    outcome, _, _ = on_a_full_disk(tmp_path, "never")
+    assert f"the run log {tmp_path / 'run.sqlite'} cannot be written" in outcome
+    assert "records are not on disk" in outcome
+    assert "free space there, or choose a run_dir on another disk" in outcome
+
+
+async def test_another_process_that_writes_delays_the_run_log_and_not_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("descant.runlog.run_log._LOCKED_S", 0.01)
+    fails, loop = asyncio.Event(), asyncio.get_running_loop()
+    log = RunLog(tmp_path, lambda line: loop.call_soon_threadsafe(fails.set))
+    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        await log.log_metrics(1, {"loss": 1.0})
+        await fails.wait()
+        await log.log_metrics(2, {"loss": 2.0})
+        with pytest.raises(RunLogError, match=r"database is locked, for .*; 2 records are not on disk"):
+            await log.flush()
+        other.execute("ROLLBACK")
+    await log.flush()
+    await log.close()
+    assert query(tmp_path, "SELECT step, number FROM metrics") == [(1, 1.0), (2, 2.0)]
+
+
+async def test_a_run_whose_directory_is_deleted_says_so(tmp_path):
+    log = RunLog(tmp_path / "run")
+    await log.log_metrics(1, {"loss": 1.0})
+    await log.flush()
+    shutil.rmtree(tmp_path / "run")
+    await log.log_metrics(2, {"loss": 1.0})
+    with pytest.raises(RunLogError, match=r"run\.sqlite cannot be written: it was deleted while the run was on"):
+        await log.close()
+
+
+async def test_any_name_of_a_directory_will_do(tmp_path):
+    for name in ("a b", "100%41", "what?mode=ro", "a#b", "é\u202e", "x" * 250):
+        log = RunLog(tmp_path / name)
+        await log.log_metrics(1, {"loss": 1.0})
+        await log.flush()
+        with RunReader(tmp_path / name) as reader:
+            assert reader.series("loss") == {1: 1.0}
+        await log.close()
+        with RunReader(tmp_path / name) as reader:
+            assert reader.series("loss") == {1: 1.0}
+
+
+async def test_errors_in_tables_have_no_secrets_and_answers_stay_as_they_are(tmp_path):
+    log = RunLog(tmp_path)
+    text = "401 for https://judge/?api_key=hunter2hunter2"
+    await log.log_metrics(1, {"t": Table(["response", "error"], [[text, text]])}, "judge")
+    await log.close()
+    with RunReader(tmp_path) as reader:
+        (row,) = reader.samples()
+    assert row.cells == {"response": text, "error": "401 for https://judge/?api_key=***"}

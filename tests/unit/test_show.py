@@ -432,3 +432,19 @@ async def test_a_run_log_with_foreign_content_is_one_line(tmp_path):
 
 async def test_the_narrowest_page_is_still_a_page(tmp_path):
     assert "metrics" in show(await write_run(tmp_path / "run"), COLUMNS="0")
+
+
+def test_no_samples_means_no_samples(run):
+    output = show(run, "--samples", 0)
+    assert "latest samples" not in output
+    assert "the same prompt across the run" not in output
+    assert "the same prompt across the run" in show(run, "--samples", 0, "--prompt", "2+2=")
+
+
+def test_keys_show_those_metrics_and_nothing_else(run):
+    output = show(run, "--keys", "score")
+    assert [
+        title for title in ("metrics", "callbacks", "latest samples", "failures") if f"\n\n{title}\n" in output
+    ] == ["metrics"]
+    assert "latest samples" in show(run, "--keys", "score", "--samples", 1)
+    assert "latest samples" in show(run, "--keys", "score", "--callback", "answers")

@@ -177,7 +177,7 @@ class RunReader:
 
     @property
     def last_written_at(self) -> float:
-        """When the run last wrote to its log, in seconds since 1970; ``descant sync``, which does too, is not the run."""
+        """When the run last wrote to its log, in seconds since 1970; ``descant sync``, which does too, is no run."""
         times = [
             row[0]
             for table in ("events", "records")

@@ -122,11 +122,15 @@ class TBMetricsLogger(TrackerLogger):
         return _proto("summary").Summary.Value(tag=key, tensor=tensor, metadata=metadata)
 
     def _add(self, values: Sequence[Any], step: int, time_s: float | None = None) -> None:
+        self._check_file()  # or the writer's own thread would raise, and print it
         summary = _proto("summary").Summary(value=values)
         event = _proto("event").Event(wall_time=time_s or time.time(), step=step, summary=summary)
         self._writer.add_event(event)
         self._writer.flush()
         self._size += event.ByteSize()
+        self._check_file()
+
+    def _check_file(self) -> None:
         if self._is_gone():
             raise FileNotFoundError(f"{self._file} was deleted")
 
