@@ -157,6 +157,8 @@ async def test_a_directory_that_holds_a_run_is_refused(tmp_path):
 
 
 async def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
+    with pytest.raises(RunLogError, match="cannot write the run log"):
+        RunLog(tmp_path / "a\0b")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunLogError, match="cannot write the run log"):
         RunLog(tmp_path / "file" / "run")

@@ -151,7 +151,7 @@ class RunLog:
         except FileExistsError as error:
             what = "already holds a run" if run_dir.is_dir() else "is a file"
             raise RunLogError(f"cannot write the run log: {run_dir} {what}; choose another run_dir") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that the file system's encoding does not have, say
             raise RunLogError(f"cannot write the run log {self.path}: {error}") from error
         try:
             connection = sqlite3.connect(self.path, timeout=_LOCKED_S, check_same_thread=False)

@@ -80,7 +80,8 @@ class RunRecorder:
     async def __aenter__(self) -> Self:
         self._started_at = time.monotonic()
         # absolute, since what a callback makes the working directory is no place for the rest of the run
-        self.run_dir = (self._given_run_dir or unused_run_dir(default_run_dir(self._name))).absolute()
+        self._shown_run_dir = self._given_run_dir or unused_run_dir(default_run_dir(self._name))
+        self.run_dir = self._shown_run_dir.absolute()
         self._run_log = RunLog(self.run_dir, self.show_warning)
         return self
 
@@ -106,7 +107,7 @@ class RunRecorder:
         outcome = self._describe_outcome(error)
         duration_s = time.monotonic() - self._started_at
         steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
-        summary = f"{outcome} after {steps}; the run is in {self.run_dir}"
+        summary = f"{outcome} after {steps}; the run is in {self._shown_run_dir}"
         self._console.close(summary, self._costs, duration_s)
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
@@ -132,7 +133,7 @@ class RunRecorder:
                     what = records if feed.num_waiting else "the end"
                     message = (
                         f"{feed.name} has not got {what} of the run; once it works again: "
-                        f"`descant sync {quote(str(self.run_dir))} --to {feed.name}`"
+                        f"`descant sync {quote(str(self._shown_run_dir))} --to {feed.name}`"
                     )
                     with suppress(Exception):
                         await self.record_event(self.step, "tracker_incomplete", feed.name, message)
@@ -310,6 +311,6 @@ def unused_run_dir(path: Path, *, may_be_there: bool = False) -> Path:
                 return candidate
             number += 1
             candidate = path.with_name(f"{path.name}-{number}")
-        except OSError as error:  # a name that is too long, say
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:  # a name that is too long, say, or has what the file system has not
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"the run directory {quoted(str(path))} cannot be made: {reason}") from error

@@ -170,7 +170,7 @@ class MLFlowLogger(TrackerLogger):
 
     def _check_database(self) -> None:
         """SQLite goes on to write to a file that was deleted."""
-        if self.tracking_uri.startswith(_SQLITE) and not Path(self.tracking_uri.removeprefix(_SQLITE)).exists():
+        if (database := _database(self.tracking_uri)) is not None and not database.exists():
             raise FileNotFoundError(f"{self.tracking_uri} was deleted")
 
     def _name(self, key: str) -> str:
@@ -200,8 +200,14 @@ class MLFlowLogger(TrackerLogger):
 
 def _absolute(tracking_uri: str) -> str:
     """The same database, whatever a callback makes the working directory."""
+    database = _database(tracking_uri)
+    return tracking_uri if database is None else f"{_SQLITE}{database.absolute()}"
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The file, where it is told by its path alone: not ``:memory:``, nor with options."""
     path = tracking_uri.removeprefix(_SQLITE)
-    return tracking_uri if path == tracking_uri else f"{_SQLITE}{Path(path).absolute()}"
+    return None if path == tracking_uri or set(path) & set(":?") else Path(path)
 
 
 def _check_uri(tracking_uri: str) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 from descant.errors import ConfigurationError
 from descant.table import Table
-from descant.text import printable
+from descant.text import printable, shortened
 from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"
 _EVENT_FILES = "events.out.tfevents.*"
+_MAX_FOLDER_NAME = 200  # bytes; most file systems take 255, and a part of an id may be added
 _LARGEST_FLOAT32 = 3.4028235e38
 _ESCAPES = str.maketrans({character: f"&#{ord(character)};" for character in string.punctuation})
 
@@ -80,7 +81,8 @@ class TBMetricsLogger(TrackerLogger):
         is_gone = self._writer is not None and self._is_gone()
         self._close_writer()
         writers = import_module("tensorboard.summary.writer.event_file_writer")
-        folder = _claim_folder(self.logging_dir / f"{self.run_name}{run.suffix}", run.run_id)
+        parts = (shortened(part, _MAX_FOLDER_NAME) for part in Path(f"{self.run_name}{run.suffix}").parts)
+        folder = _claim_folder(self.logging_dir.joinpath(*parts), run.run_id)
         self.starts_empty = is_gone or not any(folder.glob(_EVENT_FILES))
         self._writer = writers.EventFileWriter(str(folder))
         self._file, self._size = Path(self._writer._file_name), 0
