@@ -14,6 +14,7 @@ from descant.cli.app import app
 from descant.errors import ConfigurationError
 from descant.recipes import RecipeContext
 from descant.runlog.run_log import RunLog
+from descant.runlog.run_reader import RunReader
 from descant.runner.recorder import RunRecorder
 
 RECIPE = """
@@ -438,3 +439,45 @@ def test_one_huge_line_of_an_error_does_not_fill_the_terminal(tmp_path, monkeypa
     done = invoke("run", "r.py")
     assert done.exit_code == 1
     assert len(done.stderr) < 4000
+
+
+SECRET_RECIPE = """
+from pydantic import BaseModel, SecretStr
+from descant import CallbackRunner, RecipeCallback
+from descant.recipes import InputConfig, RecipeContext, recipe_main
+
+class Judge(BaseModel):
+    key: SecretStr
+    api_key: str
+
+class Config(InputConfig):
+    judge: Judge
+
+class Asks(RecipeCallback):
+    async def callback(self, current_percentage):
+        raise ConnectionError(f"the judge refused {self.key}")
+
+@recipe_main
+async def main(ctx: RecipeContext, config: Config):
+    asks = Asks(1.0, "asks", name="asks")
+    asks.key = config.judge.key.get_secret_value()
+    async with CallbackRunner([asks], num_steps=1, run_dir="run") as runner:
+        await runner.after_step(1)
+"""
+
+
+def test_a_secret_of_the_command_line_is_nowhere_in_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.py").write_text(SECRET_RECIPE)
+    arguments = ["run", "r.py", "--set=judge.key=hunter2 hunter2", "--set=judge.api_key=hunter2"]
+    monkeypatch.setattr(sys, "argv", ["descant", *arguments])
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert [path for path in Path("run").iterdir() if b"hunter2" in path.read_bytes()] == []
+    with RunReader("run") as reader:
+        shown = ["--set=judge.key=***", "--set=judge.api_key=***"]
+        assert reader.config["environment"]["command_line"] == ["descant", "run", "r.py", *shown]
+        assert "callback 'asks' failed at step 1 of 1: ConnectionError: the judge refused ***" in {
+            event.message for event in reader.events
+        }

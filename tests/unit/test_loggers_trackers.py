@@ -276,6 +276,13 @@ class TestTensorBoard:
         need("tensorboard")
         return TensorBoardPlace(tmp_path)
 
+    def test_a_long_name_is_shortened(self, tmp_path):
+        need("tensorboard")
+        place = TensorBoardPlace(tmp_path, "x" * 300)
+        started(place).finish("completed")
+        (folder,) = (tmp_path / "tb").iterdir()
+        assert len(folder.name) == 200
+
     @given(st.text(max_size=40))
     def test_no_text_is_taken_for_markup(self, text):
         need("tensorboard")
