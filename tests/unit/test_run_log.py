@@ -281,6 +281,21 @@ async def test_another_process_that_writes_delays_the_run_log_and_not_the_run(tm
     assert query(tmp_path, "SELECT step, number FROM metrics") == [(1, 1.0), (2, 2.0)]
 
 
+async def test_a_lock_does_not_cost_the_end_of_a_run(tmp_path, monkeypatch):
+    for name in ("_LOCKED_S", "_RETRY_S"):
+        monkeypatch.setattr(f"descant.runlog.run_log.{name}", 0.01)
+    fails, loop = asyncio.Event(), asyncio.get_running_loop()
+    log = RunLog(tmp_path, lambda line: loop.call_soon_threadsafe(fails.set))
+    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        await log.log_metrics(1, {"loss": 1.0})
+        closing = asyncio.create_task(log.close())
+        await fails.wait()
+        other.execute("ROLLBACK")
+    await closing
+    assert query(tmp_path, "SELECT step, number FROM metrics") == [(1, 1.0)]
+
+
 async def test_a_run_whose_directory_is_deleted_says_so(tmp_path):
     log = RunLog(tmp_path / "run")
     await log.log_metrics(1, {"loss": 1.0})

@@ -79,6 +79,7 @@ _MAX_QUEUED = 10_000
 _MAX_HELD_BYTES = 256 * 2**20  # of rows that cannot be written
 _ROW_BYTES = 200  # of a row in memory, but for its texts
 _RETRY_S = 1.0
+_CLOSING_S = 30.0  # how long the end of a run waits for what may pass
 _LOCKED_S = 1.0  # how long SQLite itself waits for another process that writes
 _PASSING = frozenset(
     (
@@ -132,8 +133,9 @@ class RunLog:
 
     The calls return at once; a thread encodes and writes, many rows per transaction. While it cannot (the disk is full,
     another process has locked the file), it holds the rows, up to 256 MB, and tries again every second; neither
-    training nor the event loop waits. When it can again, everything is written, and an event says for how long it was
-    held. Once it holds more, or if the reason is none that may pass, the next call raises.
+    training nor the event loop waits, but for at most 30 s in ``close``. When it can again, everything is written, and
+    an event says for how long it was held. Once it holds more, or if the reason is none that may pass, the next call
+    raises.
 
     Args:
         run_dir: the run directory, which is made.
@@ -349,6 +351,10 @@ class RunLog:
         )
 
     def _finish(self, connection: sqlite3.Connection) -> None:
+        give_up_at = time.monotonic() + _CLOSING_S
+        while self._held and self._failure is None and time.monotonic() < give_up_at:
+            time.sleep(_RETRY_S)
+            self._write_held(connection)
         if self._held and self._failure is None:
             self._failure = RunLogError(self._describe_trouble())
         if self._failure is None:
