@@ -50,6 +50,7 @@ _TOLD = re.compile(  # as in headers, YAML and command lines; prose has these, t
     r"""(?P<scheme>(?:Bearer|Basic|Token|Digest)\s+)?(?=[^\s"',;)}\]]*\d)[^\s"',;)}\]]{6,}"""
 )
 _NOT_THE_SECRET = ("file", "path", "dir", "url", "name", "id", "type", "sock")  # SECRET_FILE says where it is
+_WORKING_DIRECTORIES = ("PWD", "OLDPWD")  # of a shell; elsewhere pwd is a password
 _LEAST_SECRET = 8  # characters; what is shorter may well be an ordinary word
 _SECRET_FIELD = "*" * 10
 """A ``pydantic.SecretStr`` in a config that was dumped."""
@@ -154,7 +155,10 @@ def _known_secrets() -> list[str]:
     of_environment = {
         value
         for name, value in os.environ.items()
-        if len(value) >= _LEAST_SECRET and is_secret(name) and not name.lower().endswith(_NOT_THE_SECRET)
+        if len(value) >= _LEAST_SECRET
+        and is_secret(name)
+        and name not in _WORKING_DIRECTORIES
+        and not name.lower().endswith(_NOT_THE_SECRET)
     }
     return sorted(of_environment | _secret_values, key=len, reverse=True)
 

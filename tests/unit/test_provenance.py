@@ -100,6 +100,9 @@ def test_other_text_of_errors_stays_as_it_is(text):
 def test_the_value_of_a_secret_is_masked_wherever_it_stands(monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "plain hunter")
     monkeypatch.setenv("SHORT_TOKEN", "step")
+    for name in ("PWD", "OLDPWD"):
+        monkeypatch.setenv(name, "/home/of/me")
+    assert masked("runs are in /home/of/me/runs") == "runs are in /home/of/me/runs"
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "/etc/identity")
     assert (
         masked("key plain hunter is wrong at step 1 of /etc/identity") == "key *** is wrong at step 1 of /etc/identity"
