@@ -8,6 +8,8 @@ from os import PathLike
 from typing import Any, Literal, TypeVar
 
 from descant.data.bad_row import BadRow
+from descant.data.keys import UnreadKeys
+from descant.data.messages import TrainedTurns
 from descant.data.pairs import Pair, pair_of_row
 from descant.data.rows import thread_of_row
 from descant.data.sources import rows_of
@@ -19,7 +21,10 @@ _T = TypeVar("_T")
 
 
 def load_threads(
-    source: str | PathLike[str] | Iterable[Mapping[str, Any]], *, on_bad_row: Literal["error", "skip"] = "error"
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]],
+    *,
+    trained_turns: TrainedTurns = "all",
+    on_bad_row: Literal["error", "skip"] = "error",
 ) -> list[StringThread]:
     """The threads of a file, a ``datasets`` object or any rows, in their order.
 
@@ -45,7 +50,13 @@ def load_threads(
             else); ``problems`` has all of them as (place, reason), the message the first ten.
         ConfigurationError: the source, or ``on_bad_row``, is of another kind.
     """
-    return _load(source, on_bad_row, "threads", lambda row, *place: thread_of_row(row).read_from(*place))
+    if trained_turns not in ("all", "last"):
+        raise ConfigurationError(f"trained_turns={quoted(trained_turns)} must be 'all' or 'last'")
+
+    def read(row: Any, unread: UnreadKeys, template: str, number: int) -> StringThread:
+        return thread_of_row(row, unread, trained_turns).read_from(template, number)
+
+    return _load(source, on_bad_row, "threads", read)
 
 
 def load_pairs(
@@ -62,24 +73,25 @@ def load_pairs(
         ConfigurationError: the source, or ``on_bad_row``, is of another kind.
     """
 
-    def read(row: Any, template: str, number: int) -> Pair:
-        chosen, rejected = pair_of_row(row)
+    def read(row: Any, unread: UnreadKeys, template: str, number: int) -> Pair:
+        chosen, rejected = pair_of_row(row, unread)
         return chosen.read_from(template, number), rejected.read_from(template, number)
 
     return _load(source, on_bad_row, "preference pairs", read)
 
 
-def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int], _T]) -> list[_T]:
+def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, UnreadKeys, str, int], _T]) -> list[_T]:
     if on_bad_row not in ("error", "skip"):
         raise ConfigurationError(f"on_bad_row={quoted(on_bad_row)} must be 'error' or 'skip'")
     rows = rows_of(source)
     loaded: list[_T] = []
     problems: list[tuple[str, str]] = []
+    unread = UnreadKeys()
     for number, row in rows.items:
         try:
             if isinstance(row, BadRow):
                 raise row
-            loaded.append(read(row, rows.template, number))
+            loaded.append(read(row, unread, rows.template, number))
         except (BadRow, ConfigurationError) as error:
             problems.append((rows.template_in_lists % number, str(error)))
         except (RecursionError, TypeError, ValueError) as error:  # nested too deeply, or values that JSON does not have
@@ -93,4 +105,6 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
     if problems:
         message = f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"
         warnings.warn(str(DatasetError(message, problems, num_shown=3)), UserWarning, stacklevel=3)
+    if unread.counts:
+        warnings.warn(f"{rows.name}: {unread.describe()}", UserWarning, stacklevel=3)
     return loaded
