@@ -23,6 +23,7 @@ _PAIR_NAMES = frozenset((*PAIRS[0], *PAIRS[1]))
 _COLUMNS = frozenset((*CONVERSATION_COLUMNS, "system", "weights", "metadata"))
 _REMEDIES = (
     ({"instruction", "output"}, "write instruction and input together as 'prompt', and output as 'completion'"),
+    ({"input", "output"}, "rename them 'prompt' and 'completion'"),
     ({"question", "answer"}, "rename them 'prompt' and 'completion'"),
     (
         {"preferred_output", "non_preferred_output"},
@@ -48,19 +49,19 @@ def thread_of_row(row: Any, unread: UnreadKeys, trained: TrainedTurns = "all") -
         leave_untrained(turns)
     if "completion" in row:
         read_completion(turns, row.pop("completion"), "completion", form)
-    if not is_prompt and row.get("weights") is not None:
-        read_weights(turns, row["weights"])
-        del row["weights"]
+    if not is_prompt and (weights := row.pop("weights", None)) is not None:
+        read_weights(turns, weights)
     tools = read_tools(row.pop("tools", None))
     if not row:
         return turns.thread(None, tools, trained)
     of_row = mark_of(row)
     row = {name: value for name, value in row.items() if name not in MARKS}
     thread = turns.thread(metadata_of(row), tools, trained, 1.0 if of_row is None else of_row)
-    if row.get("label", row.get("kto_tag")) is False and any(thread.get_turn_weights()):
+    undesirable = [name for name in ("label", "kto_tag") if row.get(name) is False]
+    if undesirable and any(thread.get_turn_weights()):
         raise BadRow(
-            "'label' is false, which marks an answer as undesirable (KTO), and the answer would be trained; leave the "
-            "row out, or move the column into a column 'metadata' if it says something else"
+            f"{undesirable[0]!r} is false, which marks an answer as undesirable (KTO), and the answer would be trained; "
+            "leave the row out, or move the column into a column 'metadata' if it says something else"
         )
     return thread
 
