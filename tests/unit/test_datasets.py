@@ -63,7 +63,7 @@ BROKEN = {
     '{"prompt": "\\ud83d"}': "line 2: the content of turn 0 (user) is not valid Unicode",
     '{"prompt": ' + "9" * 5000 + "}": "line 2: not JSON that can be read",
     "[" * 100_000: "line 2: not JSON",
-    '{"messages": [{"role": "user", "content": "x"}], "weights": [1, 2]}': "line 2: 'weights' has 2 numbers for 1 messages",
+    '{"messages": [{"role": "user", "content": "x"}], "weights": [1, 2]}': "'weights' has 2 numbers for 1 messages",
     '{"messages": [{"role": "user", "content": "x"}], "weights": "1"}': "line 2: 'weights' is not a list of numbers",
     '{"prompt": true}': "line 2: 'prompt' is a JSON boolean",
     '{"prompt": null}': "line 2: 'prompt' is null",

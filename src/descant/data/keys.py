@@ -25,7 +25,7 @@ _BESIDE_MARK = re.compile(
     "is|no|not|do|dont|on|to|per|only|for|of|in|all|last|this|should|use|with|turns?|tokens?|messages?|sample|example|row|"
     "roles?|assistant|user|system|prompt|completion|response|answer|inputs?|outputs?|history|details?|eos|labels?"
 )
-"""Other words make a column something else: ``train_on_inputs`` is a mark, ``mask_token`` and ``weight_kg`` are not."""
+"""Other words make a column something else: ``train_on_inputs`` is a mark, ``train_id`` and ``weight_kg`` are not."""
 
 _WRITE_REASONING = "write it into the content as the model's template does (often <think>…</think>), or leave it out"
 _LEFT_OUT = {
@@ -100,7 +100,7 @@ def check_keys(values: Mapping[str, Any], read: frozenset[str], place: str) -> l
                 f"{place} has {quoted(key)} ({quoted(value)}), which is not read but may say what is trained; write "
                 "'weight' instead (1 is trained, 0 is not), or leave it out"
             )
-        if value in (*_EMPTY, False):
+        if value is False or value in _EMPTY:
             continue
         advice = _LEFT_OUT_WHOLE.get(_name(words)) or next((_LEFT_OUT[word] for word in words if word in _LEFT_OUT), "")
         if advice:

@@ -60,7 +60,7 @@ def thread_of_row(row: Any, unread: UnreadKeys, trained: TrainedTurns = "all") -
     undesirable = [name for name in ("label", "kto_tag") if row.get(name) is False]
     if undesirable and any(thread.get_turn_weights()):
         raise BadRow(
-            f"{undesirable[0]!r} is false, which marks an answer as undesirable (KTO), and the answer would be trained; "
+            f"{undesirable[0]!r} is false, which marks an undesirable answer (KTO) that would be trained; "
             "leave the row out, or move the column into a column 'metadata' if it says something else"
         )
     return thread

@@ -30,8 +30,8 @@ def _check_dataset(name: str, dataset: Any) -> None:
             problems.append((thread.source or f"{name}[{position}]", f"no weighted turn (turns: {roles})"))
     if problems:
         message = (
-            f"{len(problems)} of {len(dataset)} threads have nothing to train on; end each in an assistant turn, "
-            "and leave out those whose rows say that they are not trained"
+            f"{len(problems)} of {len(dataset)} threads have nothing to train on; end each in an assistant turn of "
+            "weight 1, or leave it out"
         )
         raise DatasetError(message, problems)
 
