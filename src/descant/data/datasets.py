@@ -31,24 +31,27 @@ def load_threads(
     A row has one of these forms; all others of its columns become the thread's metadata, and those of a column
     ``metadata`` that is an object.
 
-    - ``messages``: a list of ``{"role", "content"}``. A column ``weights`` may give one number for each.
-    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in
-      the prompt weigh 0.
+    - ``messages``, or ``input``: a list of ``{"role", "content"}`` or ``[role, content]``. A column ``weights`` may give
+      one number for each.
+    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages, which may also stand
+      beside the other forms. Assistant turns in the prompt weigh 0.
     - ``conversations``: ShareGPT's list of ``{"from", "value"}``, optionally with a column ``system``.
 
-    Messages may have ``tool_calls``, ``tool_call_id`` and ``weight``; a column ``tools`` has schemas of tools. A null
-    counts as absent. ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1;
+    Messages may have ``tool_calls``, ``tool_call_id`` and marks that say whether they are trained (``weight``, ``train``,
+    ``loss``, ... , docs/data.md); what may be a mark and is not known is refused by name, and keys that are not read are
+    counted in a warning. A column ``tools`` has schemas of tools. A null counts as absent. ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1;
     ``train.json[3]`` and ``train.parquet[3]`` are rows, counted from 0.
 
     Args:
         source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of
             a Parquet file, whatever its suffix; or a ``datasets.Dataset``; or an iterable of rows.
+        trained_turns: which assistant turns weigh 1 where the row gives them no weight: "all", or the "last".
         on_bad_row: "error", or "skip", which leaves bad rows out with one warning that counts them.
 
     Raises:
         DatasetError: the file is missing, empty, cut off or not UTF-8, or it has bad rows (under "skip": nothing
             else); ``problems`` has all of them as (place, reason), the message the first ten.
-        ConfigurationError: the source, or ``on_bad_row``, is of another kind.
+        ConfigurationError: the source, ``trained_turns`` or ``on_bad_row`` is of another kind.
     """
     if trained_turns not in ("all", "last"):
         raise ConfigurationError(f"trained_turns={quoted(trained_turns)} must be 'all' or 'last'")
@@ -65,8 +68,8 @@ def load_pairs(
     """The preference pairs of a dataset, each as ``(chosen, rejected)``: two threads with the same prompt.
 
     A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to a
-    ``prompt`` (strings or messages), or whole conversations whose common beginning is the prompt. The
-    answers weigh 1, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
+    ``prompt`` (a string or messages; or ``messages``, ``input`` or ``conversations``), or whole conversations whose
+    common beginning is the prompt. The answers weigh 1 where their messages have no weight, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
 
     Raises:
         DatasetError: as ``load_threads``. Two equal answers are a bad row.
