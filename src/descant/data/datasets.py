@@ -31,16 +31,17 @@ def load_threads(
     A row has one of these forms; all others of its columns become the thread's metadata, and those of a column
     ``metadata`` that is an object.
 
-    - ``messages``, or ``input``: a list of ``{"role", "content"}`` or ``[role, content]``. A column ``weights`` may give
-      one number for each.
-    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages, which may also stand
-      beside the other forms. Assistant turns in the prompt weigh 0.
+    - ``messages``, or ``input``: a list of ``{"role", "content"}`` or ``[role, content]``. A column ``weights`` may
+      give one number for each.
+    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in the
+      prompt weigh 0. The other forms are prompts too if there is a ``completion``.
     - ``conversations``: ShareGPT's list of ``{"from", "value"}``, optionally with a column ``system``.
 
-    Messages may have ``tool_calls``, ``tool_call_id`` and marks that say whether they are trained (``weight``, ``train``,
-    ``loss``, ... , docs/data.md); what may be a mark and is not known is refused by name, and keys that are not read are
-    counted in a warning. A column ``tools`` has schemas of tools. A null counts as absent. ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1;
-    ``train.json[3]`` and ``train.parquet[3]`` are rows, counted from 0.
+    Messages may have ``tool_calls``, ``tool_call_id``, and marks that say whether they are trained (``weight``,
+    ``train``, ``loss``, ...: docs/data.md). What may be a mark and is not known is refused by name; other keys are
+    counted in a warning. A column ``tools`` has schemas of tools. A null counts as absent. ``thread.source`` says where
+    a thread was read: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and ``train.parquet[3]`` are
+    rows, counted from 0.
 
     Args:
         source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of
@@ -68,8 +69,9 @@ def load_pairs(
     """The preference pairs of a dataset, each as ``(chosen, rejected)``: two threads with the same prompt.
 
     A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to a
-    ``prompt`` (a string or messages; or ``messages``, ``input`` or ``conversations``), or whole conversations whose
-    common beginning is the prompt. The answers weigh 1 where their messages have no weight, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
+    ``prompt`` (a string or messages; or in one of the other forms), or whole conversations whose common beginning is
+    the prompt. The answers weigh 1, or what their messages say, and the prompt 0. Sources, tools and metadata are those
+    of ``load_threads``.
 
     Raises:
         DatasetError: as ``load_threads``. Two equal answers are a bad row.
