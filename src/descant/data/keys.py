@@ -70,16 +70,15 @@ class UnreadKeys:
 def mark_of(values: Mapping[str, Any], place: str = "") -> float | None:
     """The weight that the marks of the message at this place, or of a row, say; None if there is no mark."""
     found: dict[str, float] = {}
-    for key, allowed in MARKS.items():
-        if (value := values.get(key)) is None:
-            continue
+    for key in [key for key in values if key in MARKS and values[key] is not None]:
+        value, allowed = values[key], MARKS[key]
         is_number = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
         if not is_number or (allowed != _NUMBER and value not in (0, 1)):
             where = f"{place}.{key}" if place else f"the column {key!r}"
             beside = "" if place else "; what says nothing about training belongs into a column 'metadata'"
             raise BadRow(f"{where} is {type_of(value)} ({quoted(value)}), not {allowed}{beside}")
         found[key] = 1.0 - value if allowed == _MASK else float(value)
-    if len(set(found.values())) > 1:
+    if len(found) > 1 and len(set(found.values())) > 1:
         both = " and ".join(f"{key!r}: {quoted(values[key])}" for key in found)
         raise BadRow(f"{place or 'the row'} has {both}, which do not say the same; keep one of them")
     return next(iter(found.values()), None)
@@ -88,9 +87,8 @@ def mark_of(values: Mapping[str, Any], place: str = "") -> float | None:
 def check_keys(values: Mapping[str, Any], read: frozenset[str], place: str) -> list[str]:
     """The keys of a message, or of a part of one, that say nothing about its text or training; others are refused."""
     unread = []
-    for key in values.keys() - read:
-        value = values[key]
-        if value is None:
+    for key, value in values.items():
+        if value is None or key in read:
             continue
         words = _words(key)
         if _name(words) in read:
