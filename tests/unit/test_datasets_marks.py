@@ -181,6 +181,15 @@ def test_other_keys_of_messages_are_counted_and_named_once(tmp_path):
     (warning,) = caught
     assert str(warning.message) == f"{path}: 1,200 messages have keys that are not read: 'id' (1,200), 'model' (600)"
     assert warning.filename == __file__
+    with pytest.warns(UserWarning, match=r"1 messages have keys that are not read: 'cache_control' \(1\)$"):
+        read(messages=[USER, assistant([{"type": "text", "text": "4", "cache_control": {"type": "ephemeral"}}])])
+    with pytest.warns(UserWarning, match=r"1 messages have keys that are not read: 'id' \(1\)$"):
+        read(
+            conversations=[
+                {"from": "human", "value": "x"},
+                {"from": "function_call", "value": '{"name": "f"}', "id": 1},
+            ]
+        )
     many = {f"\x1b[31mkey {i}": 1 for i in range(20)}
     with pytest.warns(UserWarning, match=r"1 messages have keys .* and 12 more$") as caught:
         read(messages=[USER, assistant(**many)])
@@ -342,8 +351,18 @@ def test_marks_that_make_no_sense_in_pairs_are_refused(row, reason):
         ({"messages": [USER, assistant()], "completion": "y"}, "'messages' ends in an answer, and 'completion' is"),
         ({"prompt": "p", "completion": "y", "history": [["a", "b"]]}, "a column 'history', which a thread cannot hold"),
         ({"messages": [USER, assistant()], "enable_thinking": False}, "a column 'enable_thinking', which a thread"),
+        (
+            {"messages": [USER, assistant()], "input_ids": [1, 2], "labels": [-100, 2]},
+            "leave out what has been tokenised",
+        ),
+        ({"prompt": "x", "completion": ["a", "b"]}, "completion[0].role is 'a'; roles are"),
     ],
     ids=str,
 )
 def test_rows_that_could_be_misread_are_refused(row, reason):
     assert reason in refusal(row)
+
+
+def test_pairs_in_the_form_of_ms_swift_are_told_how_to_be_written():
+    row = {"messages": [USER, assistant()], "rejected_response": "5"}
+    assert "write the last answer of 'messages' as 'chosen' and 'rejected_response' as" in refusal(row, load_pairs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,7 @@ _LEFT_OUT_WHOLE = dict.fromkeys(
 _LOST_COLUMNS = {
     "functions": "write them as 'tools'",
     "history": "write its turns as messages",
+    "input_ids": "leave out what has been tokenised: threads are rendered with the model's own template",
     **dict.fromkeys(("system_prompt", "system_message", "system_instruction"), "rename it 'system'"),
     **dict.fromkeys(("chat_template_kwargs", "enable_thinking"), "leave the column out"),
     **dict.fromkeys(
@@ -59,6 +60,11 @@ class UnreadKeys:
     def __init__(self) -> None:
         self.num_messages = 0
         self.counts: Counter[str] = Counter()
+
+    def count(self, keys: Sequence[str]) -> None:
+        """Count those of one message."""
+        self.num_messages += bool(keys)
+        self.counts.update(keys)
 
     def describe(self) -> str:
         """How many messages have such keys, and which."""

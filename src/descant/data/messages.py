@@ -147,14 +147,13 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
     if role is None:
         _refuse_missing(message, role_key, place)
     expect(role, str, f"{place}.{role_key}", "a string")
-    if unread := check_keys(message, _READ_BY_FROM if by_from else _READ, place):
-        turns.unread.num_messages += 1
-        turns.unread.counts.update(unread)
+    unread = check_keys(message, _READ_BY_FROM if by_from else _READ, place)
     index = len(turns.roles)
     if (weight := mark_of(message, place)) is not None:
         turns.weights[index] = weight
     if sharegpt and role in ("function_call", "tool_call"):
         turns.links[index] = ToolLink(read_calls(message.get(text_key), f"{place}.{text_key}"))
+        turns.unread.count(unread)
         return "assistant", ""
     if sharegpt:
         if role not in _SHAREGPT_ROLES:
@@ -168,8 +167,11 @@ def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: b
     if text is None or text == []:
         if not message.get("tool_calls"):
             _refuse_missing(message, text_key, place)
-        return role, ""
-    return role, text if isinstance(text, str) else _joined(text, f"{place}.{text_key}")
+        text = ""
+    elif not isinstance(text, str):
+        text = _joined(text, f"{place}.{text_key}", unread)
+    turns.unread.count(unread)
+    return role, text
 
 
 def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) -> None:
@@ -197,15 +199,15 @@ def _refuse_missing(message: dict[str, Any], key: str, place: str) -> None:
     raise BadRow(f"{place} has no {key!r} (it has {listed(message) if message else 'nothing'})")
 
 
-def _joined(parts: Any, place: str) -> str:
-    """The text of content that is given in parts."""
+def _joined(parts: Any, place: str, unread: list[str]) -> str:
+    """The text of content that is given in parts, whose keys that are not read are added to ``unread``."""
     expect(parts, list, place, "a string")
     texts = []
     for index, part in enumerate(parts):
         expect(part, dict, f"{place}[{index}]", "a part like {'type': 'text', 'text': ...}")
         if part.get("type") != "text":
             raise BadRow(f"{place}[{index}] is a part of type {quoted(part.get('type'))}; only 'text' can be used")
-        check_keys(part, _READ_OF_PART, f"{place}[{index}]")
+        unread += check_keys(part, _READ_OF_PART, f"{place}[{index}]")
         expect(part.get("text"), str, f"{place}[{index}].text", "a string")
         texts.append(part["text"])
     return "".join(texts)

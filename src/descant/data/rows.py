@@ -29,6 +29,10 @@ _REMEDIES = (
         {"preferred_output", "non_preferred_output"},
         "rename them 'chosen' and 'rejected', write input's messages as 'prompt', and read it with load_pairs",
     ),
+    (
+        {"rejected_response"},
+        "write the last answer of 'messages' as 'chosen' and 'rejected_response' as 'rejected', for load_pairs",
+    ),
     ({"text"}, "text without turns cannot be read; split it into 'prompt' and 'completion', or into 'messages'"),
 )
 _FORM_NAMES = _PAIR_NAMES | {*FORMS, "completion"}
