@@ -63,8 +63,9 @@ class UnreadKeys:
 
     def count(self, keys: Sequence[str]) -> None:
         """Count those of one message."""
-        self.num_messages += bool(keys)
-        self.counts.update(keys)
+        if keys:
+            self.num_messages += 1
+            self.counts.update(keys)
 
     def describe(self) -> str:
         """How many messages have such keys, and which."""
