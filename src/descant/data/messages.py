@@ -16,8 +16,8 @@ from descant.threads.tools import Tool
 TrainedTurns = Literal["all", "last"]
 """Which assistant turns of a row are trained, where the row does not say it."""
 
-_READ = frozenset(("role", "content", "name", "tool_calls", "tool_call_id", *MARKS))
-_READ_BY_FROM = _READ - {"role", "content"} | {"from", "value"}
+_TEXT_KEYS = (("role", "content"), ("from", "value"))  # and those of ShareGPT
+_READ = [frozenset((*keys, "name", "tool_calls", "tool_call_id", *MARKS)) for keys in _TEXT_KEYS]
 _READ_OF_PART = frozenset(("type", "text"))
 _SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -142,15 +142,16 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
 def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: bool) -> tuple[str, str]:
     """Role and text of a message that has other keys as well, which are recorded in ``turns``."""
     by_from = sharegpt and message.get("role") is None
-    role_key, text_key = ("from", "value") if by_from else ("role", "content")
+    role_key, text_key = keys = _TEXT_KEYS[by_from]
     role = message.get(role_key)
     if role is None:
         _refuse_missing(message, role_key, place)
     expect(role, str, f"{place}.{role_key}", "a string")
-    unread = check_keys(message, _READ_BY_FROM if by_from else _READ, place)
-    index = len(turns.roles)
-    if (weight := mark_of(message, place)) is not None:
-        turns.weights[index] = weight
+    index, unread = len(turns.roles), []
+    if others := {key: value for key, value in message.items() if value is not None and key not in keys}:
+        unread = check_keys(others, _READ[by_from], place)
+        if (weight := mark_of(others, place)) is not None:
+            turns.weights[index] = weight
     if sharegpt and role in ("function_call", "tool_call"):
         turns.links[index] = ToolLink(read_calls(message.get(text_key), f"{place}.{text_key}"))
         turns.unread.count(unread)
