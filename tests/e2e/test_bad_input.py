@@ -71,7 +71,7 @@ async def test_datasets(qwen3_dir):
         with pytest.raises(DatasetError) as error:
             SFT(dataset=[THREADS[0], no_answer, THREADS[1].with_turn_weights([0, 0])], model=model)
     assert str(error.value) == (
-        "2 of 3 threads have nothing to train on; end each in an assistant turn\n"
+        "2 of 3 threads have nothing to train on; end each in an assistant turn of weight 1, or leave it out\n"
         "  train.jsonl:2: no weighted turn (turns: user)\n"
         "  dataset[2]: no weighted turn (turns: user, assistant)"
     )

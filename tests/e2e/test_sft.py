@@ -24,6 +24,19 @@ from descant import (
 from descant.errors import CallbackError, DescantError, NonFiniteError, ObserverError, RunLogError
 
 THREADS = addition_threads(24)
+TALK = StringThread().user("a").assistant("b").user("c").assistant("d")
+
+
+async def test_the_plan_says_which_turns_are_trained_where_it_is_not_one_answer_of_each_thread(model_dir):
+    plans = {
+        "on 24 threads, ": THREADS,
+        "on 2 threads (trains 4 of 4 assistant turns), ": [TALK, TALK],
+        "on 2 threads (trains 2 of 4 assistant turns), ": [TALK.with_weight_last_assistant_turn()] * 2,
+        "on 1 threads (trains 1 of 2 assistant turns and 1 others), ": [TALK.with_turn_weights([1, 0.5, 0, 0])],
+    }
+    async with training_model(model_dir) as model:
+        for plan, threads in plans.items():
+            assert plan in SFT(dataset=threads, model=model).describe()
 
 
 async def test_a_model_learns_and_can_be_loaded_back(model_dir, tmp_path):

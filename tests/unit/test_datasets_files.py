@@ -308,12 +308,44 @@ OTHER_FILES = {
         gzip.compress(b"{}" * 99)[:10] + b"\xff" * 99,
         "is damaged: its gzip data cannot be unpacked",
     ),
+    "returns.jsonl": (
+        b'{"prompt": "x"}\r{"prompt": "y"}\r',
+        r"line 1: not JSON: Extra data .*; lines end in carriage returns alone; write them with line feeds",
+    ),
+    "padded.jsonl": (
+        b'{"prompt": "x"}\n{"prompt": "y' + bytes(4096),
+        r"1 of 2 rows.*\n  line 2: not JSON: .*; there are NUL bytes, so the file was not written to its end",
+    ),
+    "padded lines.jsonl": (
+        b'{"prompt": "x"}\n' + bytes(4096),
+        r"line 2: not JSON: Expecting value at column 1; there are NUL bytes, so the file was not written to its end",
+    ),
+    "zeros.jsonl": (bytes(4096), "line 1: not JSON: .*; there are NUL bytes, so the file was not written to its end"),
+    "padded.json": (
+        b'[{"prompt": "x"}]\n' + bytes(4096),
+        r"padded\.json ends in NUL bytes, so the file was not written",
+    ),
+    "indented.jsonl": (
+        json.dumps(ROW, indent=1).encode() + b"\n" + json.dumps(ROW, indent=1).encode(),
+        r"indented\.jsonl, line 1: not JSON: .*; a row must be on one line, or the file one list .*\(line 2 goes on\)",
+    ),
+    "wrapped.jsonl": (
+        b'{"prompt": "x", "completion": "y"}\n\n{"prompt": "x",\n\n  "completion": "y"}\n',
+        r"wrapped\.jsonl, line 3: not JSON: .*; a row must be on one line.* \(line 5 goes on\)",
+    ),
+    "cut within.jsonl": (
+        b'{"prompt": "x", "compl\n{"prompt": "x"}\n',
+        r"1 of 2 rows.*\n  line 1: not JSON: .*; a row must be on one line, or the file one list of rows$",
+    ),
     "small.parquet": (b"PAR1", "seems to be cut off"),
     "damaged.parquet": (
         encode([ROW], "parquet")[:30] + b"\0" * 99 + b"PAR1",
         "cannot be read as Parquet, it may be damag",
     ),
-    "wide.jsonl": ('{"prompt": "x"}'.encode("utf-16-le"), "line 1: not JSON: Expecting property name"),
+    "wide.jsonl": (
+        '{"prompt": "x"}'.encode("utf-16-le"),
+        "line 1: not JSON: Expecting property name.*; this seems to be UTF-16; convert the file to UTF-8",
+    ),
     "wider.json": ("[]".encode("utf-32"), r"line 1: not UTF-8 \(byte 0xff at column 1\)"),
 }
 
@@ -373,6 +405,13 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         data = encode([ROW, ROW], suffix.removesuffix(".gz")).replace(b"\n", b"\r\n")
         (tmp_path / f"data.{suffix}").write_bytes(pack(b"\xef\xbb\xbf" + data, suffix))
         assert len(load_threads(tmp_path / f"data.{suffix}")) == 2
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_byte_order_marks_within_joined_files_do_no_harm(tmp_path, suffix):
+    one = b"\xef\xbb\xbf" + encode([ROW, ROW], "jsonl")
+    (tmp_path / "data").write_bytes(pack(one + one + b"\xef\xbb\xbf\n", suffix))
+    assert load_threads(tmp_path / "data") == load_threads([ROW] * 4)
 
 
 def test_columns_that_python_cannot_hold_are_named(tmp_path):

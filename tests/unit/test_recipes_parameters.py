@@ -1,5 +1,6 @@
 """Model, Dataset and Grader: plain strings in a config, checked before anything is loaded."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,29 @@ async def test_data_sets(tmp_path):
     assert "is a directory" in refusal(data=str(tmp_path))
     assert "there is no file" in refusal(data="/nowhere/data")
     assert Config(data="allenai/tulu-3-sft").data.split == "train"
+
+
+TALK = {"messages": [["user", "a"], ["assistant", "b"], ["user", "c"], ["assistant", "d"]]}
+
+
+async def test_data_sets_train_the_last_turn_of_a_conversation_or_all_of_them(tmp_path):
+    Path("talk.jsonl").write_text(json.dumps(TALK))
+    (thread,) = await Config(data="talk.jsonl").data.load()
+    assert thread.get_turn_weights() == [0, 0, 0, 1]
+    (thread,) = await Config(data={"dataset_key": "talk.jsonl", "trained_turns": "all"}).data.load()
+    assert thread.get_turn_weights() == [0, 1, 0, 1]
+    assert "trained_turns" in refusal(data={"dataset_key": "talk.jsonl", "trained_turns": "first"})
+
+
+async def test_prompts_and_pairs_of_data_sets():
+    Path("talk.jsonl").write_text(json.dumps({"messages": [*TALK["messages"], ["assistant", "e"]]}) + "\n")
+    (prompt,) = await Dataset("talk.jsonl").load_prompts()
+    assert prompt.get_turns() == [("user", "a"), ("assistant", "b"), ("user", "c")]
+    Path("pairs.jsonl").write_text('{"input": [["user", "x"]], "preferred_completion": "a", "other_completion": "b"}')
+    ((chosen, rejected),) = await Dataset("pairs.jsonl").load_pairs()
+    assert (chosen.completion(), rejected.completion()) == ("a", "b")
+    with pytest.raises(DatasetError, match="read it with load_pairs"):
+        await Dataset("pairs.jsonl").load()
 
 
 async def test_a_data_set_that_is_neither_here_nor_on_the_hub_is_said_with_what_was_meant(monkeypatch):

@@ -8,6 +8,8 @@ from os import PathLike
 from typing import Any, Literal, TypeVar
 
 from descant.data.bad_row import BadRow
+from descant.data.keys import UnreadKeys
+from descant.data.messages import TrainedTurns
 from descant.data.pairs import Pair, pair_of_row
 from descant.data.rows import thread_of_row
 from descant.data.sources import rows_of
@@ -19,33 +21,46 @@ _T = TypeVar("_T")
 
 
 def load_threads(
-    source: str | PathLike[str] | Iterable[Mapping[str, Any]], *, on_bad_row: Literal["error", "skip"] = "error"
+    source: str | PathLike[str] | Iterable[Mapping[str, Any]],
+    *,
+    trained_turns: TrainedTurns = "all",
+    on_bad_row: Literal["error", "skip"] = "error",
 ) -> list[StringThread]:
     """The threads of a file, a ``datasets`` object or any rows, in their order.
 
     A row has one of these forms; all others of its columns become the thread's metadata, and those of a column
     ``metadata`` that is an object.
 
-    - ``messages``: a list of ``{"role", "content"}``. A column ``weights`` may give one number for each.
-    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in
-      the prompt weigh 0.
+    - ``messages``, or ``input``: a list of ``{"role", "content"}`` or ``[role, content]``. A column ``weights`` may
+      give one number for each.
+    - ``prompt``: a string or messages, and, for training, ``completion``: a string or messages. Assistant turns in the
+      prompt weigh 0. The other forms are prompts too if there is a ``completion``.
     - ``conversations``: ShareGPT's list of ``{"from", "value"}``, optionally with a column ``system``.
 
-    Messages may have ``tool_calls``, ``tool_call_id`` and ``weight``; a column ``tools`` has schemas of tools. A null
-    counts as absent. ``thread.source`` says where a thread was read: ``train.jsonl:12`` is a line, counted from 1;
-    ``train.json[3]`` and ``train.parquet[3]`` are rows, counted from 0.
+    Messages may have ``tool_calls``, ``tool_call_id``, and marks that say whether they are trained (``weight``,
+    ``train``, ``loss``, ...: docs/data.md). What may be a mark and is not known is refused by name; other keys are
+    counted in a warning. A column ``tools`` has schemas of tools. A null counts as absent. ``thread.source`` says where
+    a thread was read: ``train.jsonl:12`` is a line, counted from 1; ``train.json[3]`` and ``train.parquet[3]`` are
+    rows, counted from 0.
 
     Args:
         source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of
             a Parquet file, whatever its suffix; or a ``datasets.Dataset``; or an iterable of rows.
+        trained_turns: which assistant turns weigh 1 where the row gives them no weight: "all", or the "last".
         on_bad_row: "error", or "skip", which leaves bad rows out with one warning that counts them.
 
     Raises:
         DatasetError: the file is missing, empty, cut off or not UTF-8, or it has bad rows (under "skip": nothing
             else); ``problems`` has all of them as (place, reason), the message the first ten.
-        ConfigurationError: the source, or ``on_bad_row``, is of another kind.
+        ConfigurationError: the source, ``trained_turns`` or ``on_bad_row`` is of another kind.
     """
-    return _load(source, on_bad_row, "threads", lambda row, *place: thread_of_row(row).read_from(*place))
+    if trained_turns not in ("all", "last"):
+        raise ConfigurationError(f"trained_turns={quoted(trained_turns)} must be 'all' or 'last'")
+
+    def read(row: Any, unread: UnreadKeys, template: str, number: int) -> StringThread:
+        return thread_of_row(row, unread, trained_turns).read_from(template, number)
+
+    return _load(source, on_bad_row, "threads", read)
 
 
 def load_pairs(
@@ -54,32 +69,34 @@ def load_pairs(
     """The preference pairs of a dataset, each as ``(chosen, rejected)``: two threads with the same prompt.
 
     A row has ``chosen`` and ``rejected``, or ``preferred_completion`` and ``other_completion``: answers to a
-    ``prompt`` (strings or messages), or whole conversations whose common beginning is the prompt. The
-    answers weigh 1, the prompt 0. Sources, tools and metadata are those of ``load_threads``.
+    ``prompt`` (a string or messages; or in one of the other forms), or whole conversations whose common beginning is
+    the prompt. The answers weigh 1, or what their messages say, and the prompt 0. Sources, tools and metadata are those
+    of ``load_threads``.
 
     Raises:
         DatasetError: as ``load_threads``. Two equal answers are a bad row.
         ConfigurationError: the source, or ``on_bad_row``, is of another kind.
     """
 
-    def read(row: Any, template: str, number: int) -> Pair:
-        chosen, rejected = pair_of_row(row)
+    def read(row: Any, unread: UnreadKeys, template: str, number: int) -> Pair:
+        chosen, rejected = pair_of_row(row, unread)
         return chosen.read_from(template, number), rejected.read_from(template, number)
 
     return _load(source, on_bad_row, "preference pairs", read)
 
 
-def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int], _T]) -> list[_T]:
+def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, UnreadKeys, str, int], _T]) -> list[_T]:
     if on_bad_row not in ("error", "skip"):
         raise ConfigurationError(f"on_bad_row={quoted(on_bad_row)} must be 'error' or 'skip'")
     rows = rows_of(source)
     loaded: list[_T] = []
     problems: list[tuple[str, str]] = []
+    unread = UnreadKeys()
     for number, row in rows.items:
         try:
             if isinstance(row, BadRow):
                 raise row
-            loaded.append(read(row, rows.template, number))
+            loaded.append(read(row, unread, rows.template, number))
         except (BadRow, ConfigurationError) as error:
             problems.append((rows.template_in_lists % number, str(error)))
         except (RecursionError, TypeError, ValueError) as error:  # nested too deeply, or values that JSON does not have
@@ -93,4 +110,6 @@ def _load(source: Any, on_bad_row: str, what: str, read: Callable[[Any, str, int
     if problems:
         message = f"{rows.name}: {len(problems)} of {num_rows} rows cannot be read as {what} and are left out"
         warnings.warn(str(DatasetError(message, problems, num_shown=3)), UserWarning, stacklevel=3)
+    if unread.counts:
+        warnings.warn(f"{rows.name}: {unread.describe()}", UserWarning, stacklevel=3)
     return loaded

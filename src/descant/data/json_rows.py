@@ -28,13 +28,21 @@ _NOT_JSON = {
 }
 """What lines that are not JSON may be, by what they begin with."""
 _AGAIN = "copy or download it again"
+_ONE_LINE = "a row must be on one line, or the file one list of rows"
+_BOM = b"\xef\xbb\xbf"
+_PADDING = "\0" * 4
+_NOT_WRITTEN = "NUL bytes, so the file was not written to its end (a crash, a full disk); write or copy it again"
+
+
+class _Unfinished(BadRow):
+    """A line that begins an object and ends within it."""
 
 
 def is_json_list(path: Path, unpack: bool) -> bool:
     """Whether a file begins as a JSON list, and not as one object a line."""
     try:
         with _open(path, unpack) as stream:
-            return stream.read1(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+            return stream.read1(1 << 16).removeprefix(_BOM).lstrip().startswith(b"[")
     except _GZIP_ERRORS:  # reading all of it will say where
         return False
 
@@ -42,16 +50,22 @@ def is_json_list(path: Path, unpack: bool) -> bool:
 def json_lines(path: Path, unpack: bool) -> Iterator[tuple[int, Any]]:
     """The rows of a file that has one a line, numbered from 1 as editors do; blank lines are ignored."""
     number = 0
+    unfinished: tuple[int, BadRow] | None = None
     try:
         # The buffer is for GzipFile, whose own lines cost a call of Python each.
         with io.BufferedReader(cast("io.RawIOBase", _open(path, unpack))) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                    line = raw.removeprefix(_BOM).decode()  # files that were joined have it within
                 except UnicodeDecodeError as error:
                     raise _not_utf8(f"{shown(path)}, line {number}", error) from None
-                if line and not line.isspace():
-                    yield number, _row_of_line(line, is_last=not raw.endswith(b"\n"))
+                if not line or line.isspace():
+                    continue
+                if unfinished and not line.lstrip().startswith("{"):
+                    raise DatasetError(f"{shown(path)}, line {unfinished[0]}: {unfinished[1]} (line {number} goes on)")
+                row = _row_of_line(line, is_last=not raw.endswith(b"\n"))
+                unfinished = (number, row) if type(row) is _Unfinished else None
+                yield number, row
     except _GZIP_ERRORS as error:
         where = f"after line {number}" if number else "among its first lines"  # as near as the buffer lets us see
         raise _bad_gzip(path, where, error) from None
@@ -113,14 +127,21 @@ def _row_of_line(line: str, *, is_last: bool) -> Any:
     except BadRow as error:
         return error
     except json.JSONDecodeError as error:
-        if _ended_early(error) and is_last:
+        kind, is_early = BadRow, _ended_early(error)
+        if _PADDING in line:
+            advice = f"; there are {_NOT_WRITTEN}"
+        elif "\0" in line:
+            advice = "; this seems to be UTF-16; convert the file to UTF-8"
+        elif is_early and is_last:
             advice = "; the file ends within this line, so it seems to be cut off"
-        elif error.doc == "{":
-            advice = "; a row must be on one line, or the file one list of rows"
+        elif is_early and error.doc.startswith("{"):
+            kind, advice = _Unfinished, f"; {_ONE_LINE}"
+        elif "\r" in error.doc:
+            advice = "; lines end in carriage returns alone; write them with line feeds (tr '\\r' '\\n')"
         else:
             advice = next((text for begin, text in _NOT_JSON.items() if error.doc.startswith(begin)), "")
         column = error.pos + len(line) - len(line.lstrip()) + 1
-        return BadRow(f"not JSON: {_reason(error)} at column {column}{advice}")
+        return kind(f"not JSON: {_reason(error)} at column {column}{advice}")
     except (ValueError, RecursionError) as error:
         return BadRow(_unreadable(error))
 
@@ -137,8 +158,11 @@ def _text(path: Path, unpack: bool) -> str:
             chunks.extend(iter(lambda: stream.read1(1 << 16), b""))
     except _GZIP_ERRORS as error:
         raise _bad_gzip(path, f"after {sum(map(len, chunks)):,} bytes of text", error) from None
+    data = b"".join(chunks)
+    if data.endswith(_PADDING.encode()):
+        raise DatasetError(f"{shown(path)} ends in {_NOT_WRITTEN}")
     try:
-        return b"".join(chunks).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{shown(path)}, line {error.object.count(10, 0, error.start) + 1}", error) from None
 

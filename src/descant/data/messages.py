@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from descant.data.bad_row import BadRow, expect, listed, type_of
+from descant.data.keys import MARKS, UnreadKeys, check_keys, mark_of
 from descant.data.tool_rows import read_calls
 from descant.text import quoted
-from descant.threads.thread import ROLES, StringThread, ToolLink
+from descant.threads.thread import ROLES, StringThread, ToolLink, assistant_turn_weights
 from descant.threads.tools import Tool
 
-_UNUSABLE = {
-    "function_call": "write it as 'tool_calls'",
-    **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking"),
-        "write it into the content as the model's template does (often <think>…</think>), or leave it out",
-    ),
-    **dict.fromkeys(("refusal", "audio", "images"), "leave it out, or write it as content"),
-}
-"""Keys of messages that some templates render and no thread can hold: leaving them out would train something else."""
+TrainedTurns = Literal["all", "last"]
+"""Which assistant turns of a row are trained, where the row does not say it."""
 
+_TEXT_KEYS = (("role", "content"), ("from", "value"))  # and those of ShareGPT
+_READ = [frozenset((*keys, "name", "tool_calls", "tool_call_id", *MARKS)) for keys in _TEXT_KEYS]
+_READ_OF_PART = frozenset(("type", "text"))
 _SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
         ("gpt", "chatgpt", "assistant", "bard", "bing", "model", "function_call", "tool_call"), "assistant"
     ),
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 
 
 class Turns:
     """The turns of a row while they are read, by column."""
 
-    __slots__ = ("links", "names", "num_before", "roles", "texts", "weights")
+    __slots__ = ("links", "names", "num_before", "roles", "texts", "unread", "weights")
 
-    def __init__(self, system: Any = None) -> None:
+    def __init__(self, system: Any, unread: UnreadKeys) -> None:
         """``system`` is the row's column of that name: a system prompt in front of the turns, if it says anything."""
         expect(system, str | None, "'system'", "a string")
         self.roles: list[str] = ["system"] if system else []
         self.texts: list[str] = [sys.intern(system)] if system else []
         self.num_before = len(self.roles)  # turns that are not among the row's messages
-        self.weights: dict[int, float] = {}
+        self.weights: dict[int, float] = {}  # of the turns for which the row gives one
         self.links: dict[int, ToolLink] = {}
         self.names: dict[int, tuple[str, str]] = {}  # of the tools that answer, each with its message
+        self.unread = unread
 
-    def thread(self, metadata: Any, tools: Iterable[Tool] = ()) -> StringThread:
-        """The thread of these turns."""
+    def thread(
+        self, metadata: Any, tools: Iterable[Tool] = (), trained: TrainedTurns = "all", of_row: float = 1.0
+    ) -> StringThread:
+        """The thread of these turns. ``trained`` are the turns that weigh 1 if the row gives them no weight, ``of_row``
+        is what all weights are multiplied with."""
         if self.num_before and "system" in self.roles[1:]:
             raise BadRow("both a column 'system' and a system turn; keep one of them")
         thread = StringThread(zip(self.roles, self.texts, strict=True), metadata, tools=tools)
         if self.links:
             thread = thread.with_tool_links([self.links.get(i, ToolLink()) for i in range(len(self.roles))])
-        if self.weights:
-            weights = thread.get_turn_weights()
-            for index, weight in self.weights.items():
-                weights[index] = weight
+        if self.weights or trained == "last" or of_row != 1:
+            weights = assistant_turn_weights(self.roles, start=-1 if trained == "last" else 0)
+            weights = tuple(of_row * self.weights.get(index, weight) for index, weight in enumerate(weights))
             thread = thread.with_turn_weights(weights)
+            if of_row not in (0, 1) and not any(weights):
+                raise BadRow(f"the row weighs {of_row:g}, but none of its turns is trained; leave the weight out")
+        if "" in self.texts:
+            self._check_empty(thread.get_turn_weights())
         messages = thread.chat_messages() if self.names else []
         for index, (name, place) in self.names.items():  # a name that is not that of the call would be lost
             answered = messages[index].get("name")
@@ -70,35 +74,43 @@ class Turns:
                 )
         return thread
 
+    def _check_empty(self, weights: list[float]) -> None:
+        for index, (role, text) in enumerate(zip(self.roles, self.texts, strict=True)):
+            is_meant = index in self.weights or index in self.links
+            if role == "assistant" and not text and weights[index] and not is_meant:
+                raise BadRow(
+                    f"turn {index} is an empty answer, which would train to say nothing; leave it out, or give its "
+                    "message a 'weight': 0 leaves it untrained, 1 trains it as it is"
+                )
 
-def read_prompt(turns: Turns, prompt: Any) -> None:
-    """A prompt: a string, which is a user turn, or messages."""
-    if isinstance(prompt, str):
-        turns.roles.append("user")
-        turns.texts.append(prompt)
-    else:
-        read_messages(turns, prompt, "prompt")
 
-
-def read_answer(turns: Turns, answer: Any, column: str) -> None:
+def read_answer(turns: Turns, answer: Any, column: str, sharegpt: bool = False) -> None:
     """An answer to the prompt that has been read: a string, or messages that begin and end with the assistant's."""
     if isinstance(answer, str):
         turns.roles.append("assistant")
         turns.texts.append(answer)
         return
+    if isinstance(answer, dict) or _is_pair(answer):
+        answer = [answer]  # one message
     expect(answer, list, column, "a string or a list of messages")
     start = len(turns.roles)
-    read_messages(turns, answer, column)
+    read_messages(turns, answer, column, sharegpt)
     for index in (start, len(turns.roles) - 1):
         if turns.roles[index] != "assistant":
             raise BadRow(f"{column}[{index - start}] is a turn of {quoted(turns.roles[index])}, not of 'assistant'")
 
 
-def checked_weights(weights: Any) -> list[float]:
-    """The column ``weights`` of a row."""
+def read_weights(turns: Turns, weights: Any) -> None:
+    """The column ``weights`` of a row whose messages have been read."""
     if not isinstance(weights, list) or not all(map(_is_number, weights)):
         raise BadRow("'weights' is not a list of numbers, one for each message")
-    return weights
+    if turns.weights:
+        raise BadRow("both a column 'weights' and messages with a weight; keep one of them")
+    if len(weights) != (num_messages := len(turns.roles) - turns.num_before):
+        raise BadRow(f"'weights' has {len(weights)} numbers for {num_messages} messages")
+    if not all(0 <= weight <= sys.float_info.max for weight in weights):
+        raise BadRow(f"turn weights must be finite and at least 0, got {quoted(weights)}")
+    turns.weights.update(enumerate(weights, start=turns.num_before))
 
 
 def leave_untrained(turns: Turns) -> None:
@@ -109,14 +121,16 @@ def leave_untrained(turns: Turns) -> None:
 
 
 def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = False) -> None:
-    """A list of messages, by ``role`` and ``content``, or by ShareGPT's keys and roles."""
+    """A list of messages: ``role`` and ``content`` by key or as a pair, or ShareGPT's keys and roles."""
     expect(messages, list, repr(column), f"{'a string or ' * (column == 'prompt')}a list of messages")
     if not messages:
         raise BadRow(f"{column!r} is an empty list; one message is needed at least")
     roles, texts = turns.roles, turns.texts
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise BadRow(f"{column}[{index}] is {type_of(message)}, not an object with 'role' and 'content'")
+            if not _is_pair(message):
+                raise BadRow(f"{column}[{index}] is {type_of(message)}, not an object with 'role' and 'content'")
+            message = dict(zip(("role", "content"), message, strict=True))  # noqa: PLW2901
         role: Any = message.get("role")
         text: Any = message.get("content")
         if len(message) > 2 or role not in ROLES or not isinstance(text, str):
@@ -128,37 +142,37 @@ def read_messages(turns: Turns, messages: Any, column: str, sharegpt: bool = Fal
 def _read_message(turns: Turns, message: dict[str, Any], place: str, sharegpt: bool) -> tuple[str, str]:
     """Role and text of a message that has other keys as well, which are recorded in ``turns``."""
     by_from = sharegpt and message.get("role") is None
-    role_key, text_key = ("from", "value") if by_from else ("role", "content")
+    role_key, text_key = keys = _TEXT_KEYS[by_from]
     role = message.get(role_key)
     if role is None:
         _refuse_missing(message, role_key, place)
     expect(role, str, f"{place}.{role_key}", "a string")
-    if unusable := [key for key in _UNUSABLE if message.get(key)]:
-        raise BadRow(f"{place} has {unusable[0]!r}, which a thread cannot hold; {_UNUSABLE[unusable[0]]}")
-    if message.get("train") is not None:
-        raise BadRow(f"{place} has 'train', which is not read; write 'weight' instead (1 is trained, 0 is not)")
-    index = len(turns.roles)
-    if (weight := message.get("weight")) is not None:
-        if not _is_number(weight):
-            raise BadRow(f"{place}.weight is {type_of(weight)}, not a number")
-        turns.weights[index] = weight
+    index, unread = len(turns.roles), []
+    if others := {key: value for key, value in message.items() if value is not None and key not in keys}:
+        unread = check_keys(others, _READ[by_from], place)
+        if (weight := mark_of(others, place)) is not None:
+            turns.weights[index] = weight
     if sharegpt and role in ("function_call", "tool_call"):
         turns.links[index] = ToolLink(read_calls(message.get(text_key), f"{place}.{text_key}"))
+        turns.unread.count(unread)
         return "assistant", ""
     if sharegpt:
         if role not in _SHAREGPT_ROLES:
             raise BadRow(f"{place}.{role_key} is {quoted(role)}; known are {', '.join(_SHAREGPT_ROLES)}")
         role = _SHAREGPT_ROLES[role]
+    role = "system" if role == "developer" else role  # newer OpenAI models' name of it
     if role not in ROLES:
-        advice = "; write 'system'" if role == "developer" else ""
-        raise BadRow(f"{place}.role is {quoted(role)}; roles are {', '.join(ROLES)}{advice}")
+        raise BadRow(f"{place}.role is {quoted(role)}; roles are {', '.join(ROLES)}")
     _read_links(turns, message, role, place)
     text = message.get(text_key)
     if text is None or text == []:
         if not message.get("tool_calls"):
             _refuse_missing(message, text_key, place)
-        return role, ""
-    return role, text if isinstance(text, str) else _joined(text, f"{place}.{text_key}")
+        text = ""
+    elif not isinstance(text, str):
+        text = _joined(text, f"{place}.{text_key}", unread)
+    turns.unread.count(unread)
+    return role, text
 
 
 def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) -> None:
@@ -186,17 +200,24 @@ def _refuse_missing(message: dict[str, Any], key: str, place: str) -> None:
     raise BadRow(f"{place} has no {key!r} (it has {listed(message) if message else 'nothing'})")
 
 
-def _joined(parts: Any, place: str) -> str:
-    """The text of content that is given in parts."""
+def _joined(parts: Any, place: str, unread: list[str]) -> str:
+    """The text of content that is given in parts, whose keys that are not read are added to ``unread``."""
     expect(parts, list, place, "a string")
     texts = []
     for index, part in enumerate(parts):
         expect(part, dict, f"{place}[{index}]", "a part like {'type': 'text', 'text': ...}")
         if part.get("type") != "text":
             raise BadRow(f"{place}[{index}] is a part of type {quoted(part.get('type'))}; only 'text' can be used")
+        unread += check_keys(part, _READ_OF_PART, f"{place}[{index}]")
         expect(part.get("text"), str, f"{place}[{index}].text", "a string")
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _is_pair(message: Any) -> bool:
+    """Whether this is a role and a content, as the recipe API writes messages."""
+    is_pair = isinstance(message, list | tuple) and len(message) == 2 and isinstance(message[0], str)
+    return is_pair and isinstance(message[1], str | list)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,39 +7,38 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from descant.data.bad_row import BadRow, listed, type_of
-from descant.data.messages import Turns, checked_weights, leave_untrained, read_answer, read_messages, read_prompt
+from descant.data.keys import MARKS, UnreadKeys, check_columns, mark_of
+from descant.data.messages import TrainedTurns, Turns, leave_untrained, read_answer, read_messages, read_weights
 from descant.data.tool_rows import read_tools
 from descant.text import quoted
 from descant.threads.thread import StringThread
 
-FORMS = ("messages", "prompt", "conversations")
+FORMS = ("messages", "prompt", "conversations", "input")
 """Columns that each hold a conversation: a row has one of them."""
 PAIRS = (("chosen", "rejected"), ("preferred_completion", "other_completion"))
 """Columns of preference pairs, the better one first."""
 CONVERSATION_COLUMNS = (*FORMS, "completion", *PAIRS[0], *PAIRS[1], "tools")
 """Columns whose values are turns or tools."""
 _PAIR_NAMES = frozenset((*PAIRS[0], *PAIRS[1]))
-_LOST = {
-    "functions": "write them as 'tools'",
-    "chat_template_kwargs": "leave the column out",
-    **dict.fromkeys(
-        ("images", "image", "videos", "video", "audios", "audio"), "leave it out if the text makes sense without it"
-    ),
-}
-"""Columns that other libraries train on and no thread can hold, and what to do about them."""
+_COLUMNS = frozenset((*CONVERSATION_COLUMNS, "system", "weights", "metadata"))
 _REMEDIES = (
     ({"instruction", "output"}, "write instruction and input together as 'prompt', and output as 'completion'"),
+    ({"input", "output"}, "rename them 'prompt' and 'completion'"),
     ({"question", "answer"}, "rename them 'prompt' and 'completion'"),
     (
         {"preferred_output", "non_preferred_output"},
         "rename them 'chosen' and 'rejected', write input's messages as 'prompt', and read it with load_pairs",
+    ),
+    (
+        {"rejected_response"},
+        "write the last answer of 'messages' as 'chosen' and 'rejected_response' as 'rejected', for load_pairs",
     ),
     ({"text"}, "text without turns cannot be read; split it into 'prompt' and 'completion', or into 'messages'"),
 )
 _FORM_NAMES = _PAIR_NAMES | {*FORMS, "completion"}
 
 
-def thread_of_row(row: Any) -> StringThread:
+def thread_of_row(row: Any, unread: UnreadKeys, trained: TrainedTurns = "all") -> StringThread:
     """The thread that a row is, its other columns as metadata."""
     row = columns_of(row)
     if pair := pair_columns(row):
@@ -47,39 +46,51 @@ def thread_of_row(row: Any) -> StringThread:
             f"a preference pair ({pair[0]!r} and {pair[1]!r}); read it with load_pairs, or take out these columns"
         )
     form = _form(row)
-    turns = Turns(row.pop("system", None))
-    if form != "prompt":
-        read_messages(turns, row.pop(form), form, sharegpt=form == "conversations")
-    else:
-        if weighted := [name for name in ("weights", "weight") if row.get(name) is not None]:
-            raise BadRow(
-                f"a column {weighted[0]!r} beside 'prompt', where it is not read; give the messages of the completion "
-                "a 'weight' each, or leave the column out"
-            )
-        read_prompt(turns, row.pop("prompt"))
-        if "completion" in row:
-            leave_untrained(turns)
-            if row["completion"] == "":
-                raise BadRow("'completion' is an empty string, which would train to say nothing; leave the column out")
-            read_answer(turns, row.pop("completion"), "completion")
-    weights = row.pop("weights", None)
+    turns = Turns(row.pop("system", None), unread)
+    read_conversation(turns, row.pop(form), form)
+    is_prompt = form == "prompt" or "completion" in row
+    if is_prompt:
+        leave_untrained(turns)
+    if "completion" in row:
+        read_completion(turns, row.pop("completion"), "completion", form)
+    if not is_prompt and (weights := row.pop("weights", None)) is not None:
+        read_weights(turns, weights)
     tools = read_tools(row.pop("tools", None))
-    if weights is None:
-        return turns.thread(metadata_of(row), tools)
-    if turns.weights:
-        raise BadRow("both a column 'weights' and messages with a 'weight'; keep one of them")
-    return turns.thread(metadata_of(row), tools).with_turn_weights([0.0] * turns.num_before + checked_weights(weights))
+    if not row:
+        return turns.thread(None, tools, trained)
+    of_row = mark_of(row)
+    row = {name: value for name, value in row.items() if name not in MARKS}
+    thread = turns.thread(metadata_of(row), tools, trained, 1.0 if of_row is None else of_row)
+    undesirable = [name for name in ("label", "kto_tag") if row.get(name) is False]
+    if undesirable and any(thread.get_turn_weights()):
+        raise BadRow(
+            f"{undesirable[0]!r} is false, which marks an undesirable answer (KTO) that would be trained; "
+            "leave the row out, or move the column into a column 'metadata' if it says something else"
+        )
+    return thread
 
 
 def columns_of(row: Any) -> dict[str, Any]:
     """A copy of a row, so that the caller's is left as it is."""
     if type(row) is not dict and not isinstance(row, Mapping):
         raise BadRow(f"{type_of(row)}, not an object")
-    if not _LOST.keys().isdisjoint(row):
-        for name, advice in _LOST.items():
-            if row.get(name) not in (None, "", [], {}):
-                raise BadRow(f"a column {name!r}, which a thread cannot hold; {advice}")
     return dict(row)
+
+
+def read_conversation(turns: Turns, conversation: Any, form: str) -> None:
+    """What stands in the column of a form."""
+    if isinstance(conversation, str) and form in ("prompt", "input"):
+        turns.roles.append("user")
+        turns.texts.append(conversation)
+    else:
+        read_messages(turns, conversation, form, sharegpt=form == "conversations")
+
+
+def read_completion(turns: Turns, answer: Any, column: str, form: str) -> None:
+    """The answer to a conversation that has been read from the column of a form."""
+    if form != "prompt" and turns.roles[-1] == "assistant":
+        raise BadRow(f"{form!r} ends in an answer, and {column!r} is another one; keep one of them")
+    read_answer(turns, answer, column, sharegpt=form == "conversations")
 
 
 def pair_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -92,12 +103,14 @@ def pair_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
 def _form(row: dict[str, Any]) -> str:
     """Which of the forms a row has; columns of other forms that are null are taken off."""
     present = [name for name in FORMS if row.get(name) is not None]
-    if len(present) > 1 or (present and present[0] != "prompt" and row.get("completion") is not None):
-        kinds = ["'prompt'/'completion'" if name == "prompt" else repr(name) for name in present]
-        kinds += ["'prompt'/'completion'"] * (len(present) == 1)
-        raise BadRow(f"both {' and '.join(kinds)}; keep one of them (columns: {listed(row)})")
+    if len(present) > 1 and isinstance(row.get("input"), str) and not row["input"]:
+        present.remove("input")  # that of an instruction without one
+    if len(present) > 1:
+        raise BadRow(f"both {' and '.join(map(repr, present))}; keep one of them (columns: {listed(row)})")
+    if present == ["input"] and not (isinstance(row["input"], list) or row.get("completion") is not None):
+        present = []  # the input of an instruction, or an object
     if not present:
-        if nulls := [name for name in FORMS if name in row]:
+        if nulls := [name for name in FORMS if row.get(name, "") is None]:
             raise BadRow(f"{' and '.join(map(repr, nulls))} {'are' if len(nulls) > 1 else 'is'} null")
         if "completion" in row:
             raise BadRow(f"a 'completion' without a 'prompt' (columns: {listed(row)})")
@@ -123,6 +136,7 @@ def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
     """The columns that are left of a row, those within ``metadata`` among them."""
     if not row:
         return None
+    check_columns(row, _COLUMNS)
     inner = row.get("metadata")
     if isinstance(inner, dict):
         del row["metadata"]

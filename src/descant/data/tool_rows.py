@@ -14,6 +14,7 @@ from descant.text import quoted
 from descant.threads.tools import Tool, ToolCall
 
 _T = TypeVar("_T")
+_CALL_KEYS = ("name", "arguments", "id", "type", "function", "index")
 
 
 def parsed(value: Any, place: str) -> Any:
@@ -80,6 +81,9 @@ def _call(call: Any, place: str) -> ToolCall:
     function, call_id = call.get("function", call), call.get("id")
     expect(function, dict, f"{place}.function", "an object")
     expect(call_id, str | None, f"{place}.id", "a string")
+    for keys in (call, function):
+        if extra := [key for key, value in keys.items() if key not in _CALL_KEYS and value is not None]:
+            raise BadRow(f"{place} has {quoted(extra[0])}; a call has a name and 'arguments'")
     arguments = function.get("arguments")
     return _named(place, ToolCall, function.get("name"), "{}" if arguments in (None, "") else arguments, call_id)
 

@@ -18,7 +18,8 @@ from pydantic import ConfigDict, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from descant.data.datasets import load_threads
+from descant.data.datasets import load_pairs, load_threads
+from descant.data.pairs import Pair
 from descant.errors import ConfigurationError, DatasetError, ModelLoadError
 from descant.graders.base import BaseGrader
 from descant.graders.contains import ContainsGrader
@@ -125,10 +126,14 @@ class Model(_Parameter):
 
 @dataclass(frozen=True, config=_SETTINGS)
 class Dataset(_Parameter):
-    """Threads: a file that ``load_threads`` reads, or a ``split`` of a data set of the hub (``datasets`` is needed)."""
+    """Threads: a file that ``load_threads`` reads, or a ``split`` of a data set of the hub (``datasets`` is needed).
+
+    Of a conversation the last assistant turn is trained, as in the recipe API; with ``trained_turns="all"``, each is.
+    """
 
     dataset_key: str
     split: str = "train"
+    trained_turns: Literal["all", "last"] = "last"
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
@@ -154,20 +159,32 @@ class Dataset(_Parameter):
         Raises:
             DatasetError: rows that cannot be read, by line, see ``load_threads``; or a data set that is not on the hub.
         """
-        return await asyncio.to_thread(self._load)
+        return await asyncio.to_thread(
+            lambda: load_threads(self._source(), trained_turns=self.trained_turns, on_bad_row=self.on_bad_row)
+        )
 
-    def _load(self) -> list[StringThread]:
+    async def load_prompts(self) -> list[StringThread]:
+        """The threads without the assistant turns that they end in, as the recipe API reads its prompt datasets."""
+        threads = await self.load()
+        while any(thread.completion() is not None for thread in threads):
+            threads = [thread.without_completion() for thread in threads]
+        return threads
+
+    async def load_pairs(self) -> list[Pair]:
+        """The preference pairs, read in a worker thread; see ``load_pairs`` of ``descant``."""
+        return await asyncio.to_thread(lambda: load_pairs(self._source(), on_bad_row=self.on_bad_row))
+
+    def _source(self) -> Any:
         if self._path.is_file():
-            return load_threads(self._path, on_bad_row=self.on_bad_row)
+            return self._path
         datasets = importlib.import_module("datasets")
         try:
-            rows = datasets.load_dataset(self.dataset_key, split=self.split)
+            return datasets.load_dataset(self.dataset_key, split=self.split)
         except Exception as error:  # of the library and of the hub's client
             raise DatasetError(
                 f"{self.dataset_key!r} is neither a file here (the working directory is {Path.cwd()}) nor can it be "
                 f"loaded from the hub: {type(error).__name__}: {error}{self._close()}"
             ) from error
-        return load_threads(rows, on_bad_row=self.on_bad_row)
 
 
 @dataclass(frozen=True, config=_SETTINGS)

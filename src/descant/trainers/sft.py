@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
@@ -28,7 +29,10 @@ def _check_dataset(name: str, dataset: Any) -> None:
             roles = ", ".join(turn.role for turn in thread.get_turns()) or "no turns"
             problems.append((thread.source or f"{name}[{position}]", f"no weighted turn (turns: {roles})"))
     if problems:
-        message = f"{len(problems)} of {len(dataset)} threads have nothing to train on; end each in an assistant turn"
+        message = (
+            f"{len(problems)} of {len(dataset)} threads have nothing to train on; end each in an assistant turn of "
+            "weight 1, or leave it out"
+        )
         raise DatasetError(message, problems)
 
 
@@ -61,9 +65,22 @@ class SFT(GradientTrainer):
     def describe(self) -> str:
         """What is trained on what, in one line."""
         return (
-            f"{self.model.name} ({self.model.description}) on {len(self.dataset):,} threads, {self.num_steps:,} steps "
-            f"of {min(self.samples_per_batch, len(self.dataset)):,}"
+            f"{self.model.name} ({self.model.description}) on {len(self.dataset):,} threads{self._trained_turns()}, "
+            f"{self.num_steps:,} steps of {min(self.samples_per_batch, len(self.dataset)):,}"
         )
+
+    def _trained_turns(self) -> str:
+        """How many turns carry weight, unless it is the one assistant turn of each thread."""
+        counts = Counter(
+            (turn.role == "assistant", weight > 0)
+            for thread in self.dataset
+            for turn, weight in zip(thread.get_turns(), thread.get_turn_weights(), strict=True)
+        )
+        trained, left_out, others = counts[True, True], counts[True, False], counts[False, True]
+        if (trained, left_out, others) == (len(self.dataset), 0, 0):
+            return ""
+        beside = f" and {others:,} others" if others else ""
+        return f" (trains {trained:,} of {trained + left_out:,} assistant turns{beside})"
 
     async def train_step(self, step: Step) -> dict[str, Metric]:
         """One update on the next samples."""
