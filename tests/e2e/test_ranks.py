@@ -1,4 +1,4 @@
-"""Two processes that train one model together (Gloo, on the CPU): they stay in step, and sharded weights are refused."""
+"""Two processes that train one model together (Gloo, on the CPU): they stay in step; sharded weights are refused."""
 
 import json
 import os
