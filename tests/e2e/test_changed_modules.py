@@ -173,3 +173,27 @@ def test_wrappers_are_opened_however_they_are_nested(gpt2_dir):
     )
     with pytest.raises(ConfigurationError, match="learned prompts"):
         live_model(torch.nn.DataParallel(prompts), tokenizer)
+
+
+async def test_a_snapshot_of_a_live_model_is_not_computed_while_its_module_is_trained(gpt2_dir, tmp_path):
+    """It is computed in the same module, which would train on the snapshot meanwhile."""
+    loop = BareLoop(gpt2_dir)
+    snapshot = await loop.model.snapshot()
+    background = ValidationLossCallback(VALIDATION, snapshot, 0.5, mode="background")
+    with pytest.raises(ConfigurationError, match=r"mode='background' with 'snapshot-1' of a live model"):
+        await loop.run(2, [background], tmp_path / "background")
+
+    class Comparing(ModelCallback):
+        async def measure(self, model):
+            return await snapshot.logprobs(VALIDATION[0])
+
+        async def report(self, measurement):
+            return {"difference": await snapshot.logprobs(VALIDATION[0]) - measurement}
+
+    runner = await loop.run(2, [Comparing(loop.model, 0.5, "comparing", mode="overlap")], tmp_path / "overlap")
+    assert len(runner.failures) == 3
+    assert all("while other code trains that module" in failure.message for failure in runner.failures)
+    waited = await loop.run(2, [Comparing(loop.model, 0.5, "comparing")], tmp_path / "inline")
+    assert not waited.failures
+    assert set(series(tmp_path / "inline", "comparing/difference").values()) == {0.0}
+    await loop.model.dealloc()

@@ -71,7 +71,7 @@ def in_a_trainer(model_dir, directory):
     return {
         "step": watched.state.global_step,
         "is_neutral": all(torch.equal(before[name], after[name]) for name in before),
-        "failures": [str(failure.error) for failure in added.failures],
+        "failures": [failure.message for failure in added.failures],
     }
 
 

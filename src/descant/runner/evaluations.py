@@ -131,6 +131,12 @@ class Evaluations:
         if mode == "overlap":
             return Overlap(*parts)
         if callback.model.weights != LIVE:
+            if callback.model._worker.is_trained_by_others:
+                raise ConfigurationError(
+                    f"callback {callback.name!r}: mode='background' with {callback.model.weights!r} of a live model: "
+                    "it is computed in the module that your loop trains meanwhile, so that one of them would have the "
+                    "weights of the other; use mode='inline' or 'overlap', or load a model of its own with ModelBuilder"
+                )
             return Pinned(*parts)
         buffers = next((buffers for buffers in self._buffers if buffers.serves(callback.model)), None)
         if buffers is None:
