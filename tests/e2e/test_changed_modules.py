@@ -1,5 +1,6 @@
 """Modules that their own loop changes: mixed precision, patched forwards, compiled parts, weights in parts."""
 
+import asyncio
 import json
 import types
 
@@ -197,3 +198,16 @@ async def test_a_snapshot_of_a_live_model_is_not_computed_while_its_module_is_tr
     assert not waited.failures
     assert set(series(tmp_path / "inline", "comparing/difference").values()) == {0.0}
     await loop.model.dealloc()
+
+
+async def test_two_live_models_of_one_module_take_turns(gpt2_dir):
+    """Each sets evaluation mode for its job, and would restore it while the other computes."""
+    loop = BareLoop(gpt2_dir)
+    threads = addition_threads(60, offset=50)
+    small = {"max_batch_size": 64, "kv_cache_len": 256}
+    models = [live_model(loop.module, loop.tokenizer, name=name, **small) for name in ("one", "two")]
+    expected = await models[0].logprobs_many(threads)
+    for _ in range(3):
+        several = await asyncio.gather(*(model.logprobs_many(threads) for model in models))
+        assert several == [expected, expected]
+        assert all(part.training for part in loop.module.modules())

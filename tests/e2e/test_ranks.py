@@ -1,5 +1,6 @@
 """Two processes that train one model together (Gloo, on the CPU): they stay in step; sharded weights are refused."""
 
+import contextlib
 import json
 import os
 import socket
@@ -80,25 +81,22 @@ def in_a_loop(model_dir, directory):
     parallel = DistributedDataParallel(module)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     ids = torch.arange(8).unsqueeze(0) + dist.get_rank()
-    is_first = dist.get_rank() == 0
     callbacks = [
         ValidationLossCallback(VALIDATION, live_model(parallel, AutoTokenizer.from_pretrained(model_dir)), 0.5)
     ]
     callbacks += [CountingCallback(0.1), EarlyStoppingCallback("counting/calls", patience=2, mode="min")]
-    runner = CallbackRunner(callbacks, num_steps=6, run_dir=directory / "loop") if is_first else None
-    waiting = runner.synchronous().__enter__() if runner else None
-    stop, step = torch.zeros(1), 0
-    while step < 6 and not stop:
-        step += 1
-        parallel(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if waiting:
-            waiting.after_step(step)
-            stop[0] = waiting.should_stop
-        dist.broadcast(stop, 0)
-    if waiting:
-        waiting.close()
+    runner, stop = CallbackRunner(callbacks, num_steps=6, run_dir=directory / "loop"), torch.zeros(1)
+    with runner.synchronous() if dist.get_rank() == 0 else contextlib.nullcontext() as run:
+        for step in range(1, 7):  # as docs/integrations.md has it
+            parallel(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if run:
+                run.after_step(step)
+                stop[0] = run.should_stop
+            dist.broadcast(stop, 0)
+            if stop:
+                break
     return {"step": step}
 
 

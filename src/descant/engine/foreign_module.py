@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from descant.errors import ConfigurationError
+
+_in_use: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 
 
 def check_weights_are_whole(model: nn.Module) -> None:
@@ -44,6 +48,13 @@ def computation(model: nn.Module) -> list[Any]:
         (type(part), type(part).forward, vars(part).get("forward"), *part._forward_pre_hooks, *part._forward_hooks)
         for part in model.modules()
     ]
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Wait for other engines that run the same module (two live models of it), whose mode they exchange."""
+    with _in_use.setdefault(model, threading.Lock()):
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from descant.engine import jobs
 from descant.engine.budgets import Budgets
 from descant.engine.checkpoint import copy_weights, read_model, write_model
 from descant.engine.engine_spec import EngineSpec
-from descant.engine.foreign_module import check_weights_are_whole, computation, eagerly
+from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
 from descant.engine.precision import (
     Precision,
@@ -78,7 +78,8 @@ class HFEngine:
         self.products = products_dtype(self.precision) if spec is None else spec.products
         self._computation: list[Any] = []
         if not owns_model:
-            self._look_again()
+            with self._beside_others():
+                pass
         elif spec is None:
             self._decide()
         else:
@@ -169,7 +170,7 @@ class HFEngine:
         if self.owns_model:
             yield
             return
-        with eagerly(self.model):
+        with alone(self.model), eagerly(self.model):
             self._look_again()
             yield
 
