@@ -154,6 +154,12 @@ def test_models_that_are_not_causal_or_have_no_weights_here(gpt2_dir, tmp_path):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gpt2_dir))
     with pytest.raises(ConfigurationError, match=r"'transformer.wte.weight' is on the meta device"):
         live_model(empty, tokenizer)
+    partitioned = AutoModelForCausalLM.from_pretrained(gpt2_dir)
+    partitioned.transformer.ln_f.weight.ds_id = 0  # as DeepSpeed ZeRO-3 marks its parameters
+    with pytest.raises(
+        ConfigurationError, match=r"are sharded over processes \(its parameter 'transformer.ln_f.weight'"
+    ):
+        live_model(partitioned, tokenizer)
     with pytest.raises(ConfigurationError, match="tokenizer=None"):
         live_model(AutoModelForCausalLM.from_pretrained(gpt2_dir), None)
     trainer = plain_trainer(gpt2_dir, tmp_path / "out")

@@ -60,9 +60,9 @@ def batches(module, count):
 def fit(path, directory, callbacks=None, count=6, run_dir=None, others=(), added_options=None, **options):
     module, logger = Module(path), Logged()
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False, logger=logger,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=logger,
         default_root_dir=directory, callbacks=list(others), log_every_n_steps=2, enable_checkpointing=False,
-        **{"max_epochs": 1, **options},
+        **{"max_epochs": 1, "devices": 1, **options},
     )  # fmt: skip
     added = None
     if callbacks is not None:
@@ -115,11 +115,12 @@ class Asking(CountingCallback):
         return {"value": -abs(self.run.step - 2)}
 
 
-def test_requests_reach_the_trainer(gpt2_dir, tmp_path):
-    def callbacks(module):
-        return [Asking(0.1), EarlyStoppingCallback("counting/value", patience=2, mode="max")]
+def asking(module):
+    return [Asking(0.1), EarlyStoppingCallback("counting/value", patience=2, mode="max")]
 
-    trainer = fit(gpt2_dir, tmp_path, callbacks, run_dir=tmp_path / "run", count=8)
+
+def test_requests_reach_the_trainer(gpt2_dir, tmp_path):
+    trainer = fit(gpt2_dir, tmp_path, asking, run_dir=tmp_path / "run", count=8)
     assert trainer.global_step == 4
     assert (tmp_path / "checkpoint-2.ckpt").exists()
     continued = fit(gpt2_dir, tmp_path, losses, run_dir=tmp_path / "run", count=8)  # another directory

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import CountingCallback, addition_threads, query, series
+from test_lightning import asking, fit
 from test_transformers import plain_trainer, weights_of
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -100,6 +101,11 @@ def in_a_loop(model_dir, directory):
     return {"step": step}
 
 
+def in_lightning(model_dir, directory):
+    trainer = fit(model_dir, directory / "lightning", asking, count=16, run_dir=directory / "lightning-run", devices=2)
+    return {"step": trainer.global_step, "sum": sum(p.double().sum().item() for p in trainer.module.parameters())}
+
+
 def sharded(model_dir, directory):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
 
@@ -138,7 +144,7 @@ def added_in_the_first_only(*_):
 
 def main(model_dir, directory):
     dist.init_process_group("gloo")
-    parts = (in_a_trainer, in_a_loop, sharded, added_in_the_first_only)
+    parts = (in_a_trainer, in_a_loop, in_lightning, sharded, added_in_the_first_only)
     found = {part.__name__: part(model_dir, directory) for part in parts}
     (directory / f"found-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
@@ -183,6 +189,14 @@ def test_a_loop_of_ones_own_passes_the_decision_on(found):
     directory, both = found
     assert [rank["in_a_loop"]["step"] for rank in both] == [2, 2]
     assert list(series(directory / "loop", "counting/calls")) == [0, 1, 2]
+
+
+def test_the_processes_of_a_lightning_trainer_do_too(found):
+    directory, both = found
+    assert both[0]["in_lightning"] == both[1]["in_lightning"]
+    assert both[0]["in_lightning"]["step"] == 4
+    assert (directory / "lightning" / "checkpoint-2.ckpt").exists()
+    assert list(series(directory / "lightning-run", "counting/value")) == [0, 1, 2, 3, 4]
 
 
 def test_sharded_weights_are_refused_also_when_they_were_sharded_later(found):

@@ -93,12 +93,12 @@ class AddedCallbacks(Callback):
         """Make the callbacks; what cannot work is refused before a step is made."""
         check_weights_are_whole(pl_module)
         self._ranks, self._step = Ranks(), trainer.global_step
+        num_steps = self._planned_steps(trainer)  # which all processes find out together
         if not self._ranks.is_first:
             return
         options = dict(self._options)
         if options.get("run_dir") is not None:
             options["run_dir"] = unused_run_dir(Path(options["run_dir"]))
-        num_steps = self._planned_steps(trainer)
         self.runner = CallbackRunner(
             self._make(pl_module),
             num_steps=max(num_steps, self._step),
