@@ -18,6 +18,7 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 NUM_THREADS = 0
 """Which of ``compute_settings`` is torch's number of threads."""
+_DEVICES = ("cpu", "cuda")
 _FP32_PRECISION = [
     ("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"), ("mkldnn", "all"),
     ("mkldnn", "matmul"),
@@ -55,6 +56,12 @@ def apply_settings(settings: Sequence[Setting], values: Sequence[Any]) -> None:
     for (read, write), value in zip(settings, values, strict=True):
         if read() != value:
             write(value)
+
+
+def caches_casts() -> bool:
+    """Whether this thread is within ``torch.autocast``, which keeps casts of weights until it is left."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.is_autocast_cache_enabled() and any(map(torch.is_autocast_enabled, _DEVICES))
 
 
 def num_cores() -> int:
@@ -103,8 +110,7 @@ def _torch_settings() -> Sequence[Setting]:
     import torch  # noqa: PLC0415
 
     def read_autocast() -> Any:
-        devices = ("cpu", "cuda")
-        return [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+        return [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES]
 
     def write_autocast(state: Any) -> None:
         for device, is_enabled, dtype in state:

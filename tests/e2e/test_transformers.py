@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from support import CountingCallback, LengthGrader, addition_threads, query, samples, series
 from transformers import (
     AutoModelForCausalLM,
@@ -448,6 +449,70 @@ def test_a_live_model_sees_the_weights_as_they_are(gpt2_dir):
 
     asyncio.run(look())
     assert not any(not parameter.requires_grad for parameter in module.parameters())
+
+
+def test_callbacks_cannot_be_added_while_it_trains(gpt2_dir, tmp_path):
+    said = []
+
+    class Add(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            try:
+                add_callbacks(trainer, [CountingCallback()])
+            except ConfigurationError as error:
+                said.append(str(error))
+
+    trainer = plain_trainer(gpt2_dir, tmp_path / "out", max_steps=1)
+    trainer.add_callback(Add())
+    trainer.train()
+    assert len(said) == 1
+    assert said[0].startswith("the trainer is in train() already")
+    add_callbacks(trainer, [counting := CountingCallback(1)], run_dir=tmp_path / "run")
+    trainer.train()
+    assert counting.steps == [0, 1]
+
+
+def test_a_run_that_is_resumed_behind_its_end(gpt2_dir, tmp_path):
+    """The trainer finishes the step that it is in and ends: so does the run, with its final call."""
+    first = plain_trainer(gpt2_dir, tmp_path / "out", save_strategy="steps", save_steps=2, max_steps=2)
+    first.train()
+    again, counting = plain_trainer(gpt2_dir, tmp_path / "out", max_steps=1), CountingCallback(0.5)
+    add_callbacks(again, [counting], run_dir=tmp_path / "run")
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert again.state.global_step == 3
+    assert counting.steps == [3]
+
+
+def test_lora_works_in_the_loop_and_is_refused_in_the_background_before_training(gpt2_dir, tmp_path):
+    lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+
+    def trainer(name):
+        made = plain_trainer(gpt2_dir, tmp_path / name, max_steps=2)
+        made.model = made.model_wrapped = get_peft_model(made.model, lora)
+        return made
+
+    with pytest.raises(ConfigurationError, match="cannot be evaluated in the background"):
+        add_callbacks(trainer("background"), callbacks, callback_mode="background")
+    for mode in ("inline", "overlap"):
+        adapted = trainer(mode)
+        add_callbacks(
+            adapted, lambda model: [ValidationLossCallback(VALIDATION, model, 1)], callback_mode=mode,
+            run_dir=tmp_path / f"run-{mode}",
+        )  # fmt: skip
+        adapted.train()
+    losses = series(tmp_path / "run-inline", "validation/loss")
+    assert list(losses) == [0, 2]
+    assert losses[0] > losses[2]
+    assert losses == series(tmp_path / "run-overlap", "validation/loss")
+
+
+@pytest.mark.parametrize("key", ["eval_validation/loss", "validation/loss", "eval_counting/calls"])
+def test_a_best_model_by_a_metric_of_callbacks_is_ours_to_keep(gpt2_dir, tmp_path, key):
+    trainer = plain_trainer(
+        gpt2_dir, tmp_path / "out", eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model=key,
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"chooses among its own evaluations only; .* BestModelCallback\("):
+        add_callbacks(trainer, callbacks)
 
 
 # Beside training

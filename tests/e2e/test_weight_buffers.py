@@ -408,7 +408,17 @@ async def test_a_forward_that_was_replaced(qwen3_dir):
         with torch.autocast("cpu", torch.bfloat16):
             return forward(*args, **kwargs)
 
-    loop.module.forward = in_bfloat16
+    loop.module.forward = in_bfloat16  # which the other engine computes in, too
+    async with started(loop.model, "thread") as buffers:
+        lease = await buffers.take(0)
+        assert await seeded(lease.model(loop.model)) == await seeded(loop.model)
+
+    def halved(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    loop.module.forward = halved
     buffers = WeightBuffers(loop.model, EvaluationPlacement("thread"))
     with pytest.raises(ConfigurationError, match=r"something has changed what it computes"):
         await buffers.start()

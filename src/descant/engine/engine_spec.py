@@ -28,6 +28,7 @@ class EngineSpec:
     Attributes:
         model_class, config, generation_config, layout: of the module and its weights.
         head_gives_logits: the result of the engine's probe, which needs weights.
+        products: the number format of matrix products, if it is not that of the weights.
         settings: values of ``compute_settings``, in order; the number of threads is the other engine's, as its device.
     """
 
@@ -41,6 +42,7 @@ class EngineSpec:
     max_cached_tokens: int
     precision: Precision
     head_gives_logits: bool
+    products: torch.dtype | None
     settings: Sequence[Any]
     device: str
 
@@ -62,6 +64,7 @@ class EngineSpec:
             max_cached_tokens=engine.budgets.max_cached_tokens,
             precision=engine.precision,
             head_gives_logits=engine.scorer.head is not None,
+            products=engine.products,
             settings=settings,
             device=job.device or str(engine.model.device),
         )
@@ -130,18 +133,18 @@ def _check_same_modules(made: nn.Module, model: nn.Module) -> None:
 @torch.no_grad()
 def _check_same_logits(made: nn.Module, model: nn.Module) -> None:
     """Raises ConfigurationError if a module that was made from the configuration computes other logits than the model,
-    with the model's own weights: because of mixed precision of accelerate, a replaced forward, a hook.
+    with the model's own weights: because of a replaced forward or a hook.
     """
     live = named_tensors(model)
     for name, tensor in named_tensors(made).items():
         tensor.data = live[name].data
     probe = torch.arange(8, device=next(model.parameters()).device).unsqueeze(0)
-    expected, found = (module(input_ids=probe, use_cache=False).logits for module in (model, made))
+    expected, found = (module(input_ids=probe, use_cache=False).logits.float() for module in (model, made))
     is_same = torch.equal if probe.device.type == "cpu" else torch.allclose
     if not is_same(expected, found):
         raise ConfigurationError(
             f"{type(model).__name__} cannot be evaluated in the background: something has changed what it computes "
-            "(mixed precision of accelerate, a replaced forward, a hook), and its configuration does not say so; use "
+            "(a replaced forward, a hook), and its configuration does not say so; use "
             "mode='overlap' or mode='inline'"
         )
 

@@ -13,20 +13,22 @@ from descant.engine import jobs
 from descant.engine.budgets import Budgets
 from descant.engine.checkpoint import copy_weights, read_model, write_model
 from descant.engine.engine_spec import EngineSpec
+from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
 from descant.engine.precision import (
-    PRECISION_NAMES,
     Precision,
     computes_in,
     default_precision,
     device_type,
     module_mode,
+    own_products_dtype,
+    products_dtype,
     weights_dtype,
 )
 from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
-from descant.errors import DescantError, RequestError
+from descant.errors import DescantError, ModelLoadError, RequestError
 from descant.process_state import apply_settings, compute_settings, restored
 
 ResultT = TypeVar("ResultT")
@@ -45,7 +47,7 @@ class HFEngine:
         max_cached_tokens: tokens in the key-value cache in generation.
         precision: number formats; the weights are in theirs already.
         owns_model: whether no other code uses the module. If other code trains it, its device, modes and gradients are
-            left alone, and its weights may change without the engine being told.
+            left alone, and its weights and what it computes may change without the engine being told.
         spec: the description that the engine is made of, if it has attached weights only.
 
     When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
@@ -72,8 +74,16 @@ class HFEngine:
         self.stop_ids = stop_ids
         self.budgets = Budgets(self.model, max_batch_tokens, max_cached_tokens)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
-        with module_mode(self.model, training=False):
-            self.scorer = TokenScorer(self.model, None if spec is None else spec.head_gives_logits)
+        self.owns_model = owns_model
+        self.products = products_dtype(self.precision) if spec is None else spec.products
+        self._computation: list[Any] = []
+        if not owns_model:
+            with self._beside_others():
+                pass
+        elif spec is None:
+            self._decide()
+        else:
+            self.scorer = TokenScorer(self.model, spec.head_gives_logits)
         self.training_step: TrainingStep | None = None
         if trainable:
             self.training_step = TrainingStep(
@@ -100,14 +110,15 @@ class HFEngine:
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        formats = [str(dtype).removeprefix("torch.") for dtype in (self.model.dtype, self.products) if dtype]
         return (
             f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.model.device.type}, "
-            f"{PRECISION_NAMES[self.precision]}"
+            f"{formats[0]}{f' with {formats[1]} products' if formats[1:] else ''}"
         )
 
     def run(self, job: jobs.Job[ResultT], yield_point: jobs.YieldPoint) -> ResultT:
         """Run one job to its end, calling ``yield_point`` between decode steps and micro-batches."""
-        with self._own_settings(), self.weights.active(job.weights):
+        with self._own_settings(), self._beside_others(), self._own_casts(), self.weights.active(job.weights):
             step = self.training_step if isinstance(job, jobs.Accumulate | jobs.OptimStep) else None
             may_retry = step is None or step.num_micro_batches == 0  # else its gradient would be lost
             while True:
@@ -136,6 +147,8 @@ class HFEngine:
                 return self.weights.release_snapshot(job.snapshot)
             case jobs.KeepReference():
                 return self.weights.keep_reference()
+            case jobs.LookAgain():
+                return self.describe()
             case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
             case jobs.ExportWeights():
@@ -152,6 +165,37 @@ class HFEngine:
                 raise DescantError(f"this engine cannot run a {type(job).__name__}")
 
     @contextmanager
+    def _beside_others(self) -> Iterator[None]:
+        """For a job on a module that other code trains, which may have changed it since the last one."""
+        if self.owns_model:
+            yield
+            return
+        with alone(self.model), eagerly(self.model):
+            self._look_again()
+            yield
+
+    def _look_again(self) -> None:
+        check_weights_are_whole(self.model)
+        if (found := computation(self.model)) != self._computation:
+            self._decide()
+            self._computation = found
+
+    def _decide(self) -> None:
+        """How to run the model, by what it computes."""
+        with module_mode(self.model, training=False):
+            try:
+                if not self.owns_model:
+                    self.products = own_products_dtype(self.model)
+                with computes_in(self.products, self.model.device.type):
+                    self.scorer = TokenScorer(self.model)
+            except DescantError:
+                raise
+            except Exception as error:
+                raise ModelLoadError(
+                    f"{type(self.model).__name__} cannot be run on token ids alone, as a causal language model: {error}"
+                ) from error
+
+    @contextmanager
     def _own_settings(self) -> Iterator[None]:
         """The process-wide settings that the engine was built under: a callback may have changed them since, and
         another number of threads, precision or kernel gives other bits.
@@ -163,16 +207,25 @@ class HFEngine:
         with restored(compute_settings()) if self.spec is None else nullcontext():
             if self.spec is None:
                 apply_settings(compute_settings(), self.settings)
-            torch.clear_autocast_cache()  # the job may run within another one, on other weights or without gradients
-            try:
-                yield
-            finally:
-                torch.clear_autocast_cache()
+            yield
+
+    @contextmanager
+    def _own_casts(self) -> Iterator[None]:
+        """The job may run within another one, on other weights or without gradients. (Where nothing is cast, a loop of
+        others within ``torch.autocast`` keeps the casts that torch has cached for it.)"""
+        if self.products is None:
+            yield
+            return
+        torch.clear_autocast_cache()
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode and the engine's precision."""
-        with module_mode(self.model, training=False), computes_in(self.precision, self.model.device.type):
+        with module_mode(self.model, training=False), computes_in(self.products, self.model.device.type):
             yield
 
     def _generate(self, job: jobs.Generate, yield_point: jobs.YieldPoint) -> list[jobs.GeneratedTokens | RequestError]:

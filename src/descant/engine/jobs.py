@@ -166,6 +166,12 @@ class WeightHandle:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAgain(Job[str]):
+    """Architecture, size, device and precision as they are now; fails if other code, which trains the module, has made
+    something of it that cannot be run."""
+
+
+@dataclass(frozen=True, slots=True)
 class DescribeEngine(Job["EngineSpec"]):
     """A description of the engine, for another one that computes with copies of its weights.
 

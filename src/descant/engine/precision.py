@@ -11,7 +11,6 @@ from torch import nn
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 """Weights and products in float32; float32 weights with products in bfloat16 (autocast); or all in bfloat16."""
-PRECISION_NAMES = {"float32": "float32", "mixed": "float32 with bfloat16 products", "bfloat16": "bfloat16"}
 
 
 def device_type() -> str:
@@ -29,9 +28,28 @@ def weights_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def computes_in(precision: Precision, device: str) -> AbstractContextManager[Any]:
+def products_dtype(precision: Precision) -> torch.dtype | None:
+    """The format of matrix products if it is not that of the weights."""
+    return torch.bfloat16 if precision == "mixed" else None
+
+
+@torch.no_grad()
+def own_products_dtype(model: Any) -> torch.dtype | None:
+    """The format of products that the module's own forward sets, as mixed precision of accelerate has it do."""
+    device, found = model.device.type, []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda *_: found.append(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+    )
+    try:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        hook.remove()
+    return found[0] if found else None
+
+
+def computes_in(products: torch.dtype | None, device: str) -> AbstractContextManager[Any]:
     """The context of a forward pass on a type of device. Casts are cached until it ends."""
-    return torch.autocast(device, torch.bfloat16) if precision == "mixed" else nullcontext()
+    return nullcontext() if products is None else torch.autocast(device, products)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from descant.engine.budgets import Budgets
 from descant.engine.jobs import Accumulate, LossName, OptimStep, WeightedSequence, YieldPoint
-from descant.engine.precision import Precision, computes_in, module_mode
+from descant.engine.precision import Precision, computes_in, module_mode, products_dtype
 from descant.engine.randomness import PrivateRandomness, draws_random_numbers
 from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.engine.weights import WeightStore
@@ -99,7 +99,7 @@ class TrainingStep:
             self.randomness.generator.manual_seed(derive_seed(job.seed, self._num_steps, self.num_micro_batches))
         # It may run within an evaluation job, at one of its yield points.
         with torch.enable_grad(), module_mode(self._model, training=True), self.randomness or nullcontext():
-            with computes_in(self._precision, self._model.device.type):
+            with computes_in(products_dtype(self._precision), self._model.device.type):
                 logprobs_N, weights_N = self._scorer.logprobs(sequences)
                 sums = LOSSES[job.loss](logprobs_N, _columns(sequences, weights_N))
             loss_sum = float(sums.loss.detach())

@@ -12,8 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from descant.arguments import refuse_unknown
 from descant.callbacks.base import RecipeCallback
+from descant.engine.foreign_module import check_weights_are_whole
 from descant.errors import ConfigurationError
-from descant.metrics import Metric
+from descant.integrations.ranks import Ranks
+from descant.metrics import Metric, find_spec
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
 from descant.runner.callback_runner import CallbackRunner
@@ -36,6 +38,8 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
     see the weights after exactly that many updates. Numbers that they return go to the trainer's own trackers and to
     ``state.log_history``, with the prefix ``eval_`` by which Transformers knows evaluations; everything, tables too,
     is in the run log. ``request_stop`` ends the training; ``request_checkpoint`` makes a checkpoint of the trainer's.
+    Where several processes train (DistributedDataParallel), each of them adds the same callbacks: they run in the
+    first, for which the others wait after each step.
 
     Args:
         trainer: not started yet.
@@ -51,14 +55,20 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
         The runner and its failures.
 
     Raises:
-        ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed), whose
-            model is not made yet (``model_init``), or that has no tokenizer (``processing_class``).
+        ConfigurationError: callbacks that cannot work; a trainer whose weights are sharded (FSDP, DeepSpeed, tensor
+            parallel), whose model is not made yet (``model_init``), that has no tokenizer (``processing_class``), that
+            is training already, or that chooses its best model by a metric of the callbacks.
     """
     names = [each.name for each in fields(RunOptions) if each.name not in ("callbacks", "seed")]
     refuse_unknown("add_callbacks", options, [*names, "training_set"])
     if isinstance(callbacks, RecipeCallback):
         raise ConfigurationError(
             f"callbacks={callbacks!r} is a callback; give a list of them, or a function of a model"
+        )
+    if trainer.is_in_train:
+        raise ConfigurationError(
+            "the trainer is in train() already, and callbacks are planned when it begins: add them before. (After a "
+            "train() that has failed, set trainer.is_in_train = False, which Transformers leaves as it was.)"
         )
     if trainer.model_init is not None:
         raise ConfigurationError(
@@ -67,6 +77,7 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigurationError("the weights of this trainer are sharded (FSDP or DeepSpeed): no process has them all")
+    check_weights_are_whole(trainer.model)
     if callable(callbacks):
         if trainer.processing_class is None:
             raise ConfigurationError("the trainer has no tokenizer; give it one as processing_class=")
@@ -90,7 +101,9 @@ class AddedCallbacks(TrainerCallback):
         self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
-        CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
+        self._ranks: Ranks | None = None
+        CallbackRunner(callbacks, num_steps=1, **options).check_background()  # what cannot work is refused now
+        _check_best_model(trainer.args, callbacks)
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
     @property
@@ -100,10 +113,14 @@ class AddedCallbacks(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the run log and make the calls that are due before the first step."""
-        if not state.is_world_process_zero:
-            return
         if self._trainer.model is not self._module:
             raise ConfigurationError("the trainer has another model than when add_callbacks was called; call it after")
+        self._ranks = Ranks()
+        if state.is_world_process_zero:
+            self._open(args, state, control)
+        self._agree(control)
+
+    def _open(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         self._close(RuntimeError("the training began anew"))  # with another batch size (auto_find_batch_size), say
         name = type(self._trainer).__name__
         options = dict(self._options)
@@ -111,7 +128,7 @@ class AddedCallbacks(TrainerCallback):
             options["run_dir"] = unused_run_dir(Path(options["run_dir"]), may_be_there=True)
         self.runner = CallbackRunner(
             self._callbacks,
-            num_steps=state.max_steps,
+            num_steps=max(state.max_steps, state.global_step),  # a run may be resumed behind its end
             first_step=state.global_step,
             seed=args.seed,
             **options,
@@ -136,6 +153,7 @@ class AddedCallbacks(TrainerCallback):
         if self._waiting:
             self._waiting.after_step(state.global_step)
             self._after_calls(state, control)
+        self._agree(control)
 
     def on_log(
         self,
@@ -147,8 +165,15 @@ class AddedCallbacks(TrainerCallback):
     ) -> None:
         """What the trainer logs goes into the run log too. With the last of it, which comes when the steps are over and
         before the trainer may load the weights of another step, the final calls are made."""
-        if not self._waiting or not logs or AddedCallbacks._is_logging:
+        if not logs or AddedCallbacks._is_logging:
             return
+        if self._waiting:
+            self._take_log(state, control, logs)
+        if "train_runtime" in logs:
+            self._agree(control)
+
+    def _take_log(self, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
+        assert self._waiting is not None
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         self._waiting.record({k if k.startswith("eval_") else f"training/{k}": number for k, number in numbers.items()})
         if "train_runtime" in logs:
@@ -158,6 +183,13 @@ class AddedCallbacks(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the run log."""
         self._close(None)
+
+    def _agree(self, control: TrainerControl) -> None:
+        """The processes of the training end and save at the same step."""
+        if self._ranks is not None:
+            control.should_training_stop, control.should_save = self._ranks.agree(
+                control.should_training_stop, control.should_save
+            )
 
     def _after_calls(self, state: TrainerState, control: TrainerControl) -> None:
         assert self.runner is not None
@@ -212,3 +244,14 @@ class AddedCallbacks(TrainerCallback):
             return output
 
         return closing_train
+
+
+def _check_best_model(args: TrainingArguments, callbacks: Sequence[RecipeCallback]) -> None:
+    key = (args.metric_for_best_model or "").removeprefix("eval_")
+    for callback in callbacks:
+        if key.startswith(f"{callback.log_key_prefix}/") or find_spec(callback.declared_metrics(), key):
+            raise ConfigurationError(
+                f"metric_for_best_model={args.metric_for_best_model!r} is what callback {callback.name!r} returns, and "
+                "the trainer chooses among its own evaluations only; keep the best weights of this metric with "
+                f"BestModelCallback({key!r}), or stop by it with EarlyStoppingCallback({key!r}) of descant"
+            )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from descant.engine.hf import HFEngine
-from descant.engine.jobs import Sampling
+from descant.engine.jobs import LookAgain, Sampling
 from descant.errors import ConfigurationError
 from descant.models.builder import generation_stop_ids
 from descant.models.chat_template import Renderer
@@ -47,13 +48,18 @@ def live_model(
         ConfigurationError: something that is not a causal language model of Transformers.
         ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
     """
-    if any(getattr(config, "is_prompt_learning", False) for config in getattr(module, "peft_config", {}).values()):
-        raise ConfigurationError("module has learned prompts (PEFT), which are not part of the model inside; use LoRA")
+    if getattr(tokenizer, "tokenizer", tokenizer) is None:
+        raise ConfigurationError("tokenizer=None: the tokenizer of the model is needed, to render threads")
     causal_lm = _unwrapped(module)
     if not isinstance(causal_lm, PreTrainedModel) or cast("Any", causal_lm).get_output_embeddings() is None:
         raise ConfigurationError(
             f"module is a {type(module).__name__}; a causal language model of Transformers is needed, as "
             "AutoModelForCausalLM loads it"
+        )
+    if causal_lm.config.is_encoder_decoder:
+        raise ConfigurationError(
+            f"module is a {type(causal_lm).__name__}, which has an encoder; a causal language model of Transformers is "
+            "needed, as AutoModelForCausalLM loads it"
         )
     renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
@@ -74,12 +80,19 @@ def live_model(
     worker = WorkerThread(name, load)
     worker.wait_until_loaded()
     worker.is_trained_by_others = True
-    engine_description = f"{type(causal_lm).__name__}, {causal_lm.num_parameters() / 1e6:,.1f}M parameters, live"
-    return InferenceModel(name, engine_description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
+    description = worker.submit(LookAgain()).future.result()
+    return InferenceModel(name, description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
 
 
 def _unwrapped(module: Any) -> Any:
-    """The module inside of wrappers that share its weights."""
+    """The module inside of wrappers that share its weights, however they are nested."""
+    if hasattr(module, "get_base_model"):
+        if any(getattr(config, "is_prompt_learning", False) for config in module.peft_config.values()):
+            raise ConfigurationError(
+                "module has learned prompts (PEFT), which are not part of the model inside; use LoRA"
+            )
+        return module.get_base_model()
     for attribute in ("_orig_mod", "module"):
-        module = getattr(module, attribute, module)
-    return module.get_base_model() if hasattr(module, "peft_config") and hasattr(module, "get_base_model") else module
+        if not isinstance(module, PreTrainedModel) and isinstance(inner := getattr(module, attribute, None), nn.Module):
+            return _unwrapped(inner)
+    return module

@@ -50,6 +50,14 @@ class WeightBuffers:
         """Whether a handle is on the weights that are copied here."""
         return model.weights == jobs.LIVE and model._worker is self._source
 
+    def check(self) -> None:
+        """Wait for whether ``start`` would refuse the model; for callers without an event loop."""
+        self._source.submit(self._describe()).future.result()
+
+    def _describe(self) -> jobs.DescribeEngine:
+        placement = self._placement
+        return jobs.DescribeEngine(placement.device, placement.num_threads, importable=placement.where == "process")
+
     async def start(self) -> None:
         """Allocate the buffers, and start the worker, which loads in parallel to training.
 
@@ -57,16 +65,13 @@ class WeightBuffers:
             ConfigurationError: the model cannot be evaluated there, with why and what to do.
         """
         self._loop = asyncio.get_running_loop()
-        device, where = self._placement.device, self._placement.where
-        spec = await self._source.run(
-            jobs.DescribeEngine(device, self._placement.num_threads, importable=where == "process")
-        )
+        spec = await self._source.run(self._describe())
         for _ in range(self._placement.num_buffers):
             self._buffers.append(_Buffer(jobs.WeightHandle(create_weight_file(spec.layout.num_bytes), spec.layout)))
         for buffer in self._buffers:  # all memory is allocated now, and not while training waits for a copy
             await self._source.run(jobs.ExportWeights(buffer.handle))
         files = [buffer.handle.name for buffer in self._buffers]
-        self._evaluator = start_evaluation_worker(where, f"{self._name} (evaluation)", spec, files)
+        self._evaluator = start_evaluation_worker(self._placement.where, f"{self._name} (evaluation)", spec, files)
 
     def has_room(self, version: int) -> bool:
         """Whether a version is held already, or a buffer is free."""

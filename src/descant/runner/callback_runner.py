@@ -17,7 +17,7 @@ from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
 from descant.models.evaluation_placement import EvaluationPlacement
-from descant.process_state import preserved_process_state
+from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked
 from descant.runner.call import Call
@@ -125,7 +125,7 @@ class CallbackRunner(RunOptions):
         self._evaluations = Evaluations(ordered, modes, self._state, self._calls, placement)
         self._ordered = ordered
         self._started: list[RecipeCallback] = []
-        self._is_open = self._has_forecast = False
+        self._is_open = self._has_forecast = self._has_looked_around = False
         self.interrupts = Interrupts()
 
     def plan(self) -> list[Plan]:
@@ -186,10 +186,11 @@ class CallbackRunner(RunOptions):
         self._state.started_at = time.monotonic()
         contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
+            models = await self._evaluations.look_again()
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
             specs = {"trainer": self.metric_specs, **self._keys.specs}
-            await self.recorder.announce(self.title, masked(await self._describe(specs)), self.plan(), specs)
+            await self.recorder.announce(self.title, masked(await self._describe(specs, models)), self.plan(), specs)
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             stack.push_async_exit(self._end)
@@ -211,6 +212,10 @@ class CallbackRunner(RunOptions):
         """What leaving does, but for the signals; ``error`` is what has ended the training, if it has failed."""
         self._is_open = False
         await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def check_background(self) -> None:
+        """Refuse models that cannot be evaluated in the background now, and not when the run begins; waits for them."""
+        self._evaluations.check_background()
 
     def kill(self) -> None:
         """End the processes that evaluate, where nothing else can be ended: something blocks the event loop."""
@@ -235,6 +240,7 @@ class CallbackRunner(RunOptions):
         if not self._is_open:
             raise ConfigurationError("after_step was called outside of the runner's `with` block")
         self._check_step(step)
+        self.look_around()
         state, before, training_s = self._state, self._state.progress, time.perf_counter() - self._resumed_at
         num_new_steps = int(step) - self.step
         state.advance(int(step))
@@ -255,6 +261,17 @@ class CallbackRunner(RunOptions):
     def resume_training_time(self) -> None:
         """What has passed since the last step was not training: a loop that evaluates or saves on its own says so."""
         self._resumed_at = time.perf_counter()
+
+    def look_around(self) -> None:
+        """Say once if the loop runs within ``torch.autocast`` as a whole, on the thread of the loop."""
+        if not self._has_looked_around and caches_casts():
+            self._has_looked_around = True
+            self._state.warn(
+                "runner",
+                self.step,
+                "the loop runs within torch.autocast as a whole: torch keeps its casts of the weights until the "
+                "context is left, so training goes on with those of its first step; enter it for each forward pass",
+            )
 
     async def record(self, metrics: Mapping[str, Any]) -> None:
         """Record more metrics of the latest step, such as those that a loop has only after ``after_step``."""
@@ -383,13 +400,14 @@ class CallbackRunner(RunOptions):
 
     # What is recorded
 
-    async def _describe(self, specs: Mapping[str, Sequence[MetricSpec]]) -> dict[str, Any]:
+    async def _describe(self, specs: Mapping[str, Sequence[MetricSpec]], models: Mapping[str, str]) -> dict[str, Any]:
         """The settings of the run, for the run log."""
         return {
             "title": self.title,
             "num_steps": self.num_steps,
             **{name: value for name, value in self.settings().items() if name in RunOptions.__dataclass_fields__},
             **(self.config or {}),
+            **({"models": models} if models else {}),
             "callbacks": [callback.settings() for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],
             "environment": await asyncio.to_thread(describe_environment),

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
-from descant.engine.jobs import LIVE
+from descant.engine.jobs import LIVE, LookAgain
+from descant.errors import ConfigurationError, DescantError, ModelLoadError
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
@@ -41,6 +42,8 @@ class Evaluations:
         self._state, self._calls, self._recorder = state, calls, calls.recorder
         self._in_flight = InFlight()
         self._buffers: list[WeightBuffers] = []
+        models = [callback.model for callback in callbacks if isinstance(callback, ModelCallback)]
+        self._trained_by_others = {m._worker: m.name for m in models if m._worker.is_trained_by_others}
         self._keeps_copies = any(c.watches is not None and c.watches.uses_weights for c in callbacks)
         self._modes = {c.name: self._mode(c, modes[c.name], placement) for c in callbacks}
 
@@ -54,6 +57,11 @@ class Evaluations:
         """Whether any call is in flight, or has ended with something to raise."""
         return self.are_in_flight or self._in_flight.has_failed
 
+    def check_background(self) -> None:
+        """Raises ConfigurationError if ``start`` would; waits for the models, so not on an event loop that they use."""
+        for buffers in self._buffers:
+            buffers.check()
+
     async def start(self) -> None:
         """Prepare for background evaluations.
 
@@ -62,6 +70,22 @@ class Evaluations:
         """
         for buffers in self._buffers:
             await buffers.start()
+
+    async def look_again(self) -> dict[str, str]:
+        """Descriptions, by name, of the models that other code trains, as they are now.
+
+        Raises:
+            ConfigurationError, ModelLoadError: that code has made something of a model that cannot be run.
+        """
+        descriptions = {}
+        for worker, name in self._trained_by_others.items():
+            try:
+                descriptions[name] = await worker.run(LookAgain())
+            except (ConfigurationError, ModelLoadError):
+                raise
+            except DescantError:  # it was closed: a failure of the callbacks that use it
+                continue
+        return descriptions
 
     async def begin(self, callback: RecipeCallback, *, is_final: bool) -> None:
         """Make a call, or as much of it as training waits for."""
@@ -107,6 +131,12 @@ class Evaluations:
         if mode == "overlap":
             return Overlap(*parts)
         if callback.model.weights != LIVE:
+            if callback.model._worker.is_trained_by_others:
+                raise ConfigurationError(
+                    f"callback {callback.name!r}: mode='background' with {callback.model.weights!r} of a live model: "
+                    "it is computed in the module that your loop trains meanwhile, so that one of them would have the "
+                    "weights of the other; use mode='inline' or 'overlap', or load a model of its own with ModelBuilder"
+                )
             return Pinned(*parts)
         buffers = next((buffers for buffers in self._buffers if buffers.serves(callback.model)), None)
         if buffers is None:

@@ -49,6 +49,7 @@ class SynchronousRunner:
 
     def after_step(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """See ``CallbackRunner.after_step``."""
+        self.runner.look_around()
         self._loop.run(self.runner.after_step(step, metrics))
 
     def resume_training_time(self) -> None:

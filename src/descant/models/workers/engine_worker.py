@@ -64,6 +64,12 @@ class EngineWorker(ABC):
         requester = current_requester()
         if requester is not None:
             requester.check_not_ended()
+            if requester.detached and self.is_trained_by_others and job.weights != LIVE:
+                raise CallbackError(
+                    f"{requester.name} asks for {job.weights!r} of {self.name!r} while other code trains that module, "
+                    "in which copies of its weights are computed, too; look at it in `measure`, with mode='inline' or "
+                    "'overlap', or load a model of its own with ModelBuilder"
+                )
             is_trained = self.is_trained_by_others or self.trainer is not None
             if requester.detached and is_trained and job.weights == LIVE:
                 raise CallbackError(
