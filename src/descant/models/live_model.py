@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
+from descant.engine.shared_weights import named_tensors
 from descant.errors import ConfigurationError
 from descant.models.builder import generation_stop_ids
 from descant.models.chat_template import Renderer
@@ -47,13 +48,23 @@ def live_model(
         ConfigurationError: something that is not a causal language model of Transformers.
         ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
     """
-    if any(getattr(config, "is_prompt_learning", False) for config in getattr(module, "peft_config", {}).values()):
+    inner = _unwrapped(module)
+    adapted = inner if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model") else None
+    if any(getattr(config, "is_prompt_learning", False) for config in getattr(inner, "peft_config", {}).values()):
         raise ConfigurationError("module has learned prompts (PEFT), which are not part of the model inside; use LoRA")
-    causal_lm = _unwrapped(module)
+    causal_lm = inner if adapted is None else adapted.get_base_model()
     if not isinstance(causal_lm, PreTrainedModel) or cast("Any", causal_lm).get_output_embeddings() is None:
         raise ConfigurationError(
             f"module is a {type(module).__name__}; a causal language model of Transformers is needed, as "
             "AutoModelForCausalLM loads it"
+        )
+    if adapted is None and hasattr(causal_lm, "peft_config") and not causal_lm._hf_peft_config_loaded:
+        raise ConfigurationError("module is the inside of a PeftModel and could not be saved: give the PeftModel")
+    offloaded = next((name for name, tensor in named_tensors(causal_lm).items() if tensor.is_meta), None)
+    if offloaded is not None:
+        raise ConfigurationError(
+            f"module's weights {offloaded} are not in memory (on the meta device, as accelerate offloads them); load "
+            "the model with all of its weights on one device"
         )
     renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
@@ -69,6 +80,7 @@ def live_model(
             trainable=False,
             precision="float32" if causal_lm.dtype == torch.float32 else "bfloat16",
             owns_model=False,
+            adapted=adapted,
         )
 
     worker = WorkerThread(name, load)
@@ -82,4 +94,4 @@ def _unwrapped(module: Any) -> Any:
     """The module inside of wrappers that share its weights."""
     for attribute in ("_orig_mod", "module"):
         module = getattr(module, attribute, module)
-    return module.get_base_model() if hasattr(module, "peft_config") and hasattr(module, "get_base_model") else module
+    return module

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 
-from descant.arguments import as_path
+from descant.arguments import as_model_path
 from descant.engine import jobs
 from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import InferenceModel, Settled, render_each, settled
@@ -123,7 +123,7 @@ class TrainingModel(InferenceModel):
             ObserverError: called from a callback.
         """
         self._check_may_train("load")
-        await self._worker.run(jobs.Load(as_path(path)))
+        await self._worker.run(jobs.Load(as_model_path(path)))
 
     async def reference(self) -> InferenceModel:
         """A handle on the weights that the model was spawned with; they are kept as long as the model.

@@ -52,9 +52,9 @@ class RunRecorder:
     """
 
     def __init__(
-        self, run_dir: Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
+        self, run_dir: str | Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
     ) -> None:
-        self._given_run_dir, self._name = run_dir, name
+        self._given_run_dir, self._name, self._started_in = run_dir, name, Path.cwd()
         self.num_steps = num_steps
         self.step = 0
         """The latest step that has metrics."""
@@ -77,7 +77,7 @@ class RunRecorder:
 
     async def __aenter__(self) -> Self:
         self._started_at = time.monotonic()
-        self.run_dir = self._given_run_dir or new_run_dir(self._name)
+        self.run_dir = self._started_in / (self._given_run_dir or new_run_dir(self._name))
         self._run_log = RunLog(self.run_dir)
         return self
 
@@ -103,7 +103,9 @@ class RunRecorder:
         outcome = self._describe_outcome(error)
         duration_s = time.monotonic() - self._started_at
         steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
-        summary = f"{outcome} after {steps}; the run is in {self.run_dir}"
+        is_below = self.run_dir.is_relative_to(self._started_in)
+        place = self.run_dir.relative_to(self._started_in) if is_below else self.run_dir
+        summary = f"{outcome} after {steps}; the run is in {place}"
         self._console.close(summary, self._costs, duration_s)
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
