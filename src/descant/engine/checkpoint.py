@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from descant.engine.model_files import ADAPTER_CONFIG
+from descant.engine.model_files import ADAPTER_CONFIG, has_vocabulary
 from descant.engine.shared_weights import shape_differences
 from descant.errors import ModelLoadError, WeightsError
 
@@ -34,11 +34,16 @@ def read_tokenizer(path: str) -> Any:
         ModelLoadError: it cannot be loaded, with the reason.
     """
     _check_path(path)
-    tokenizer = _from_pretrained(AutoTokenizer, path)
-    files = sorted(set(type(tokenizer).vocab_files_names.values()))
-    if files and Path(path).is_dir() and not any((Path(path) / file).exists() for file in files):
-        raise ModelLoadError(  # Transformers makes an empty one
-            f"the directory {path!r} has no tokenizer (none of {', '.join(files)}); save it beside the model: "
+    is_missing = Path(path).is_dir() and not has_vocabulary(Path(path))
+    try:
+        tokenizer = _from_pretrained(AutoTokenizer, path)
+    except ModelLoadError:
+        if not is_missing:
+            raise
+        tokenizer = None
+    if is_missing and (tokenizer is None or type(tokenizer).vocab_files_names):  # Transformers may make an empty one
+        raise ModelLoadError(
+            f"the directory {path!r} has no tokenizer (such as a tokenizer.json); save it beside the model: "
             "tokenizer.save_pretrained(path)"
         )
     return tokenizer
@@ -116,8 +121,8 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, dict):
             found |= _settings(value, f"{prefix}{name}.")
-        elif not _IMMATERIAL.fullmatch(name):
-            found[prefix + name] = value
+        elif not _IMMATERIAL.fullmatch(str(name)):
+            found[f"{prefix}{name}"] = value
     return found
 
 

@@ -10,11 +10,13 @@ from descant.text import quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model|adapter_pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+_VOCABULARY = re.compile(
+    r"tokenizer\.(json|model)|tekken\.json|(|target_|entity_)vocab(|-src|-tgt)\.(json|txt)|dict\.txt|.*\.tiktoken"
+    r"|(spiece|sentencepiece|sentencepiece\.bpe|spm|spm_char)\.model|(source|target)\.spm|prophetnet\.tokenizer"
+)
 _OTHERS = re.compile(
     r"(config|generation_config|adapter_config)\.json|(model\.safetensors|pytorch_model\.bin)\.index\.json"
-    r"|tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens|tekken)\.json"
-    r"|(|source_|target_|entity_)vocab(|-src|-tgt)\.(json|txt)|merges\.txt|bpe\.codes|dict\.txt|(emoji|normalizer)\.json"
-    r"|(spiece|sentencepiece|sentencepiece\.bpe|spm|spm_char)\.model|(source|target)\.spm"
+    r"|(tokenizer_config|special_tokens_map|added_tokens|emoji|normalizer)\.json|merges\.txt|bpe\.codes"
     r"|chat_template\.(jinja|json)|additional_chat_templates(/[^/]+\.jinja)?"
     r"|(preprocessor_|processor_|video_preprocessor_)config\.json"
 )
@@ -28,7 +30,8 @@ def check_is_model(directory: Path) -> None:
     for entry in directory.rglob("*"):
         name = entry.relative_to(directory).as_posix()
         names.append(name)
-        if not (_WEIGHTS.fullmatch(name) or _OTHERS.fullmatch(name) or (is_adapter and name == "README.md")):
+        is_known = any(names.fullmatch(name) for names in (_WEIGHTS, _VOCABULARY, _OTHERS))
+        if not is_known and not (is_adapter and name == "README.md"):
             foreign.append(name)
         if len(foreign) > _NUM_SHOWN:
             break
@@ -40,3 +43,8 @@ def check_is_model(directory: Path) -> None:
     else:
         return
     raise SaveError(f"{directory} is not replaced or deleted: {reason}; name another directory, or empty it yourself")
+
+
+def has_vocabulary(directory: Path) -> bool:
+    """Whether a directory has a file that a tokenizer is loaded from."""
+    return any(_VOCABULARY.fullmatch(path.name) for path in directory.iterdir())

@@ -113,7 +113,8 @@ class ModelWriter:
         base = self._module if isinstance(self._module, PreTrainedModel) else self._module.get_base_model()
         with LOADING, torch.device("meta"):
             empty = type(base)(copy.deepcopy(base.config))
-        loaded = PeftModel.from_pretrained(empty, written, low_cpu_mem_usage=True, torch_device="cpu")
+        with torch.random.fork_rng(devices=[]):  # some adapters are drawn before they are loaded
+            loaded = PeftModel.from_pretrained(empty, written, low_cpu_mem_usage=True, torch_device="cpu")
         with safe_open(written / "adapter_model.safetensors", framework="pt") as file:
             saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return "; ".join(shape_differences(_shapes(get_peft_model_state_dict(loaded)), saved))

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from descant.arguments import as_path, check_finite_number, check_whole_number
 from descant.engine import jobs
-from descant.errors import ConfigurationError, DescantError, RenderError, RequestError
+from descant.errors import ConfigurationError, DescantError, ObserverError, RenderError, RequestError
 from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
 from descant.models.requester import Requester, current_requester
@@ -253,8 +253,11 @@ class InferenceModel:
             await self._snapshot.release()
         elif self.weights == jobs.LIVE:
             requester = current_requester()
-            if requester is not None and (self._worker.trainer is not None or self._worker.is_trained_by_others):
-                requester.check_may_train("dealloc")
+            is_trained = self._worker.trainer is not None or self._worker.is_trained_by_others
+            if requester is not None and requester.observer and is_trained:
+                raise ObserverError(
+                    f"dealloc was called from {requester.name}, and {self.name!r} is trained: free it after the run"
+                )
             await asyncio.to_thread(self._worker.close)
 
     def __repr__(self) -> str:
