@@ -87,10 +87,10 @@ class AddedCallbacks(TrainerCallback):
         self._trainer = trainer
         self._module = trainer.model
         self._callbacks = callbacks
-        self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
-        CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
+        checked = CallbackRunner(callbacks, num_steps=1, **options)  # what cannot work is refused now
+        self._options = {**options, "run_dir": checked.run_dir}  # which is absolute
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 
     @property
