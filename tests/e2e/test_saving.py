@@ -311,9 +311,10 @@ async def test_a_directory_that_is_not_whole_is_refused_with_what_is_wrong(chang
     with pytest.raises(ModelLoadError, match="file not fully covered"):
         await ModelBuilder(path).spawn_inference("cut off")
     weights.write_bytes(whole)
-    (path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match=r"adapter .* for its base model, which it does not name"):
-        await ModelBuilder(path).spawn_inference("both")
+    for config in ("{}", "[", "[]"):
+        (path / "adapter_config.json").write_text(config)
+        with pytest.raises(ModelLoadError, match=r"adapter .* for its base model, which it does not name"):
+            await ModelBuilder(path).spawn_inference("both")
     (path / "adapter_config.json").unlink()
     (path / "tokenizer.json").unlink()
     with pytest.raises(ModelLoadError, match=r"has no tokenizer \(such as a tokenizer\.json"):

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _untied(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> list[str]:
     first: dict[int, str] = {}
     for name, tensor in old.items():
         tied_to = first.setdefault(tensor.data_ptr(), name)
-        if not torch.equal(new[tied_to], new[name]):
+        if name != tied_to and not torch.equal(new[tied_to], new[name]):
             return [f"{tied_to} and {name} are one tensor in the model and differ there"]
     return []
 
@@ -131,8 +132,10 @@ def _check_path(name: str) -> None:
     path = Path(name)
     if name and path.is_dir():
         if (path / ADAPTER_CONFIG).is_file():
-            base = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-            raise _adapter_error(name, base)
+            with suppress(ValueError, AttributeError):  # it is no JSON object
+                base = json.loads((path / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path")
+                raise _adapter_error(name, base)
+            raise _adapter_error(name, None)
         if not (path / "config.json").is_file():
             raise ModelLoadError(f"the directory {name!r} has no config.json: it is not a saved model")
         return
