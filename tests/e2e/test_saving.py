@@ -106,6 +106,12 @@ async def test_trained_weights_that_an_adapter_would_leave_out_are_named(qwen3_d
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigurationError, match="inside of a PeftModel"):
         live(module.get_base_model(), qwen3_dir)
+    plain = AutoModelForCausalLM.from_pretrained(qwen3_dir)
+    model = live(plain, qwen3_dir)
+    get_peft_model(plain, LoraConfig(target_modules="all-linear"))
+    with pytest.raises(SaveError, match="PEFT has wrapped the model since live_model was called"):
+        await model.save(tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
     merged = module.merge_and_unload()
     path = await live(merged, qwen3_dir).save(tmp_path / "merged")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(path)), logits(merged))

@@ -71,9 +71,12 @@ class ModelWriter:
 
     def _write_adapter(self, written: Path) -> None:
         """The active adapter, under no name, as ``PeftModel.from_pretrained(base, path)`` looks for it."""
+        is_native = isinstance(self._module, PreTrainedModel)  # adapters were added with Transformers' add_adapter
+        if is_native and not self._module._hf_peft_config_loaded:
+            raise SaveError("PEFT has wrapped the model since live_model was called: call it with the PeftModel")
         adapter = _active_adapter(self._module)
         _check_nothing_is_lost(self._module, adapter)
-        if isinstance(self._module, PreTrainedModel):  # one that was added with Transformers' add_adapter
+        if is_native:
             self._module.save_pretrained(written)
             return
         self._module.save_pretrained(written, selected_adapters=[adapter])
