@@ -142,7 +142,9 @@ def _check_nothing_is_lost(module: Any, adapter: str) -> None:
     lost = [
         name
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad and parameter.data_ptr() not in saved and adapter not in name.split(".")
+        if parameter.requires_grad
+        and parameter.data_ptr() not in saved
+        and module.peft_config.keys().isdisjoint(name.split("."))
     ]
     if lost:
         raise SaveError(
