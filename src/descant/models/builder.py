@@ -28,7 +28,7 @@ class ModelBuilder:
 
     Args:
         path: a directory that Transformers has saved, or the id of a model on the Hugging Face hub. Code that comes
-            with a model is never run.
+            with a model is never run, nor what pickled weights (``.bin``) would run.
         kv_cache_len: tokens that generation may hold in its key-value cache at a time.
         tokens_to_generate: the longest completion, in tokens, unless a view says otherwise (``max_gen_len``). The
             model's context bounds it too.
@@ -71,7 +71,8 @@ class ModelBuilder:
                 sequence that can be trained. It bounds memory and does not change results.
 
         Raises:
-            ModelLoadError: no such directory or hub id, no chat template, or not a causal language model.
+            ModelLoadError: no such directory or hub id, no tokenizer or chat template, an adapter (LoRA), quantized
+                weights, or not a causal language model.
         """
         return await self._spawn(TrainingModel, name, _positive("max_batch_size", max_batch_size))
 

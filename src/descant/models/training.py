@@ -118,8 +118,9 @@ class TrainingModel(InferenceModel):
         Snapshots and the reference stay as they are.
 
         Raises:
-            ModelLoadError: there is no whole model at ``path``.
-            WeightsError: names or shapes are not the model's, with what differs; nothing is changed.
+            ModelLoadError: there is no whole model at ``path``, or its weights are quantized.
+            WeightsError: names, shapes, or settings that decide what weights compute (such as the number of heads) are
+                not the model's, with what differs; nothing is changed.
             ObserverError: called from a callback.
         """
         self._check_may_train("load")
