@@ -130,3 +130,10 @@ def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]
 def as_path(path: str | os.PathLike[str]) -> str:
     """A directory or hub id as it was given, with ``~`` expanded."""
     return os.path.expanduser(os.fspath(path))
+
+
+def as_model_path(path: str | os.PathLike[str]) -> str:
+    """A directory or hub id as ``as_path``; a directory that exists becomes absolute, so that a change of the working
+    directory means no other."""
+    given = as_path(path)
+    return os.path.abspath(given) if given and os.path.isdir(given) else given

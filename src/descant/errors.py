@@ -37,6 +37,13 @@ class ModelLoadError(DescantError):
     """A model or tokenizer that cannot be loaded, with the path and what to do."""
 
 
+class SaveError(DescantError):
+    """A directory that cannot be written or must not be replaced, or that does not load again; the message says why.
+
+    What was there before is as it was.
+    """
+
+
 class RequestError(DescantError):
     """One request to an engine failed. Other requests of the same batch are not affected."""
 

@@ -54,7 +54,7 @@ def test_the_template_runs_unchanged(workplace):
     assert (run_dir / "checkpoints" / "best" / "model.safetensors").is_file()
     printed = (workplace / "printed").read_text()
     assert "Writing model shards" not in printed  # a bar for every checkpoint, beside the trainer's own
-    assert f"look at the run: descant show {Path('runs/template')}" in printed
+    assert f"look at the run: descant show {run_dir}" in printed
     with RunReader(run_dir) as reader:
         assert reader.outcome == "completed"
         environment = reader.config["environment"]

@@ -96,9 +96,9 @@ async def test_saving_replaces_a_directory_in_whole(qwen3_dir, tmp_path):
     target = tmp_path / "checkpoints" / "policy"
     async with training_model(qwen3_dir) as model:
         await model.save(target)
-        (target / "leftover").write_text("old")
+        (target / "model-00001-of-00002.safetensors").write_text("of a larger model that was there before")
         assert await model.save(target) == target
-    assert not (target / "leftover").exists()
+    assert not (target / "model-00001-of-00002.safetensors").exists()
     assert [entry.name for entry in target.parent.iterdir()] == ["policy"]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
@@ -15,7 +13,9 @@ from typing import Any, Unpack
 from descant.arguments import check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
-from descant.errors import ConfigurationError
+from descant.directories import remove_whole
+from descant.engine.model_files import check_is_model
+from descant.errors import ConfigurationError, SaveError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
@@ -39,9 +39,10 @@ class Checkpoint:
 class CheckpointCallback(RecipeCallback):
     """Saves the model as ``<run directory>/checkpoints/<checkpoint_name>-<step>``, and deletes what need not be kept.
 
-    Weights, configuration and tokenizer, as Transformers and ``ModelBuilder`` load them. Each directory is written
-    under another name and then renamed: a kill never leaves half a checkpoint under its name. There is none before
-    the first step and none after the last, unless ``at_start=True`` or ``at_end=True``.
+    Weights, configuration and tokenizer, as Transformers and ``ModelBuilder`` load them; adapters as PEFT loads them.
+    Each directory is written under another name and then renamed: a kill never leaves half a checkpoint under its name.
+    What other code has put a file into is not deleted, with a warning. There is none before the first step and none
+    after the last, unless ``at_start=True`` or ``at_end=True``.
 
     Metrics: ``checkpointing/step``, ``checkpointing/path``, ``checkpointing/num_kept``.
 
@@ -133,8 +134,11 @@ class CheckpointCallback(RecipeCallback):
     async def _keep(self, checkpoint: Checkpoint) -> None:
         self.kept.append(checkpoint)
         for outdated in self._outdated():
-            await asyncio.to_thread(_delete, outdated.path)
             self.kept.remove(outdated)
+            try:
+                await asyncio.to_thread(_delete, outdated.path)
+            except SaveError as error:
+                self.warn(str(error))
 
     def _outdated(self) -> list[Checkpoint]:
         if self.keep_last is None and self.keep_best is None:
@@ -162,6 +166,6 @@ def check_checkpoint_name(name: str) -> str:
 
 
 def _delete(path: Path) -> None:
-    """Under another name first, so that a kill never leaves half a checkpoint under its own."""
     if path.exists():
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}-deleted")))
+        check_is_model(path)
+        remove_whole(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from descant.engine.checkpoint import LOADING
 from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
@@ -76,7 +77,7 @@ class EngineSpec:
 
     def empty_model(self) -> Any:
         """The module with empty tensors; ConfigurationError if its configuration describes other layers."""
-        with torch.device("meta"):
+        with LOADING, torch.device("meta"):
             model = self.model_class(copy.deepcopy(self.config))
         if differences := self.layout.differences(WeightLayout.of(model)):
             raise ConfigurationError(

@@ -11,10 +11,11 @@ import torch
 
 from descant.engine import jobs
 from descant.engine.budgets import Budgets
-from descant.engine.checkpoint import copy_weights, read_model, write_model
+from descant.engine.checkpoint import copy_weights, read_model
 from descant.engine.engine_spec import EngineSpec
 from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
+from descant.engine.model_writer import ModelWriter
 from descant.engine.precision import (
     Precision,
     computes_in,
@@ -48,6 +49,7 @@ class HFEngine:
         precision: number formats; the weights are in theirs already.
         owns_model: whether no other code uses the module. If other code trains it, its device, modes and gradients are
             left alone, and its weights and what it computes may change without the engine being told.
+        adapted: the ``PeftModel`` around the model, if there is one: it knows what an adapter is saved as.
         spec: the description that the engine is made of, if it has attached weights only.
 
     When a GPU is out of memory, both budgets are halved, once, with a warning, and the job begins again.
@@ -65,6 +67,7 @@ class HFEngine:
         precision: Precision | None = None,
         gradient_checkpointing: bool = False,
         owns_model: bool = True,
+        adapted: Any = None,
         spec: EngineSpec | None = None,
     ) -> None:
         self.precision = precision or default_precision()
@@ -73,6 +76,7 @@ class HFEngine:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.budgets = Budgets(self.model, max_batch_tokens, max_cached_tokens)
+        self.writer = ModelWriter(self.model if adapted is None else adapted, tokenizer)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
         self.owns_model = owns_model
         self.products = products_dtype(self.precision) if spec is None else spec.products
@@ -158,7 +162,7 @@ class HFEngine:
             case jobs.DetachWeights():
                 return self.weights.detach(job.name)
             case jobs.Save():
-                return write_model(self.model, self.tokenizer, job.path, job.max_shard_bytes)
+                return self.writer.write(job.path, job.max_shard_bytes)
             case jobs.Load():
                 return self._load(job.path)
             case _:
@@ -252,7 +256,7 @@ class HFEngine:
         return self.training_step
 
     def _load(self, path: str) -> None:
-        copy_weights(read_model(path, weights_dtype(self.precision)), self.model, path)
+        copy_weights(read_model(path, weights_dtype(self.precision), trainable=True), self.model, path)
         self.weights.changed()
         if self.training_step is not None:
             self.training_step.restart()

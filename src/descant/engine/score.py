@@ -64,7 +64,7 @@ class TokenScorer:
         return self._head_logprobs(hidden_BTH[rows_N, columns_N - 1], targets_N), weights_N
 
     def _head_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().num_embeddings)
+        chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().weight.shape[0])
         if len(targets_N) <= chunk_size:
             return self._chunk_logprobs(hidden_NH, targets_N)
         chunks = zip(torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True)
@@ -155,7 +155,7 @@ def not_finite() -> NonFiniteSequenceError:
 
 
 def _unknown_token(model: Any, token_ids: Sequence[int]) -> RequestError | None:
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     unknown = next((token for token in token_ids if not 0 <= token < vocabulary), None)
     if unknown is None:
         return None

@@ -98,11 +98,12 @@ class AddedCallbacks(TrainerCallback):
         self._trainer = trainer
         self._module = trainer.model
         self._callbacks = callbacks
-        self._options = options
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
         self._ranks: Ranks | None = None
-        CallbackRunner(callbacks, num_steps=1, **options).check_background()  # what cannot work is refused now
+        checked = CallbackRunner(callbacks, num_steps=1, **options)
+        checked.check_background()  # what cannot work is refused now
+        self._options = {**options, "run_dir": checked.run_dir}  # which is absolute
         _check_best_model(trainer.args, callbacks)
         trainer.train = self._closing(trainer.train)  # type: ignore[method-assign] # there is no event for a failure
 

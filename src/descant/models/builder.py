@@ -6,7 +6,7 @@ import os
 import warnings
 from typing import Any, TypeVar, get_args
 
-from descant.arguments import as_path, check_one_of
+from descant.arguments import as_model_path, check_one_of
 from descant.engine.checkpoint import read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
@@ -28,7 +28,7 @@ class ModelBuilder:
 
     Args:
         path: a directory that Transformers has saved, or the id of a model on the Hugging Face hub. Code that comes
-            with a model is never run.
+            with a model is never run, nor what pickled weights (``.bin``) would run.
         kv_cache_len: tokens that generation may hold in its key-value cache at a time.
         tokens_to_generate: the longest completion, in tokens, unless a view says otherwise (``max_gen_len``). The
             model's context bounds it too.
@@ -54,7 +54,7 @@ class ModelBuilder:
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
     ) -> None:
-        self.path = as_path(path)
+        self.path = as_model_path(path)
         self.kv_cache_len = _positive("kv_cache_len", kv_cache_len)
         self.tokens_to_generate = _positive("tokens_to_generate", tokens_to_generate)
         check_one_of("precision", precision, allowed=(*get_args(Precision), None))
@@ -71,7 +71,8 @@ class ModelBuilder:
                 sequence that can be trained. It bounds memory and does not change results.
 
         Raises:
-            ModelLoadError: no such directory or hub id, no chat template, or not a causal language model.
+            ModelLoadError: no such directory or hub id, no tokenizer or chat template, an adapter (LoRA), quantized
+                weights, or not a causal language model.
         """
         return await self._spawn(TrainingModel, name, _positive("max_batch_size", max_batch_size))
 
@@ -103,7 +104,7 @@ class ModelBuilder:
         except RenderError as error:
             raise ModelLoadError(f"the chat template of {self.path!r} cannot be used: {error}") from error
         precision = self.precision or default_precision()
-        model = read_model(self.path, weights_dtype(precision), self.attn_implementation)
+        model = read_model(self.path, weights_dtype(precision), self.attn_implementation, trainable=trainable)
         if renderer.end_of_turn_id is None:
             warnings.warn(
                 f"{self.path!r}: the chat template writes no end-of-turn token after an assistant's content, so a "

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from descant.arguments import as_path, check_finite_number, check_whole_number
 from descant.engine import jobs
-from descant.errors import ConfigurationError, DescantError, RenderError, RequestError
+from descant.errors import ConfigurationError, DescantError, ObserverError, RenderError, RequestError
 from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
 from descant.models.requester import Requester, current_requester
@@ -129,7 +129,11 @@ class InferenceModel:
     async def save(self, path: str | PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         """Write weights, configuration and tokenizer as a directory that Transformers and descant load.
 
-        An existing directory is replaced as a whole: a kill leaves the old or the new one.
+        If PEFT has added adapters (LoRA) to a ``live_model``, the active one is written as PEFT does, and
+        ``PeftModel.from_pretrained(base, path)`` loads it.
+
+        A saved model that is there is replaced as a whole: a kill leaves the old or the new one. Links are followed.
+        What was written first is tried, by loading it as far as takes no memory, before it counts.
 
         Args:
             path: the directory.
@@ -137,8 +141,12 @@ class InferenceModel:
 
         Returns:
             its absolute path.
+
+        Raises:
+            SaveError: the directory has anything that is not a saved model's, cannot be written, or would not load
+                again; it is as it was.
         """
-        return await self._worker.run(jobs.Save(Path(as_path(path)), max_shard_bytes, self.weights))
+        return await self._worker.run(jobs.Save(Path(as_path(path)).absolute(), max_shard_bytes, self.weights))
 
     # Generating
 
@@ -237,10 +245,19 @@ class InferenceModel:
 
         Of a snapshot: free its copy of the weights, for all views of this handle; the model stays. (The reference is
         freed with its model.) Models and snapshots that nothing refers to are freed without this.
+
+        Raises:
+            ObserverError: called from a callback, of a model that is being trained.
         """
         if self._snapshot is not None:
             await self._snapshot.release()
         elif self.weights == jobs.LIVE:
+            requester = current_requester()
+            is_trained = self._worker.trainer is not None or self._worker.is_trained_by_others
+            if requester is not None and requester.observer and is_trained:
+                raise ObserverError(
+                    f"dealloc was called from {requester.name}, and {self.name!r} is trained: free it after the run"
+                )
             await asyncio.to_thread(self._worker.close)
 
     def __repr__(self) -> str:

@@ -50,7 +50,9 @@ def live_model(
     """
     if getattr(tokenizer, "tokenizer", tokenizer) is None:
         raise ConfigurationError("tokenizer=None: the tokenizer of the model is needed, to render threads")
-    causal_lm = _unwrapped(module)
+    inner = _unwrapped(module)
+    adapted = inner if hasattr(inner, "get_base_model") else None
+    causal_lm = inner if adapted is None else adapted.get_base_model()
     if not isinstance(causal_lm, PreTrainedModel) or cast("Any", causal_lm).get_output_embeddings() is None:
         raise ConfigurationError(
             f"module is a {type(module).__name__}; a causal language model of Transformers is needed, as "
@@ -60,6 +62,9 @@ def live_model(
         raise ConfigurationError(
             f"module is a {type(causal_lm).__name__}, which has an encoder; a causal language model of Transformers is "
             "needed, as AutoModelForCausalLM loads it"
+        )
+    if adapted is None and hasattr(causal_lm, "peft_config") and not causal_lm._hf_peft_config_loaded:
+        raise ConfigurationError("module is the inside of a PeftModel and could not be saved: give the PeftModel")
         )
     renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
@@ -75,6 +80,7 @@ def live_model(
             trainable=False,
             precision="float32" if causal_lm.dtype == torch.float32 else "bfloat16",
             owns_model=False,
+            adapted=adapted,
         )
 
     worker = WorkerThread(name, load)
@@ -85,13 +91,13 @@ def live_model(
 
 
 def _unwrapped(module: Any) -> Any:
-    """The module inside of wrappers that share its weights, however they are nested."""
+    """The module, or the ``PeftModel`` around it, inside of wrappers that share its weights, however nested."""
     if hasattr(module, "get_base_model"):
         if any(getattr(config, "is_prompt_learning", False) for config in module.peft_config.values()):
             raise ConfigurationError(
                 "module has learned prompts (PEFT), which are not part of the model inside; use LoRA"
             )
-        return module.get_base_model()
+        return module
     for attribute in ("_orig_mod", "module"):
         if not isinstance(module, PreTrainedModel) and isinstance(inner := getattr(module, attribute, None), nn.Module):
             return _unwrapped(inner)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 
-from descant.arguments import as_path
+from descant.arguments import as_model_path
 from descant.engine import jobs
 from descant.errors import ConfigurationError, ObserverError, RequestError
 from descant.models.inference import InferenceModel, Settled, render_each, settled
@@ -118,12 +118,13 @@ class TrainingModel(InferenceModel):
         Snapshots and the reference stay as they are.
 
         Raises:
-            ModelLoadError: there is no whole model at ``path``.
-            WeightsError: names or shapes are not the model's, with what differs; nothing is changed.
+            ModelLoadError: there is no whole model at ``path``, or its weights are quantized.
+            WeightsError: names, shapes, or settings that decide what weights compute (such as the number of heads) are
+                not the model's, with what differs; nothing is changed.
             ObserverError: called from a callback.
         """
         self._check_may_train("load")
-        await self._worker.run(jobs.Load(as_path(path)))
+        await self._worker.run(jobs.Load(as_model_path(path)))
 
     async def reference(self) -> InferenceModel:
         """A handle on the weights that the model was spawned with; they are kept as long as the model.

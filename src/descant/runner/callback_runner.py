@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
 from dataclasses import asdict, field
 from functools import partial
 from numbers import Integral
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeGuard
 
@@ -115,7 +114,6 @@ class CallbackRunner(RunOptions):
         modes = choose_modes(self.callbacks, self._keys, self.callback_mode)
         if self.contamination == "error" and self.training_set is None:
             raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
-        self.run_dir = None if self.run_dir is None else Path(self.run_dir)
         self.costs = Costs(self.plan(), self.num_steps, modes, self.callback_budget)
         self.recorder = RunRecorder(self.run_dir, self.num_steps, self.logger, strict=self.strict, name=self.name)
         self._requests = Requests(self.recorder, self.save_checkpoint, strict=self.strict)

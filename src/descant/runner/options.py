@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, dataclass_transform, get_args
 
 from descant.arguments import (
     argument_names,
+    as_path,
     check_flag,
     check_one_of,
     check_whole_number,
@@ -142,6 +143,8 @@ class RunOptions:
         for each in fields(self):
             if check := each.metadata.get("check"):
                 check(each.name, getattr(self, each.name))
+        if self.run_dir is not None:  # a callback may change the working directory
+            self.run_dir = Path(as_path(self.run_dir)).absolute()
 
     def run_options(self) -> dict[str, Any]:
         """The options of every run, as keyword arguments of another one."""

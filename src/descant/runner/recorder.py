@@ -54,9 +54,10 @@ class RunRecorder:
     """
 
     def __init__(
-        self, run_dir: Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
+        self, run_dir: str | Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
     ) -> None:
-        self._given_run_dir, self._name = run_dir, name
+        self._started_in, self._name = Path.cwd(), name  # a callback may change the working directory
+        self._given_run_dir = None if run_dir is None else self._started_in / run_dir
         self.num_steps = num_steps
         self.step = 0
         """The latest step that has metrics."""
@@ -77,11 +78,15 @@ class RunRecorder:
         self._tracker_timeout_s = _tracker_timeout_s()
         self._strict = strict
 
+    @property
+    def _shown_run_dir(self) -> Path:
+        """The run directory as people would type it where the run was started."""
+        is_below = self.run_dir.is_relative_to(self._started_in)
+        return self.run_dir.relative_to(self._started_in) if is_below else self.run_dir
+
     async def __aenter__(self) -> Self:
         self._started_at = time.monotonic()
-        # absolute, since what a callback makes the working directory is no place for the rest of the run
-        self._shown_run_dir = self._given_run_dir or unused_run_dir(default_run_dir(self._name))
-        self.run_dir = self._shown_run_dir.absolute()
+        self.run_dir = self._given_run_dir or unused_run_dir(self._started_in / default_run_dir(self._name))
         self._run_log = RunLog(self.run_dir, self.show_warning)
         return self
 
