@@ -165,8 +165,9 @@ class Lease:
 
     async def turn(self) -> None:
         """Wait until the worker is ready and has measured earlier evaluations; raises why it cannot evaluate."""
-        await self._buffers._turn.acquire()
-        self._has_turn = True
+        if not self._has_turn:
+            await self._buffers._turn.acquire()
+            self._has_turn = True
         await self._buffers._worker().ready()
         with suppress(WorkerDied):  # its successor has attached them
             await asyncio.shield(asyncio.wrap_future(self._buffer.attached))

@@ -91,6 +91,8 @@ class Calls:
             return await self.fail(call, error)
         finally:
             call.num_tokens += requester.num_tokens
+            for death in requester.deaths:
+                await self.record_repetition(call, death)
             if not detached and (report := self.guard.watchdog.take_report()):
                 message = f"{callback.name}: it has blocked the event loop"
                 await self.recorder.record_note(call.run.step, "callback_blocked", callback.name, message, report)
@@ -121,6 +123,11 @@ class Calls:
                     await self._call_follower(callback, call, metrics)
         else:
             self._state.evaluations |= metrics
+
+    async def record_repetition(self, call: Call, death: Exception) -> None:
+        """Record that the process died that evaluates, and what a call had it do is done once more."""
+        message = f"{call} is evaluated once more, from the same copy of the weights: {death}"
+        await self.recorder.record_event(call.run.step, "evaluation_repeated", call.callback.name, message)
 
     async def record_warnings(self) -> None:
         """Record what callbacks have warned of since the last time."""

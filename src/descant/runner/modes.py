@@ -11,7 +11,7 @@ from typing import Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, WorkerDied
 from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import FAILED, Calls
@@ -125,7 +125,7 @@ class Background(Mode):
     async def _make_detached(self, call: Call, work: Work) -> Any:
         lease = self._measuring[call]
         try:
-            await lease.turn()
+            await self._turn(call, lease)
         except Exception as error:
             call.seconds["busy_s"] = 0.0
             returned = await self._calls.fail(call, error)
@@ -135,6 +135,13 @@ class Background(Mode):
             lease.release()
         self._measuring.pop(call, None)
         return returned
+
+    async def _turn(self, call: Call, lease: Lease) -> None:
+        try:
+            await lease.turn()
+        except WorkerDied as died:  # while it started; the next turn starts another
+            await self._calls.record_repetition(call, died)
+            await lease.turn()
 
     async def _copy(self, call: Call) -> Lease | None:
         """A copy of the weights; None if it cannot be made, which is recorded as the failure of the call."""
