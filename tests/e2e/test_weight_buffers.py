@@ -266,11 +266,11 @@ async def test_a_killed_process(qwen3_dir):
                     await asyncio.sleep(0.01)
             if num_deaths == 1:
                 assert await running == expected[2] * 100
+                assert await seeded(handle) == expected  # in another process, which has these weights, too
             else:
                 with pytest.raises(WorkerDied, match=rf"the process {pid} .*'policy.*killed by SIGKILL \(out of memory"):
                     await running
             assert [str(pid) in str(died) for died in requester.deaths] == [num_deaths == 1]
-        assert await seeded(handle) == expected  # in another process, which has these weights, too
         lease.release()
         await buffers.wait_for_room(1)
 

@@ -482,23 +482,34 @@ class Open(Gated):
         self.is_open.set()
 
 
-async def test_a_worker_that_is_killed_is_a_failure_of_that_step_only(gpt2_dir, tmp_path):
-    class Killed(Gated):
+async def test_an_evaluation_whose_process_dies_is_made_once_more(gpt2_dir, tmp_path):
+    """Only if that dies, too, it is a failure: of that step alone."""
+
+    class Dies(Gated):
         async def measure(self, model):
             self.is_open.set()
-            if self.run.step == 3:
+            if self.run.step in (3, 8):
                 os.kill(model._worker.pid, signal.SIGKILL)
-            return await super().measure(model)
+            measuring = asyncio.ensure_future(super().measure(model))
+            if self.run.step == 8:
+                pid = model._worker.pid
+                while model._worker.pid == pid:
+                    await asyncio.sleep(0.01)
+                os.kill(model._worker.pid, signal.SIGKILL)
+            return await measuring
 
-    result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Killed(model)])
+    result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Dies(model)])
     _, without = await train(gpt2_dir, tmp_path / "without", lambda model: [Open(model)])
     assert_same_weights(weights, without)
-    assert [failure.step for failure in result.callback_failures] == [3]
-    assert "was killed by SIGKILL (out of memory, perhaps); the next evaluation starts another" in (
-        result.callback_failures[0].message
-    )
+    assert [failure.step for failure in result.callback_failures] == [8]
+    assert "was killed by SIGKILL (out of memory, perhaps)" in result.callback_failures[0].message
     expected = series(tmp_path / "without", "gated/logprob")
-    assert series(tmp_path / "run", "gated/logprob") == {s: v for s, v in expected.items() if s != 3}
+    assert series(tmp_path / "run", "gated/logprob") == {s: v for s, v in expected.items() if s != 8}
+    repeated = query(tmp_path / "run", "SELECT step, message FROM events WHERE kind = 'evaluation_repeated'")
+    assert [step for step, _ in repeated] == [3, 8]
+    assert repeated[0][1].startswith("gated (step 3) is evaluated once more, from the same copy of the weights: the pr")
+    tokens = series(tmp_path / "run", "callbacks/gated/num_tokens")
+    assert tokens == {s: v for s, v in series(tmp_path / "without", "callbacks/gated/num_tokens").items() if s != 8}
 
 
 async def test_tokens_are_counted(qwen3_dir, tmp_path):
