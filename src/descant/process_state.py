@@ -28,8 +28,10 @@ _FP32_PRECISION = [
 
 
 class _Found(threading.local):
-    """What there was when the first of those that preserve the state in this thread began. Runs on one event loop overlap
-    without being nested: what the second of them finds, callbacks of the first may have changed."""
+    """What there was when the first of those began that preserve the state in this thread.
+
+    Runs on one event loop overlap without being nested: what the second finds, callbacks of the first may have changed.
+    """
 
     num_preserving = 0
     generators: Sequence[tuple[Setting, Any]]

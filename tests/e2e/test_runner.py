@@ -1,12 +1,14 @@
 """CallbackRunner: policies, requests, timeouts, costs and signals, on a loop that is not descant's own."""
 
 import asyncio
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -784,3 +786,31 @@ async def test_by_hand_what_needs_a_run_says_so():
         await needs_the_run.maybe_call(0.0)
     with pytest.raises(ConfigurationError, match=r"maybe_call\(nan\): a number from 0 to 1 is needed"):
         await CountingCallback(0.5).maybe_call(float("nan"))
+
+
+class UsesAPool(CountingCallback):
+    """Has processes of its own at every step, as data loaders do, and forks that end as programs do."""
+
+    async def callback(self, current_percentage):
+        with multiprocessing.get_context("fork").Pool(1) as pool:  # which is ended with SIGTERM
+            assert pool.map(abs, [-1]) == [1]
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        child.start()
+        child.terminate()
+        child.join(60)
+        assert child.exitcode == -signal.SIGTERM
+        if (pid := os.fork()) == 0:
+            handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+            os._exit(0 if handlers == (signal.default_int_handler, signal.SIG_DFL) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        return await super().callback(current_percentage)
+
+
+def test_processes_that_a_callback_forks_end_when_they_are_asked_to(tmp_path):
+    callback = UsesAPool(0.25)
+    runner = CallbackRunner([callback], num_steps=4, run_dir=tmp_path)
+    with runner.synchronous() as waiting:
+        for step in range(1, 5):
+            waiting.after_step(step)
+    assert runner.failures == []
+    assert callback.steps == [0, 1, 2, 3, 4]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from descant.callbacks.metric_watch import MetricWatch, Mode
 from descant.errors import ConfigurationError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
+from descant.models.off_loop import off_loop
 from descant.schedule import Frequency
 
 
@@ -133,7 +133,7 @@ class CheckpointCallback(RecipeCallback):
     async def _keep(self, checkpoint: Checkpoint) -> None:
         self.kept.append(checkpoint)
         for outdated in self._outdated():
-            await asyncio.to_thread(_delete, outdated.path)
+            await off_loop(_delete, outdated.path)
             self.kept.remove(outdated)
 
     def _outdated(self) -> list[Checkpoint]:

@@ -42,7 +42,6 @@ class Requester:
 
     Attributes:
         num_tokens: tokens that models were given and have generated for it.
-        deaths: of processes that had jobs of it, which were run once more.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Requester:
         self.observer = observer
         self.detached = detached
         self.num_tokens = 0
-        self.deaths: list[Exception] = []
         self._num_completions: Counter[str] = Counter() if num_completions is None else num_completions
         self._pending: set[PendingJob] = set()
         self._ended: str | None = None

@@ -15,6 +15,7 @@ from descant.engine.weight_files import close_weight_file, create_weight_file
 from descant.errors import DescantError, WorkerDied
 from descant.models.evaluation_placement import EvaluationPlacement, start_evaluation_worker
 from descant.models.inference import InferenceModel
+from descant.models.off_loop import off_loop
 from descant.models.workers.engine_worker import EngineWorker
 
 
@@ -104,7 +105,7 @@ class WeightBuffers:
         """End the worker, whose jobs are cancelled, and free the memory."""
         try:
             if self._evaluator is not None:
-                await asyncio.to_thread(self._evaluator.close)
+                await off_loop(self._evaluator.close)
         finally:
             buffers, self._buffers = self._buffers, []
             for buffer in buffers:

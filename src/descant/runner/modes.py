@@ -11,7 +11,7 @@ from typing import Any, Never
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
-from descant.errors import ConfigurationError, WorkerDied
+from descant.errors import ConfigurationError
 from descant.models.weight_buffers import Lease, WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import FAILED, Calls
@@ -47,10 +47,16 @@ class Mode(ABC):
             await asyncio.wait({previous})
         await self._calls.complete(call, returned)
 
-    async def _make_detached(self, call: Call, work: Work) -> Any:
-        began_at = time.perf_counter()
-        returned = await self._calls.make(call, work)
-        call.seconds["busy_s"] = time.perf_counter() - began_at
+    async def _make_detached(self, call: Call, work: Work, turn: Work | None = None) -> Any:
+        began_at: list[float] = []
+
+        async def begin() -> None:
+            if turn is not None:
+                await turn()
+            began_at.append(time.perf_counter())
+
+        returned = await self._calls.make(call, work, turn=begin)
+        call.seconds["busy_s"] = time.perf_counter() - began_at[0] if began_at else 0.0
         return returned
 
 
@@ -122,26 +128,13 @@ class Background(Mode):
         self._measuring.pop(call, None)
         lease.release()
 
-    async def _make_detached(self, call: Call, work: Work) -> Any:
+    async def _make_detached(self, call: Call, work: Work, turn: Work | None = None) -> Any:
         lease = self._measuring[call]
-        try:
-            await self._turn(call, lease)
-        except Exception as error:
-            call.seconds["busy_s"] = 0.0
-            returned = await self._calls.fail(call, error)
-        else:
-            returned = await super()._make_detached(call, work)
+        returned = await super()._make_detached(call, work, turn or lease.turn)
         if returned is FAILED:
             lease.release()
         self._measuring.pop(call, None)
         return returned
-
-    async def _turn(self, call: Call, lease: Lease) -> None:
-        try:
-            await lease.turn()
-        except WorkerDied as died:  # while it started; the next turn starts another
-            await self._calls.record_repetition(call, died)
-            await lease.turn()
 
     async def _copy(self, call: Call) -> Lease | None:
         """A copy of the weights; None if it cannot be made, which is recorded as the failure of the call."""

@@ -32,6 +32,7 @@ class SynchronousRunner:
     def __init__(self, runner: CallbackRunner) -> None:
         self.runner = runner
         self._loop = _LoopThread()
+        self._stack = ExitStack()  # nothing to leave if it was not entered
 
     @property
     def should_stop(self) -> bool:
@@ -68,7 +69,7 @@ class SynchronousRunner:
         with self._stack:
             if self._loop.is_stuck:
                 self.runner.kill()
-            else:
+            elif self._loop.is_open:
                 self._loop.run(self.runner.close(error))
 
     def __exit__(
@@ -86,13 +87,14 @@ class _LoopThread:
         self._work: SimpleQueue[Callable[[asyncio.Runner], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="descant-callbacks", daemon=True)
         self._context = copy_context()
-        self._is_open = False
+        self.is_open = False
+        """Whether it was started and not closed yet."""
         self.is_stuck = False
         """Whether it was interrupted and did not end: something blocks it for good."""
 
     def start(self) -> None:
         self._thread.start()
-        self._is_open = True
+        self.is_open = True
 
     def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Its result. What interrupts the wait (Ctrl-C) cancels it, and is raised when it has ended.
@@ -100,9 +102,9 @@ class _LoopThread:
         Raises:
             ConfigurationError: outside of the ``with`` block, or from a callback.
         """
-        if not self._is_open or threading.current_thread() is self._thread:
+        if not self.is_open or threading.current_thread() is self._thread:
             coroutine.close()
-            where = "from a callback" if self._is_open else "outside of its `with` block"
+            where = "from a callback" if self.is_open else "outside of its `with` block"
             raise ConfigurationError(f"the runner was called {where}")
         call = _Call(coroutine)
         try:
@@ -115,7 +117,7 @@ class _LoopThread:
             raise
 
     def close(self) -> None:
-        self._is_open = False
+        self.is_open = False
         self._work.put(None)
         if not self.is_stuck:
             self._thread.join()

@@ -27,8 +27,8 @@ import descant
 from descant.engine.jobs import AttachWeights, DetachWeights, Job
 from descant.engine.weight_files import weight_files
 from descant.errors import ConfigurationError, DescantError, WorkerDied
-from descant.models.requester import PendingJob, current_requester
-from descant.models.workers.engine_worker import EngineWorker, ResultT
+from descant.models.requester import PendingJob
+from descant.models.workers.engine_worker import EngineWorker
 
 ACKNOWLEDGE_S = 10.0
 """How long a cancelled job may take to stop before its process is killed."""
@@ -57,9 +57,9 @@ class _Ticket:
 class ChildProcess(EngineWorker):
     """Runs the jobs of one engine in a process that is started with ``python -m``; weights come through shared files.
 
-    If the process dies, or gives no sign of life for ``SILENCE_S`` and is killed, the next job starts another one, with
-    the weights that are attached. Jobs that it had are run once more there, and fail with ``WorkerDied`` if that one dies
-    too. It ends with ``close``, when the last handle is garbage, or when this process ends, in any way.
+    If the process dies, or gives no sign of life for ``SILENCE_S`` and is killed, its jobs fail with ``WorkerDied``,
+    and the next job starts another one, with the weights that are attached. It ends with ``close``, when the last
+    handle is garbage, or when this process ends, in any way.
 
     Raises:
         ConfigurationError: a platform without such processes, or an ``EngineSpec`` that cannot be pickled.
@@ -105,15 +105,6 @@ class ChildProcess(EngineWorker):
             if isinstance(job, AttachWeights):
                 self._attached[job.name] = job
             return self._child.submit(job)
-
-    async def run(self, job: Job[ResultT]) -> ResultT:
-        """Run a job; once more if the process dies, since it has the same result on the same weights."""
-        try:
-            return await super().run(job)
-        except WorkerDied as died:
-            if (requester := current_requester()) is not None:
-                requester.deaths.append(died)
-            return await super().run(job)
 
     def close(self) -> None:
         """End the process; unfinished jobs fail."""
