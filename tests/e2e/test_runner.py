@@ -1,6 +1,8 @@
 """CallbackRunner: policies, requests, timeouts, costs and signals, on a loop that is not descant's own."""
 
 import asyncio
+import errno
+import io
 import multiprocessing
 import os
 import re
@@ -19,7 +21,7 @@ from support import CountingCallback, addition_threads, query, series, training_
 import descant.runner.watchdog as watchdog_module
 from descant import SFT, CallbackRunner, RecipeCallback, at, callback, every, every_minutes, every_steps
 from descant.callbacks.metric_watch import MetricWatch
-from descant.errors import CallbackError, ConfigurationError
+from descant.errors import CallbackError, ConfigurationError, RunLogError
 from descant.schedule import NEVER
 
 
@@ -814,3 +816,29 @@ def test_processes_that_a_callback_forks_end_when_they_are_asked_to(tmp_path):
             waiting.after_step(step)
     assert runner.failures == []
     assert callback.steps == [0, 1, 2, 3, 4]
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_run_whose_standard_error_cannot_be_written_is_recorded_to_its_end(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", Full())
+        runner = await run([CountingCallback(0.5)], tmp_path)
+    assert runner.failures == []
+    assert query(tmp_path, "SELECT kind FROM events ORDER BY id")[-1] == ("run_completed",)
+    assert series(tmp_path, "counting/calls") == {0: 1, 5: 2, 10: 3}
+
+
+async def test_a_synchronous_runner_that_could_not_be_entered_can_be_closed(tmp_path):
+    """In a ``finally``, say: what is raised is why it could not be."""
+    run_dir = tmp_path / "file"
+    run_dir.write_text("")
+    waiting = CallbackRunner([], num_steps=4, run_dir=run_dir).synchronous()
+    waiting.close()
+    with pytest.raises(RunLogError):
+        waiting.__enter__()
+    waiting.close()
+    waiting.close(ValueError("twice"))

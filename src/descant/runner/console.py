@@ -37,8 +37,7 @@ _REFRESH_S = 0.1  # as often as the bar is drawn
 class _StandardError:
     """Standard error, which falls silent once it cannot be written (closed, a full disk): the run continues."""
 
-    def __init__(self) -> None:
-        self._is_broken = sys.stderr is None
+    _is_broken = False
 
     def write(self, text: str) -> int:
         """Write, if that works."""
@@ -50,12 +49,15 @@ class _StandardError:
         self._attempt("flush")
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._present(), name)
+
+    def _present(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # beneath what a progress bar puts in its place
 
     def _attempt(self, method: str, *arguments: str) -> None:
         if not self._is_broken:
             try:
-                getattr(sys.stderr, method)(*arguments)
+                getattr(self._present(), method)(*arguments)
             except (OSError, ValueError, AttributeError) as error:
                 self._is_broken = not isinstance(error, UnicodeError)
 
