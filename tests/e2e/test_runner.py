@@ -1,6 +1,7 @@
 """CallbackRunner: policies, requests, timeouts, costs and signals, on a loop that is not descant's own."""
 
 import asyncio
+import ctypes
 import errno
 import io
 import multiprocessing
@@ -323,8 +324,26 @@ async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monk
         r"callback 'act' has blocked the event loop for [\d.]+ s, at \S*test_runner.py:\d+ \(warned.wait\(\)", message
     )
     assert "await asyncio.to_thread(function)" in message
-    details = query(tmp_path, "SELECT details FROM events WHERE kind = 'callback_blocked'")
-    assert "warned.wait()" in details[0][0]
+    events = query(tmp_path, "SELECT message, details FROM events WHERE kind = 'callback_blocked'")
+    assert re.search(r"for [\d.]+ s, at \S*test_runner.py:\d+ \(warned.wait\(\)", events[0][0])
+    assert "warned.wait()" in events[0][1]
+
+
+async def test_a_call_that_waits_is_not_blamed_for_a_thread_that_holds_the_interpreter(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.04)
+    library = ctypes.PyDLL(None)  # whose functions keep the interpreter
+
+    class Waits(CountingCallback):
+        async def callback(self, current_percentage):
+            thread = threading.Thread(target=lambda: [library.usleep(100_000) for _ in range(10)])
+            thread.start()
+            while thread.is_alive():
+                await asyncio.sleep(0.01)
+            return {}
+
+    await drive([Waits(1, at_end=False)], tmp_path, num_steps=1)
+    for (message,) in query(tmp_path, "SELECT message FROM events WHERE kind = 'callback_blocked'"):
+        assert "during callback 'counting': another thread holds the interpreter" in message
 
 
 async def test_tasks_that_a_synchronous_loop_leaves_behind_stand_still_between_calls(tmp_path):
@@ -842,3 +861,18 @@ async def test_a_synchronous_runner_that_could_not_be_entered_can_be_closed(tmp_
         waiting.__enter__()
     waiting.close()
     waiting.close(ValueError("twice"))
+
+
+def test_a_synchronous_loop_ends_although_a_thread_of_a_callback_hangs(tmp_path):
+    release = threading.Event()
+
+    class Hangs(CountingCallback):
+        async def callback(self, current_percentage):
+            await asyncio.to_thread(release.wait, 240)
+            return {}
+
+    runner = drive_synchronously([Hangs(1, timeout_s=0.01, at_end=False)], tmp_path)
+    was_waited_for = release.is_set() or not any(t.name.startswith("ThreadPool") for t in threading.enumerate())
+    release.set()
+    assert len(runner.failures) == 1
+    assert not was_waited_for

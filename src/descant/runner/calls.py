@@ -103,8 +103,8 @@ class Calls:
             return await self.fail(call, error)
         finally:
             if not call.is_detached and (report := self.guard.watchdog.take_report()):
-                message = f"{name}: it has blocked the event loop"
-                await self.recorder.record_note(call.run.step, "callback_blocked", name, message, report)
+                message, _, stack = report.partition("\n")
+                await self.recorder.record_note(call.run.step, "callback_blocked", name, message, stack)
             await self.record_warnings()
 
     async def _attempt(

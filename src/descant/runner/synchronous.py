@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from contextvars import Context, copy_context
 from queue import SimpleQueue
@@ -124,8 +124,16 @@ class _LoopThread:
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:
+            runner.get_loop().set_default_executor(_Threads())
             while (work := self._work.get()) is not None:
                 work(runner)
+
+
+class _Threads(ThreadPoolExecutor):
+    """For ``asyncio.to_thread`` in callbacks; the end of the run does not wait for calls that hang there."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class _Call:
