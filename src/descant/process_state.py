@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
+ResultT = TypeVar("ResultT")
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 """How to read a setting and how to write it."""
 
@@ -25,20 +28,68 @@ _FP32_PRECISION = [
 ]  # fmt: skip
 
 
+class _Found(threading.local):
+    """What there was when the first of those began that preserve the state in this thread.
+
+    Runs on one event loop overlap without being nested: what the second finds, callbacks of the first may have changed.
+    """
+
+    num_preserving = 0
+    generators: Sequence[tuple[Setting, Any]]
+    settings: Sequence[Setting]
+    values: Sequence[Any]
+
+
+_FOUND = _Found()
+
+
 @contextmanager
 def preserved_process_state() -> Iterator[None]:
     """On the way out, the generators of Python, numpy and torch and torch's settings are what they were.
 
     Training then continues as if the code of users that runs between two of its steps had not run.
     """
-    generators = _generators()
-    states = [read() for read, _ in generators]
+    if not _FOUND.num_preserving:
+        _FOUND.generators = [(generator, generator[0]()) for generator in _generators()]
+        _FOUND.settings = _torch_settings() if "torch" in sys.modules else ()
+        _FOUND.values = [read() for read, _ in _FOUND.settings]
+    _FOUND.num_preserving += 1
     try:
-        with restored(_torch_settings() if "torch" in sys.modules else ()):
-            yield
+        yield
     finally:
-        for (_, write), state in zip(generators, states, strict=True):
+        _FOUND.num_preserving -= 1
+        apply_settings(_FOUND.settings, _FOUND.values)
+        for (_, write), state in _FOUND.generators:
             write(state)
+
+
+@types.coroutine
+def with_own_modes(work: Awaitable[ResultT]) -> Generator[Any, Any, ResultT]:
+    """What ``work`` comes to. Modes of torch that it holds over an await (``with torch.no_grad(): await ...``) are on
+    while it runs, and not while it waits and other code of this thread runs."""
+    coroutine, own = _awaited(work), None
+    resume = partial(coroutine.send, None)
+    while True:
+        modes = _torch_modes() if "torch" in sys.modules else ()
+        outside = [read() for read, _ in modes]
+        if own:
+            apply_settings(modes, own)
+        try:
+            waiting = resume()
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
+        finally:
+            own = [read() for read, _ in modes]
+            apply_settings(modes, outside)
+        try:
+            resume = partial(coroutine.send, (yield waiting))
+        except BaseException as error:
+            resume = partial(coroutine.throw, error)
+
+
+async def _awaited(work: Awaitable[ResultT]) -> ResultT:
+    return await work
 
 
 @contextmanager
@@ -109,6 +160,15 @@ def compute_settings() -> Sequence[Setting]:
 def _torch_settings() -> Sequence[Setting]:
     import torch  # noqa: PLC0415
 
+    settings = (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode), *compute_settings()
+    return (*_torch_modes(), *settings)
+
+
+@cache
+def _torch_modes() -> Sequence[Setting]:
+    """Those that code of users sets for a while, most of them of the thread."""
+    import torch  # noqa: PLC0415
+
     def read_autocast() -> Any:
         return [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES]
 
@@ -121,13 +181,25 @@ def _torch_settings() -> Sequence[Setting]:
         context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
         return None if context is None else context.device
 
+    def write_inference_mode(is_on: bool) -> None:
+        guards = _REPLACED.guards = getattr(_REPLACED, "guards", [])
+        if guards:
+            guards.pop().__exit__(None, None, None)
+        if torch.is_inference_mode_enabled() != is_on:
+            guards.append(torch.inference_mode(is_on))
+            guards[-1].__enter__()
+
     return (
+        (torch.is_inference_mode_enabled, write_inference_mode),
         (torch.is_grad_enabled, torch.set_grad_enabled),
         (read_autocast, write_autocast),
         (read_default_device, torch.set_default_device),
-        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-        *compute_settings(),
+        (torch.get_default_dtype, torch.set_default_dtype),
     )
+
+
+_REPLACED = threading.local()
+"""``guards``: of the inference modes that were replaced, which come back when a guard is left: torch has no setter."""
 
 
 def _generators() -> list[Setting]:

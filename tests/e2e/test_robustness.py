@@ -22,8 +22,10 @@ from transformers import BertConfig, Gemma2Config
 from descant import (
     SFT,
     BaseGrader,
+    EvaluationPlacement,
     GraderEvalCallback,
     ModelBuilder,
+    ModelCallback,
     RecipeCallback,
     StringThread,
     Table,
@@ -151,6 +153,32 @@ async def test_graders_that_hang_do_not_hold_up_the_end_of_a_cancelled_run(qwen3
             await task  # would wait for ever if the run log needed a thread of the graders
     release.set()
     assert query(tmp_path, "SELECT kind FROM events ORDER BY id")[-1] == ("run_cancelled",)
+
+
+async def test_calls_that_fill_the_threads_of_the_loop_do_not_hold_up_training(qwen3_dir, tmp_path):
+    """Judges that hang, slow host names: training, evaluations and their end have threads of their own."""
+    release = threading.Event()
+
+    class Hangs(ModelCallback):
+        async def measure(self, model):
+            return await model.logprobs_many(THREADS[:1])
+
+        async def report(self, measurement):
+            waiting = [asyncio.to_thread(release.wait) for _ in range(100)]
+            await asyncio.wait_for(asyncio.gather(*waiting), 0.01)
+
+    try:
+        async with training_model(qwen3_dir) as model:
+            callbacks = [Hangs(model, 1, "hangs"), ValidationLossCallback(THREADS[:2], model, 0.25)]
+            trainer = SFT(
+                dataset=THREADS, model=model, samples_per_batch=3, callbacks=callbacks, callback_mode="background",
+                callback_placement=EvaluationPlacement("thread"), run_dir=tmp_path,
+            )  # fmt: skip
+            result = await asyncio.wait_for(trainer.run(), 60)
+    finally:
+        release.set()
+    assert {failure.callback for failure in result.callback_failures} == {"hangs"}
+    assert series(tmp_path, "validation/loss").keys() == {0, 1, 2, 3, 4}
 
 
 async def test_a_grader_may_run_a_loop_of_its_own(qwen3_dir, tmp_path):

@@ -1,12 +1,17 @@
 """CallbackRunner: policies, requests, timeouts, costs and signals, on a loop that is not descant's own."""
 
 import asyncio
+import ctypes
+import errno
+import io
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +22,7 @@ from support import CountingCallback, addition_threads, query, series, training_
 import descant.runner.watchdog as watchdog_module
 from descant import SFT, CallbackRunner, RecipeCallback, at, callback, every, every_minutes, every_steps
 from descant.callbacks.metric_watch import MetricWatch
-from descant.errors import CallbackError, ConfigurationError
+from descant.errors import CallbackError, ConfigurationError, RunLogError
 from descant.schedule import NEVER
 
 
@@ -319,8 +324,26 @@ async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monk
         r"callback 'act' has blocked the event loop for [\d.]+ s, at \S*test_runner.py:\d+ \(warned.wait\(\)", message
     )
     assert "await asyncio.to_thread(function)" in message
-    details = query(tmp_path, "SELECT details FROM events WHERE kind = 'callback_blocked'")
-    assert "warned.wait()" in details[0][0]
+    events = query(tmp_path, "SELECT message, details FROM events WHERE kind = 'callback_blocked'")
+    assert re.search(r"for [\d.]+ s, at \S*test_runner.py:\d+ \(warned.wait\(\)", events[0][0])
+    assert "warned.wait()" in events[0][1]
+
+
+async def test_a_call_that_waits_is_not_blamed_for_a_thread_that_holds_the_interpreter(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.04)
+    library = ctypes.PyDLL(None)  # whose functions keep the interpreter
+
+    class Waits(CountingCallback):
+        async def callback(self, current_percentage):
+            thread = threading.Thread(target=lambda: [library.usleep(100_000) for _ in range(10)])
+            thread.start()
+            while thread.is_alive():
+                await asyncio.sleep(0.01)
+            return {}
+
+    await drive([Waits(1, at_end=False)], tmp_path, num_steps=1)
+    for (message,) in query(tmp_path, "SELECT message FROM events WHERE kind = 'callback_blocked'"):
+        assert "during callback 'counting': another thread holds the interpreter" in message
 
 
 async def test_tasks_that_a_synchronous_loop_leaves_behind_stand_still_between_calls(tmp_path):
@@ -784,3 +807,72 @@ async def test_by_hand_what_needs_a_run_says_so():
         await needs_the_run.maybe_call(0.0)
     with pytest.raises(ConfigurationError, match=r"maybe_call\(nan\): a number from 0 to 1 is needed"):
         await CountingCallback(0.5).maybe_call(float("nan"))
+
+
+class UsesAPool(CountingCallback):
+    """Has processes of its own at every step, as data loaders do, and forks that end as programs do."""
+
+    async def callback(self, current_percentage):
+        with multiprocessing.get_context("fork").Pool(1) as pool:  # which is ended with SIGTERM
+            assert pool.map(abs, [-1]) == [1]
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        child.start()
+        child.terminate()
+        child.join(60)
+        assert child.exitcode == -signal.SIGTERM
+        if (pid := os.fork()) == 0:
+            handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+            os._exit(0 if handlers == (signal.default_int_handler, signal.SIG_DFL) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        return await super().callback(current_percentage)
+
+
+def test_processes_that_a_callback_forks_end_when_they_are_asked_to(tmp_path):
+    callback = UsesAPool(0.25)
+    runner = CallbackRunner([callback], num_steps=4, run_dir=tmp_path)
+    with runner.synchronous() as waiting:
+        for step in range(1, 5):
+            waiting.after_step(step)
+    assert runner.failures == []
+    assert callback.steps == [0, 1, 2, 3, 4]
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_run_whose_standard_error_cannot_be_written_is_recorded_to_its_end(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", Full())
+        runner = await run([CountingCallback(0.5)], tmp_path)
+    assert runner.failures == []
+    assert query(tmp_path, "SELECT kind FROM events ORDER BY id")[-1] == ("run_completed",)
+    assert series(tmp_path, "counting/calls") == {0: 1, 5: 2, 10: 3}
+
+
+async def test_a_synchronous_runner_that_could_not_be_entered_can_be_closed(tmp_path):
+    """In a ``finally``, say: what is raised is why it could not be."""
+    run_dir = tmp_path / "file"
+    run_dir.write_text("")
+    waiting = CallbackRunner([], num_steps=4, run_dir=run_dir).synchronous()
+    waiting.close()
+    with pytest.raises(RunLogError):
+        waiting.__enter__()
+    waiting.close()
+    waiting.close(ValueError("twice"))
+
+
+def test_a_synchronous_loop_ends_although_a_thread_of_a_callback_hangs(tmp_path):
+    release = threading.Event()
+
+    class Hangs(CountingCallback):
+        async def callback(self, current_percentage):
+            await asyncio.to_thread(release.wait, 240)
+            return {}
+
+    runner = drive_synchronously([Hangs(1, timeout_s=0.01, at_end=False)], tmp_path)
+    was_waited_for = release.is_set() or not any(t.name.startswith("ThreadPool") for t in threading.enumerate())
+    release.set()
+    assert len(runner.failures) == 1
+    assert not was_waited_for

@@ -264,6 +264,38 @@ async def test_a_killed_process(qwen3_dir):
         await buffers.wait_for_room(1)
 
 
+async def test_a_frozen_process(qwen3_dir, monkeypatch):
+    """While it starts, and while it answers, attaches and detaches; and it can be closed."""
+    async with training_model(qwen3_dir) as model, started(model, num_buffers=3) as buffers:
+        place = buffers._evaluator
+        first, second = await buffers.take(0), await buffers.take(1)
+        freeze(place)
+        with pytest.raises(WorkerDied, match=rf"the process {place.pid} .*'policy.*gave no sign of life for"):
+            await first.turn()
+        await first.turn()
+        handle = first.model(model)
+        expected = await seeded(handle)
+        running = asyncio.create_task(handle.logprobs_many(THREADS * 100))
+        await asyncio.to_thread(wait_until_busy, place)
+        freeze(place)
+        second.release()
+        third = await buffers.take(2)
+        assert not buffers.has_room(3)
+        await buffers.wait_for_room(3)
+        with pytest.raises(WorkerDied, match="gave no sign of life"):
+            await running
+        assert await seeded(third.model(model)) == expected
+        monkeypatch.setattr(child_process, "_CLOSE_S", 0.01)
+        freeze(place)
+    assert place._child.process.returncode == -signal.SIGKILL
+
+
+def freeze(place):
+    """Stop its process, and have it be given up soon."""
+    place._child._max_silence_s = 1.0
+    os.kill(place.pid, signal.SIGSTOP)
+
+
 async def test_a_job_that_is_cancelled_stops_and_one_that_hangs_is_killed(qwen3_dir, monkeypatch):
     async with training_model(qwen3_dir) as model, started(model) as buffers:
         lease = await buffers.take(0)
@@ -350,7 +382,8 @@ async def test_nothing_stays_behind(qwen3_dir):
         assert num_threads() <= threads
 
 
-async def test_a_process_ends_with_the_one_that_started_it(qwen3_dir, tmp_path):
+@pytest.mark.parametrize("is_frozen", [False, True])
+async def test_a_process_ends_with_the_one_that_started_it(qwen3_dir, is_frozen):
     script = """
 import asyncio, os, signal, sys
 from descant import EvaluationPlacement, ModelBuilder
@@ -362,11 +395,14 @@ async def main():
     await buffers.start()
     await (await buffers.take(0)).turn()
     print(buffers._evaluator.pid, flush=True)
+    if sys.argv[2] == "True":
+        os.kill(buffers._evaluator.pid, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script, qwen3_dir], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", script, qwen3_dir, str(is_frozen)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
     await asyncio.to_thread(wait_until_gone, pid)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import BareLoop, CountingCallback, LengthGrader, addition_threads, training_model, weights_of
+from support import BareLoop, CountingCallback, LengthGrader, addition_threads, query, training_model, weights_of
 from trackers import TensorBoardPlace, TrackioPlace, WandbPlace, need
 
 from descant import (
@@ -20,6 +20,7 @@ from descant import (
     CallbackRunner,
     GenerateSamplesCallback,
     GraderEvalCallback,
+    ModelCallback,
     RecipeCallback,
     ValidationLossCallback,
 )
@@ -249,6 +250,87 @@ async def test_switches_of_torch_are_where_they_were(gpt2_dir, tmp_path):
     assert runner.failures == []
     assert switches() == before
     await loop.model.dealloc()
+
+
+class Modes(ModelCallback):
+    """Holds modes of torch over awaits, in the task of its call or in one that it starts."""
+
+    def __init__(self, model, in_a_task):
+        super().__init__(model, 0.25, "modes", mode="overlap")
+        self.in_a_task = in_a_task
+
+    async def measure(self, model):
+        return await model.logprobs_many(addition_threads(1))
+
+    async def report(self, measurement):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            torch.set_default_dtype(torch.float64)
+            await (asyncio.create_task(self.wait()) if self.in_a_task else self.wait())
+            found = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        return {"found": str(found)}
+
+    async def wait(self):
+        with torch.inference_mode(), torch.no_grad():
+            total = torch.zeros(2)
+            for _ in range(60):  # more turns than there are after a step
+                await asyncio.sleep(0)
+                if not self.in_a_task:
+                    total += 1  # which only inference mode allows
+
+
+@pytest.mark.parametrize("in_a_task", [False, True])
+async def test_modes_of_torch_that_a_report_holds_over_an_await(gpt2_dir, tmp_path, in_a_task):
+    weights = []
+    for name in ("alone", "watched"):
+        loop = BareLoop(gpt2_dir)
+        callbacks = [Modes(loop.model, in_a_task)] if name == "watched" else []
+        runner = await loop.run(8, callbacks, tmp_path / name)
+        assert runner.failures == []
+        weights.append(loop.weights())
+        await loop.model.dealloc()
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    rows = query(tmp_path / "watched", "SELECT step, text FROM metrics WHERE key = 'modes/found' ORDER BY step")
+    assert rows == [(step, "(True, True, torch.float64)") for step in (0, 2, 4, 6, 8)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Changes(RecipeCallback):
+    """Leaves defaults of torch changed while it waits, and the generators drawn from."""
+
+    async def callback(self, current_percentage):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        random.seed(1)
+        torch.manual_seed(1)
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        return {}
+
+
+async def test_two_trainers_at_once_leave_what_they_found(gpt2_dir, tmp_path):
+    """Their callbacks overlap without being nested."""
+
+    def found():
+        flash = torch.backends.cuda.flash_sdp_enabled()
+        return torch.get_default_dtype(), torch.is_grad_enabled(), flash, torch.random.initial_seed(), random.random()
+
+    async with training_model(gpt2_dir) as one, training_model(gpt2_dir) as other:
+        trainers = [
+            SFT(
+                dataset=addition_threads(12 + number), model=model, samples_per_batch=2,
+                callbacks=[Changes(0.25 + number / 50, "changes")], run_dir=tmp_path / str(number),
+            )
+            for number, model in enumerate((one, other))
+        ]  # fmt: skip
+        random.seed(7)
+        before = found()
+        random.seed(7)
+        results = await asyncio.gather(*(trainer.run() for trainer in trainers))
+        assert found() == before
+    assert [result.callback_failures for result in results] == [[], []]
 
 
 PRECISIONS = """

@@ -419,8 +419,8 @@ async def test_a_budget_puts_off_all_but_the_first_and_the_last(qwen3_dir, tmp_p
 class Gated(ModelCallback):
     """Is measured when somebody opens its gate."""
 
-    def __init__(self, model, **options):
-        super().__init__(model, 0.125, "gated", mode="background", **options)
+    def __init__(self, model, mode="background", **options):
+        super().__init__(model, 0.125, "gated", mode=mode, **options)
         self.is_open = asyncio.Event()
 
     async def measure(self, model):
@@ -477,28 +477,49 @@ class Open(Gated):
     """The same in the loop, with nothing to wait for."""
 
     def __init__(self, model):
-        super().__init__(model)
-        self.mode = "inline"
+        super().__init__(model, mode="inline")
         self.is_open.set()
 
 
-async def test_a_worker_that_is_killed_is_a_failure_of_that_step_only(gpt2_dir, tmp_path):
-    class Killed(Gated):
-        async def measure(self, model):
-            self.is_open.set()
-            if self.run.step == 3:
-                os.kill(model._worker.pid, signal.SIGKILL)
-            return await super().measure(model)
+class Samples(Gated):
+    """Samples, and then scores; its process is killed in between at these steps, at the last of them twice."""
 
-    result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Killed(model)])
-    _, without = await train(gpt2_dir, tmp_path / "without", lambda model: [Open(model)])
+    def __init__(self, model, *steps, **options):
+        super().__init__(model, **options)
+        self.steps = [*steps, *steps[-1:]]
+        self.is_open.set()
+
+    async def measure(self, model):
+        sampled = await model.temperature(1.0).max_gen_len(5).generate_many(VALIDATION[:1])
+        scoring = asyncio.ensure_future(super().measure(model))
+        if self.run.step in self.steps:
+            self.steps.remove(self.run.step)
+            os.kill(model._worker.pid, signal.SIGSTOP)  # so that it does not answer before
+            while not (model._worker._child._pending or scoring.done()):
+                await asyncio.sleep(0.001)
+            os.kill(model._worker.pid, signal.SIGKILL)
+        return sampled[0].last_content(), *await scoring
+
+    async def report(self, measurement):
+        return {"sampled": measurement[0], "logprob": measurement[1]}
+
+
+async def test_an_evaluation_whose_process_dies_is_made_once_more(gpt2_dir, tmp_path):
+    """Only if that dies, too, it is a failure: of that step alone."""
+
+    def found(name):
+        sql = "SELECT step, key, number, text FROM metrics WHERE key LIKE 'gated/%' ORDER BY step, key"
+        return query(tmp_path / name, sql)
+
+    result, weights = await train(gpt2_dir, tmp_path / "run", lambda model: [Samples(model, 3, 8)])
+    _, without = await train(gpt2_dir, tmp_path / "without", lambda model: [Samples(model, mode="inline")])
     assert_same_weights(weights, without)
-    assert [failure.step for failure in result.callback_failures] == [3]
-    assert "was killed by SIGKILL (out of memory, perhaps); the next evaluation starts another" in (
-        result.callback_failures[0].message
-    )
-    expected = series(tmp_path / "without", "gated/logprob")
-    assert series(tmp_path / "run", "gated/logprob") == {s: v for s, v in expected.items() if s != 3}
+    assert [failure.step for failure in result.callback_failures] == [8]
+    assert "was killed by SIGKILL (out of memory, perhaps)" in result.callback_failures[0].message
+    assert found("run") == [row for row in found("without") if row[0] < 8]
+    repeated = query(tmp_path / "run", "SELECT step, message FROM events WHERE kind = 'callback_repeated'")
+    assert [step for step, _ in repeated] == [3, 8]
+    assert repeated[0][1].startswith("gated (step 3) is made once more, with the same copy of the weights: the process")
 
 
 async def test_tokens_are_counted(qwen3_dir, tmp_path):

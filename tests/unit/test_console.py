@@ -5,7 +5,6 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
-import descant.runner.console as console_module
 from descant import MetricSpec, Table
 from descant.runner.callback_runner import TRAINING_SPECS
 from descant.runner.console import Console
@@ -19,7 +18,7 @@ def shown(monkeypatch):
     def show(is_terminal, act, num_steps=40):
         output = io.StringIO()
         monkeypatch.setattr(
-            "descant.runner.console._Terminal",
+            "descant.runner.console.RichConsole",
             lambda **options: RichConsole(file=output, force_terminal=is_terminal, width=120, color_system=None),
         )
         console = Console(num_steps)
@@ -108,15 +107,30 @@ def test_text_of_a_model_is_shown_and_not_obeyed(shown, is_terminal):
     assert "[red]markup[/red]" in output
 
 
-def test_a_console_that_nobody_reads_falls_silent(monkeypatch):
-    """As in ``... 2>&1 | head``: the run goes on without it."""
-
+def broken_pipe():
     class Closed(io.StringIO):
         def write(self, text):
             raise BrokenPipeError
 
-    terminal = console_module._Terminal
-    monkeypatch.setattr(console_module, "_Terminal", lambda **options: terminal(file=Closed(), force_terminal=False))
+    return Closed()
+
+
+def closed_file():
+    file = io.StringIO()
+    file.close()
+    return file
+
+
+def full_disk():
+    return open("/dev/full", "w")
+
+
+@pytest.mark.parametrize("standard_error", [broken_pipe, closed_file, full_disk, lambda: None])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_console_that_cannot_be_written_falls_silent(monkeypatch, standard_error, is_terminal):
+    """As in ``... 2>&1 | head``, or with a full disk: the run goes on without it."""
+    monkeypatch.setattr("sys.stderr", standard_error())
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if is_terminal else "0")
     console = Console(10)
     console.start("SFT", [Plan("validation", "every 10 %", 40, [0, 10])])
     console.show_evaluation(0, "validation", {"validation/loss": 1.0})

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 import weakref
 
@@ -209,3 +210,15 @@ def test_sampling_seeds_are_those_of_requester_thread_and_occurrence():
     assert len(set(seeds)) == 3
     assert [again.next_sampling_seed(thread) for thread in (second, first, first)] == [seeds[2], seeds[0], seeds[1]]
     assert other.next_sampling_seed(first) not in seeds
+
+
+async def test_a_forked_process_is_told_that_it_has_no_model(worker):
+    await worker.run(Call(lambda _: None))
+    if (pid := os.fork()) == 0:
+        try:
+            worker.submit(Call(lambda _: None))
+        except DescantError as error:
+            os._exit(0 if "'test' was loaded by a process that this one was forked from" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    await worker.run(Call(lambda _: None))

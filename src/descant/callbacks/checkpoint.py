@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
@@ -18,6 +17,7 @@ from descant.engine.model_files import check_is_model
 from descant.errors import ConfigurationError, SaveError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
+from descant.models.off_loop import off_loop
 from descant.schedule import Frequency
 
 
@@ -136,7 +136,7 @@ class CheckpointCallback(RecipeCallback):
         for outdated in self._outdated():
             self.kept.remove(outdated)
             try:
-                await asyncio.to_thread(_delete, outdated.path)
+                await off_loop(_delete, outdated.path)
             except SaveError as error:
                 self.warn(str(error))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum
@@ -16,6 +15,7 @@ from descant.callbacks.model_callback import ModelCallback, ModelOptions
 from descant.errors import DatasetError, RenderError, RequestError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel, ItemFailure
+from descant.models.off_loop import off_loop
 from descant.schedule import Frequency
 from descant.stats import standard_error
 from descant.table import Table
@@ -117,7 +117,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
         rendered = self._rendered or await self._render(model)
         tokenized = [thread for thread in rendered if isinstance(thread, TokenizedThread)]
         logprobs = await model.logprobs_per_token_many(tokenized, return_exceptions=True)
-        return await asyncio.to_thread(self._losses, rendered, logprobs)
+        return await off_loop(self._losses, rendered, logprobs)
 
     def _losses(
         self,
@@ -139,7 +139,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
 
     async def report(self, measurement: list[ThreadLoss | ItemFailure]) -> dict[str, Any]:
         """The averages."""
-        return await asyncio.to_thread(self._summarize, measurement)
+        return await off_loop(self._summarize, measurement)
 
     def _summarize(self, measurement: Sequence[ThreadLoss | ItemFailure]) -> dict[str, Any]:
         of_prompt = [(example.prompt_id, loss) for example, loss in zip(self.examples, measurement, strict=True)]

@@ -17,6 +17,7 @@ from descant.engine import jobs
 from descant.errors import ConfigurationError, DescantError, ObserverError, RenderError, RequestError
 from descant.models.chat_template import Renderer
 from descant.models.collector import Collector
+from descant.models.off_loop import off_loop
 from descant.models.requester import Requester, current_requester
 from descant.models.workers.engine_worker import EngineWorker
 from descant.threads.thread import StringThread
@@ -258,7 +259,7 @@ class InferenceModel:
                 raise ObserverError(
                     f"dealloc was called from {requester.name}, and {self.name!r} is trained: free it after the run"
                 )
-            await asyncio.to_thread(self._worker.close)
+            await off_loop(self._worker.close)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.weights} weights, {self.sampling})"
@@ -301,7 +302,7 @@ class InferenceModel:
                     for (prompt, _), result in zip(prompts, results, strict=True)
                 ]
 
-            return await asyncio.to_thread(append)
+            return await off_loop(append)
 
         return await render_each(seeded, render, decode)
 
@@ -309,7 +310,7 @@ class InferenceModel:
         def weighted() -> tuple[jobs.WeightedSequence, ...]:
             return tuple(jobs.WeightedSequence(thread.token_ids, tuple(thread.token_weights())) for thread in threads)
 
-        sequences = await asyncio.to_thread(weighted)
+        sequences = await off_loop(weighted)
         logprobs = await self._worker.run(jobs.Logprobs(sequences, self.weights))
         (current_requester() or self._default_requester).num_tokens += sum(len(thread.token_ids) for thread in threads)
         return logprobs
@@ -335,7 +336,7 @@ async def render_each(
         except RenderError as error:
             return error
 
-    rendered = await asyncio.to_thread(lambda: [attempt(item) for item in items])
+    rendered = await off_loop(lambda: [attempt(item) for item in items])
     results = iter(await list_call([item for item in rendered if not isinstance(item, RenderError)]))
     return [item if isinstance(item, RenderError) else next(results) for item in rendered]
 

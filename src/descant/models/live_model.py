@@ -65,7 +65,6 @@ def live_model(
         )
     if adapted is None and hasattr(causal_lm, "peft_config") and not causal_lm._hf_peft_config_loaded:
         raise ConfigurationError("module is the inside of a PeftModel and could not be saved: give the PeftModel")
-        )
     renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
 

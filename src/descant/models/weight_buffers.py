@@ -15,6 +15,7 @@ from descant.engine.weight_files import close_weight_file, create_weight_file
 from descant.errors import DescantError, WorkerDied
 from descant.models.evaluation_placement import EvaluationPlacement, start_evaluation_worker
 from descant.models.inference import InferenceModel
+from descant.models.off_loop import off_loop
 from descant.models.workers.engine_worker import EngineWorker
 
 
@@ -109,7 +110,7 @@ class WeightBuffers:
         """End the worker, whose jobs are cancelled, and free the memory."""
         try:
             if self._evaluator is not None:
-                await asyncio.to_thread(self._evaluator.close)
+                await off_loop(self._evaluator.close)
         finally:
             buffers, self._buffers = self._buffers, []
             for buffer in buffers:
@@ -170,8 +171,9 @@ class Lease:
 
     async def turn(self) -> None:
         """Wait until the worker is ready and has measured earlier evaluations; raises why it cannot evaluate."""
-        await self._buffers._turn.acquire()
-        self._has_turn = True
+        if not self._has_turn:
+            await self._buffers._turn.acquire()
+            self._has_turn = True
         await self._buffers._worker().ready()
         with suppress(WorkerDied):  # its successor has attached them
             await asyncio.shield(asyncio.wrap_future(self._buffer.attached))

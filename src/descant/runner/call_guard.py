@@ -9,7 +9,7 @@ from typing import Any
 
 from descant.errors import CallbackError
 from descant.models.requester import Requester, requester_scope
-from descant.process_state import preserved_process_state
+from descant.process_state import preserved_process_state, with_own_modes
 from descant.runner.watchdog import Watchdog
 
 _NUM_TURNS = 50  # of the event loop, for what takes a few of them after its time is up
@@ -94,6 +94,6 @@ class CallGuard:
 async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
     """What ``work`` returns, or what it raises to end the program: a task that raised it would tear down the loop."""
     try:
-        return await work(), None
+        return await with_own_modes(work()), None
     except (KeyboardInterrupt, SystemExit) as leaving:
         return None, leaving

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
@@ -16,6 +15,7 @@ from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
 from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.off_loop import off_loop
 from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked
@@ -408,7 +408,7 @@ class CallbackRunner(RunOptions):
             **({"models": models} if models else {}),
             "callbacks": [callback.settings() for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],
-            "environment": await asyncio.to_thread(describe_environment),
+            "environment": await off_loop(describe_environment),
         }
 
     def _check_step(self, step: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback, shown
-from descant.errors import CallbackError, DescantError
+from descant.errors import CallbackError, DescantError, WorkerDied
 from descant.metrics import Metric, as_metric
+from descant.models.off_loop import off_loop
 from descant.models.requester import Requester
 from descant.runner.call import Call
 from descant.runner.call_guard import CallGuard
@@ -69,32 +69,63 @@ class Calls:
         self.recorder, self.costs = recorder, costs
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
-    async def make(self, call: Call, work: Callable[[], Awaitable[Any]], timeout_s: float | None = None) -> Any:
+    async def make(
+        self,
+        call: Call,
+        work: Callable[[], Awaitable[Any]],
+        timeout_s: float | None = None,
+        turn: Callable[[], Awaitable[Any]] | None = None,
+    ) -> Any:
         """The result of ``work``, or ``FAILED`` once its exception has been recorded.
+
+        If the process that evaluates dies, another one has the same copy of the weights, and the call is made once
+        more, with the same random numbers.
 
         Args:
             call: on whose behalf.
             work: the user's coroutine.
             timeout_s: how long it may take; by default what the callback says.
+            turn: is waited for before, in which no time is counted.
 
         Raises:
             CallbackError: it has failed, and ``strict`` or its ``on_error="raise"`` is on.
         """
-        callback, detached = call.callback, call.is_detached
-        name = f"callback {callback.name!r}"
-        seed = derive_seed(self._state.seed, callback.name)
-        requester = Requester(name, seed, observer=True, detached=detached, num_completions=call.num_completions)
+        name, num_completions = call.callback.name, call.num_completions.copy()
         try:
-            with shown(callback, call.run):
-                return await self.guard.run(work, requester, timeout_s or callback.timeout_s, is_detached=detached)
+            try:
+                return await self._attempt(call, work, timeout_s, turn)
+            except WorkerDied as died:
+                message = f"{call} is made once more, with the same copy of the weights: {died}"
+                await self.recorder.record_event(call.run.step, "callback_repeated", name, message)
+                call.num_completions = num_completions
+                return await self._attempt(call, work, timeout_s, turn)
         except Exception as error:
             return await self.fail(call, error)
         finally:
-            call.num_tokens += requester.num_tokens
-            if not detached and (report := self.guard.watchdog.take_report()):
-                message = f"{callback.name}: it has blocked the event loop"
-                await self.recorder.record_note(call.run.step, "callback_blocked", callback.name, message, report)
+            if not call.is_detached and (report := self.guard.watchdog.take_report()):
+                message, _, stack = report.partition("\n")
+                await self.recorder.record_note(call.run.step, "callback_blocked", name, message, stack)
             await self.record_warnings()
+
+    async def _attempt(
+        self,
+        call: Call,
+        work: Callable[[], Awaitable[Any]],
+        timeout_s: float | None,
+        turn: Callable[[], Awaitable[Any]] | None,
+    ) -> Any:
+        callback, detached = call.callback, call.is_detached
+        seed = derive_seed(self._state.seed, callback.name)
+        requester = Requester(
+            f"callback {callback.name!r}", seed, observer=True, detached=detached, num_completions=call.num_completions
+        )
+        try:
+            if turn is not None:
+                await turn()
+            with shown(callback, call.run):
+                return await self.guard.run(work, requester, timeout_s or callback.timeout_s, is_detached=detached)
+        finally:
+            call.num_tokens += requester.num_tokens
 
     async def make_waiting(self, call: Call, work: Callable[[], Awaitable[Any]]) -> Any:
         """``make``, while training waits."""
@@ -175,7 +206,7 @@ class Calls:
         accepted: dict[str, Metric] = {}
         for key, value in call.callback.with_prefix(returned).items():
             try:
-                metric = await asyncio.to_thread(as_metric, value) if isinstance(value, Table) else as_metric(value)
+                metric = await off_loop(as_metric, value) if isinstance(value, Table) else as_metric(value)
                 accepted[self._keys.claim(name, key)] = metric
             except Exception as error:  # of a value of the user's, when it is looked at
                 error.add_note(f"in what callback {name!r} returned under the key {key!a}")

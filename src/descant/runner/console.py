@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
+from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -33,13 +34,32 @@ _BAR_WIDTH = 76
 _REFRESH_S = 0.1  # as often as the bar is drawn
 
 
-class _Terminal(RichConsole):
-    """A console that falls silent once its output is closed (``... | head``): the run continues."""
+class _StandardError:
+    """Standard error, which falls silent once it cannot be written (closed, a full disk): the run continues."""
 
-    def on_broken_pipe(self) -> None:
-        """Print nothing from here on."""
-        self.quiet = True
-        self.file = io.StringIO()
+    _is_broken = False
+
+    def write(self, text: str) -> int:
+        """Write, if that works."""
+        self._attempt("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that works."""
+        self._attempt("flush")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._present(), name)
+
+    def _present(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # beneath what a progress bar puts in its place
+
+    def _attempt(self, method: str, *arguments: str) -> None:
+        if not self._is_broken:
+            try:
+                getattr(self._present(), method)(*arguments)
+            except (OSError, ValueError, AttributeError) as error:
+                self._is_broken = not isinstance(error, UnicodeError)
 
 
 class Console:
@@ -50,7 +70,7 @@ class Console:
     """
 
     def __init__(self, num_steps: int) -> None:
-        self._rich = _Terminal(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(file=cast("IO[str]", _StandardError()), highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._specs: Mapping[str, Sequence[MetricSpec]] = {}
         self._latest: dict[str, str] = {}  # for the bar: the first number of each callback

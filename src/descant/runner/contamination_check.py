@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
 from descant.callbacks.base import RecipeCallback
 from descant.data.contamination import Contamination, find_contamination
 from descant.errors import DatasetError
+from descant.models.off_loop import off_loop
 from descant.threads.thread import StringThread
 
 Policy = Literal["warn", "error", "ignore"]
@@ -37,7 +37,7 @@ async def check_contamination(
     if not sets:
         return []
     validation_sets = {", ".join(names[prompts]): threads for prompts, threads in sets.items()}
-    found = await asyncio.to_thread(find_contamination, training_set, validation_sets)
+    found = await off_loop(find_contamination, training_set, validation_sets)
     if found and policy == "error":
         problems = [(f"callback {contamination.name}", contamination.describe()) for contamination in found]
         raise DatasetError(

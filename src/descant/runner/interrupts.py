@@ -45,6 +45,7 @@ class _OpenRuns:
     def __init__(self) -> None:
         self._of_thread: dict[Interrupts, bool] = {}  # whether the run was entered in the main thread
         self._previous: dict[signal.Signals, Any] = {}
+        self._forking = threading.local()
 
     def open(self, run: Interrupts) -> None:
         self._of_thread[run] = _is_main_thread()
@@ -78,8 +79,24 @@ class _OpenRuns:
             "at once"
         )
 
+    def before_fork(self) -> None:
+        """Hold signals back: one that arrives while the child still has the handlers of this process would be lost."""
+        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._previous)
+
+    def after_fork(self) -> None:
+        """Let them through."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
+
+    def forget(self) -> None:
+        """In a forked child, which no run is in, signals do what they did before there was one."""
+        self._of_thread = {}
+        self._restore()
+        self.after_fork()
+
 
 _RUNS = _OpenRuns()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_RUNS.before_fork, after_in_parent=_RUNS.after_fork, after_in_child=_RUNS.forget)
 
 
 def _is_main_thread() -> bool:

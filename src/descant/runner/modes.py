@@ -47,10 +47,16 @@ class Mode(ABC):
             await asyncio.wait({previous})
         await self._calls.complete(call, returned)
 
-    async def _make_detached(self, call: Call, work: Work) -> Any:
-        began_at = time.perf_counter()
-        returned = await self._calls.make(call, work)
-        call.seconds["busy_s"] = time.perf_counter() - began_at
+    async def _make_detached(self, call: Call, work: Work, turn: Work | None = None) -> Any:
+        began_at: list[float] = []
+
+        async def begin() -> None:
+            if turn is not None:
+                await turn()
+            began_at.append(time.perf_counter())
+
+        returned = await self._calls.make(call, work, turn=begin)
+        call.seconds["busy_s"] = time.perf_counter() - began_at[0] if began_at else 0.0
         return returned
 
 
@@ -122,15 +128,9 @@ class Background(Mode):
         self._measuring.pop(call, None)
         lease.release()
 
-    async def _make_detached(self, call: Call, work: Work) -> Any:
+    async def _make_detached(self, call: Call, work: Work, turn: Work | None = None) -> Any:
         lease = self._measuring[call]
-        try:
-            await lease.turn()
-        except Exception as error:
-            call.seconds["busy_s"] = 0.0
-            returned = await self._calls.fail(call, error)
-        else:
-            returned = await super()._make_detached(call, work)
+        returned = await super()._make_detached(call, work, turn or lease.turn)
         if returned is FAILED:
             lease.release()
         self._measuring.pop(call, None)

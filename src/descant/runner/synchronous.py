@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from contextvars import Context, copy_context
 from queue import SimpleQueue
@@ -32,6 +32,7 @@ class SynchronousRunner:
     def __init__(self, runner: CallbackRunner) -> None:
         self.runner = runner
         self._loop = _LoopThread()
+        self._stack = ExitStack()  # nothing to leave if it was not entered
 
     @property
     def should_stop(self) -> bool:
@@ -69,7 +70,7 @@ class SynchronousRunner:
         with self._stack:
             if self._loop.is_stuck:
                 self.runner.kill()
-            else:
+            elif self._loop.is_open:
                 self._loop.run(self.runner.close(error))
 
     def __exit__(
@@ -87,13 +88,14 @@ class _LoopThread:
         self._work: SimpleQueue[Callable[[asyncio.Runner], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="descant-callbacks", daemon=True)
         self._context = copy_context()
-        self._is_open = False
+        self.is_open = False
+        """Whether it was started and not closed yet."""
         self.is_stuck = False
         """Whether it was interrupted and did not end: something blocks it for good."""
 
     def start(self) -> None:
         self._thread.start()
-        self._is_open = True
+        self.is_open = True
 
     def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Its result. What interrupts the wait (Ctrl-C) cancels it, and is raised when it has ended.
@@ -101,9 +103,9 @@ class _LoopThread:
         Raises:
             ConfigurationError: outside of the ``with`` block, or from a callback.
         """
-        if not self._is_open or threading.current_thread() is self._thread:
+        if not self.is_open or threading.current_thread() is self._thread:
             coroutine.close()
-            where = "from a callback" if self._is_open else "outside of its `with` block"
+            where = "from a callback" if self.is_open else "outside of its `with` block"
             raise ConfigurationError(f"the runner was called {where}")
         call = _Call(coroutine)
         try:
@@ -116,15 +118,23 @@ class _LoopThread:
             raise
 
     def close(self) -> None:
-        self._is_open = False
+        self.is_open = False
         self._work.put(None)
         if not self.is_stuck:
             self._thread.join()
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:
+            runner.get_loop().set_default_executor(_Threads())
             while (work := self._work.get()) is not None:
                 work(runner)
+
+
+class _Threads(ThreadPoolExecutor):
+    """For ``asyncio.to_thread`` in callbacks; the end of the run does not wait for calls that hang there."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class _Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import sys
 import sysconfig
 import threading
@@ -53,7 +54,7 @@ class Watchdog:
             watcher.join()
 
     def take_report(self) -> str | None:
-        """The stack of the loop when it was blocked in the latest call, if it was."""
+        """What was seen in the latest call, if it was something: a line to read, and the stack of the loop."""
         report, self._report = self._report, None
         return report
 
@@ -63,11 +64,17 @@ class Watchdog:
             if self._report is None and blocked_s > self._limit_s:
                 frame = sys._current_frames().get(loop_thread)
                 stack = traceback.extract_stack(frame)
-                self._report = "".join(traceback.format_list(stack))
-                self._warn(
+                message = (
                     f"{name} has blocked the event loop for {blocked_s:.1f} s{_place(stack)}: other callbacks, "
                     "graders and clients wait for it; use `await asyncio.to_thread(function)` for synchronous work"
                 )
+                if stack[-1].filename == selectors.__file__:  # it waits for its turn to run Python
+                    message = (
+                        f"the event loop has stood still for {blocked_s:.1f} s during {name}: another thread holds the "
+                        "interpreter, in compiled code that does not release it"
+                    )
+                self._report = "\n".join([message, *traceback.format_list(stack)])
+                self._warn(message)
 
 
 def _place(stack: traceback.StackSummary) -> str:

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -21,7 +22,8 @@ from descant.engine.weight_files import inherit_weight_files
 from descant.errors import DescantError
 from descant.models.requester import PendingJob
 
-_POLL_S = 1.0
+BEAT_S = 1.0
+"""Between two signs of life."""
 _NICENESS = 10  # training has the cores that both want
 
 
@@ -32,6 +34,7 @@ def main() -> None:
     os.nice(_NICENESS)
     connection = Connection(int(sys.argv[1]))
     send = partial(_send, connection, threading.Lock())
+    threading.Thread(target=_beat, args=(send, os.getppid()), daemon=True).start()
     try:
         sys.path[:], files = pickle.loads(connection.recv_bytes())
         inherit_weight_files(files)
@@ -51,14 +54,18 @@ def main() -> None:
     _serve(connection, send, worker.submit)
 
 
+def _beat(send: Callable[..., None], parent: int) -> None:
+    """Say that this process runs, whatever it computes."""
+    while os.getppid() == parent:  # else it has ended, and a fork of it has the other end of the pipe
+        send("alive", None, None)
+        time.sleep(BEAT_S)
+    os._exit(0)
+
+
 def _serve(connection: Connection[Any, Any], send: Callable[..., None], submit: Callable[[Any], PendingJob]) -> None:
     pending: dict[int, PendingJob] = {}
-    parent = os.getppid()
     while True:
         try:
-            while not connection.poll(_POLL_S):
-                if os.getppid() != parent:  # it has ended, and a fork of it has the other end of the pipe
-                    os._exit(0)
             kind, number, job = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)  # at once: no job has a caller any more

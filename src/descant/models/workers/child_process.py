@@ -32,8 +32,10 @@ from descant.models.workers.engine_worker import EngineWorker
 
 ACKNOWLEDGE_S = 10.0
 """How long a cancelled job may take to stop before its process is killed."""
+SILENCE_S = 120.0
+"""How long a process may give no sign of life before it is killed: importing torch from a slow disk is silent too."""
 _CLOSE_S = 5.0
-_POLL_S = 0.5  # between two looks at whether cancelled jobs have stopped
+_POLL_S = 0.5  # between two looks at whether the process is alive and cancelled jobs have stopped
 
 
 @dataclass(eq=False)
@@ -55,8 +57,9 @@ class _Ticket:
 class ChildProcess(EngineWorker):
     """Runs the jobs of one engine in a process that is started with ``python -m``; weights come through shared files.
 
-    If the process dies, its jobs fail with ``WorkerDied``, and the next job starts another one, with the weights that
-    are attached. It ends with ``close``, when the last handle is garbage, or when this process ends, in any way.
+    If the process dies, or gives no sign of life for ``SILENCE_S`` and is killed, its jobs fail with ``WorkerDied``,
+    and the next job starts another one, with the weights that are attached. It ends with ``close``, when the last
+    handle is garbage, or when this process ends, in any way.
 
     Raises:
         ConfigurationError: a platform without such processes, or an ``EngineSpec`` that cannot be pickled.
@@ -139,6 +142,7 @@ class _Child:
         self._pending: dict[int, _Ticket] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self._max_silence_s = SILENCE_S
         self._failure: BaseException | None = None
         python_path = [str(Path(descant.__file__).parent.parent), os.environ.get("PYTHONPATH")]
         ours, its = socket.socketpair()
@@ -202,17 +206,20 @@ class _Child:
             pipe.shutdown(socket.SHUT_WR)  # which ends the process
 
     def _read(self) -> None:
+        problem, silent_s = None, 0.0  # in looks, and not by the clock: this process may have been stopped, too
         try:
-            while True:
+            while problem is None:
                 if self._connection.poll(_POLL_S):
                     self._take(*pickle.loads(self._connection.recv_bytes()))
-                elif any(time.monotonic() > ticket.deadline for ticket in list(self._pending.values())):
-                    self._failure = WorkerDied(
-                        f"the process {self.process.pid} that evaluates {self._name!r} did not stop its job within "
-                        f"{ACKNOWLEDGE_S:g} s of being asked to, and was killed; the next evaluation starts another"
-                    )
-                    self.process.kill()
-                    break
+                    silent_s = 0.0
+                else:
+                    silent_s += _POLL_S
+                    problem = self._problem(silent_s)
+            self._failure = WorkerDied(
+                f"the process {self.process.pid} that evaluates {self._name!r} {problem}, and was killed; the next "
+                "evaluation starts another"
+            )
+            self.process.kill()
         except (EOFError, OSError):
             pass
         except Exception as error:  # an answer that cannot be read: its caller must not wait forever
@@ -229,12 +236,20 @@ class _Child:
             ticket.future.set_exception(end)
         self._connection.close()
 
+    def _problem(self, silent_s: float) -> str | None:
+        """Why the process has to be killed, if it has."""
+        if silent_s > self._max_silence_s:
+            return f"gave no sign of life for {silent_s:g} s (it was stopped, perhaps)"
+        if any(time.monotonic() > ticket.deadline for ticket in list(self._pending.values())):
+            return f"did not stop its job within {ACKNOWLEDGE_S:g} s of being asked to"
+        return None
+
     def _take(self, kind: str, number: Any, value: Any) -> None:
         if kind == "failed":
             self._failure = value
         elif kind == "ready":
             self.ready.set_result(None)
-        else:
+        elif kind != "alive":
             with self._lock:
                 future = self._pending.pop(number).future
             (future.set_result if kind == "done" else future.set_exception)(value)

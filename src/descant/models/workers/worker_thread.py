@@ -108,6 +108,11 @@ class _WorkLoop:
                 raise DescantError(
                     f"model {self._name!r} was closed" if failure is None else f"model {self._name!r}: {failure}"
                 ) from failure
+            if not self._thread.is_alive():
+                raise DescantError(
+                    f"model {self._name!r} was loaded by a process that this one was forked from, and only there is a "
+                    "thread that runs it; load it here, or ask it there"
+                )
             self._queue.put(ticket)
         return ticket
 
