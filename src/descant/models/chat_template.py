@@ -233,7 +233,7 @@ class Renderer:
                 f"turn {located.turn} ({role}) of {place(thread)} contains {ending!r}, at which the model stops: "
                 "nothing after it could be generated; take it out, the chat template writes the ends of turns"
             )
-        if is_weighted and end == content_end and located.turn == len(thread) - 1 and self.end_of_turn_id is not None:
+        if is_weighted and end == content_end and self.end_of_turn_id is not None:
             self.template.say_once(
                 "end",
                 f"the tokenizer finds no end-of-turn token behind turn {located.turn} of {place(thread)}, so a model "

@@ -35,10 +35,7 @@ class EndTokens:
         end_of_turn_id = _after_content(template, answered)
         end_of_call_id = _after_call(template, asked.assistant("", [ToolCall("f", {"x": SENTINEL.format(0)})]))
         stop_ids = _known(end_of_turn_id, end_of_call_id, tokenizer.eos_token_id)
-        before_user_id = _after_content(template, answered.user("b"))
-        # What begins the next turn depends on whose turn that is, and is no end of this one.
-        if before_user_id not in stop_ids and before_user_id != _after_content(template, answered.assistant("b")):
-            before_user_id = None
+        before_others_id = _before_others(template, answered)
 
         def texts(*token_ids: int | None) -> tuple[str, ...]:
             return tuple(tokenizer.added_tokens_decoder[token_id].content for token_id in sorted(_known(*token_ids)))
@@ -46,8 +43,8 @@ class EndTokens:
         return cls(
             end_of_turn_id,
             stop_ids,
-            stop_ids | _known(before_user_id),
-            texts(end_of_turn_id, before_user_id),
+            stop_ids | _known(before_others_id),
+            texts(end_of_turn_id, before_others_id),
             texts(end_of_call_id),
         )
 
@@ -56,24 +53,44 @@ def _known(*token_ids: int | None) -> frozenset[int]:
     return frozenset(token_id for token_id in token_ids if token_id is not None)
 
 
-def _tokens_after(template: Template, probe: StringThread) -> list[int]:
-    """The tokens that the template writes after the probe's sentinel."""
+def _text_after(template: Template, probe: StringThread) -> str:
+    """What the template writes after the probe's sentinel."""
     try:
         _, found, tail = template.text(probe).rpartition(SENTINEL.format(0))
     except RenderError:
-        return []
-    return list(template.tokenizer(tail, add_special_tokens=False)["input_ids"]) if found else []
+        return ""
+    return tail if found else ""
 
 
 def _after_content(template: Template, probe: StringThread) -> int | None:
-    """The added token that follows on content, white space between them aside."""
-    token_ids, added = _tokens_after(template, probe), template.tokenizer.added_tokens_decoder
-    first = next((token_id for token_id in token_ids if str(template.tokenizer.decode([token_id])).strip()), None)
-    return first if first in added else None
+    """The added token that follows on content."""
+    return _first_added(template, _text_after(template, probe))
+
+
+def _before_others(template: Template, answered: StringThread) -> int | None:
+    """The added token that follows on content before another turn, and is not the beginning of that one's header."""
+    tail = _text_after(template, answered.assistant("b"))
+    try:
+        header = template.prompt(answered, answered.chat_messages()).removeprefix(template.text(answered))
+    except RenderError:
+        return None
+    end, found, _ = tail.partition(header.strip() or "b")
+    return _first_added(template, end) if found else None
 
 
 def _after_call(template: Template, probe: StringThread) -> int | None:
     """The last added token after a tool call, which may have tokens of its own before it."""
-    token_ids, added = _tokens_after(template, probe), template.tokenizer.added_tokens_decoder
-    ends = [token_id for token_id in reversed(token_ids) if token_id in added]
+    added = template.tokenizer.added_tokens_decoder
+    ends = [token_id for token_id in reversed(_tokens(template, _text_after(template, probe))) if token_id in added]
     return next((token_id for token_id in ends if added[token_id].special), ends[0] if ends else None)
+
+
+def _first_added(template: Template, text: str) -> int | None:
+    """The first token of a text, white space aside, if it was added to the vocabulary."""
+    shown = (i for i in _tokens(template, text) if str(template.tokenizer.decode([i])).strip())
+    first = next(shown, None)
+    return first if first in template.tokenizer.added_tokens_decoder else None
+
+
+def _tokens(template: Template, text: str) -> list[int]:
+    return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -84,13 +84,15 @@ class Template:
         if self.opens_turns:
             return _MARKS.sub("", self._apply(thread, messages, add_generation_prompt=True))
         history = self.text(thread, messages)
-        mark = SENTINEL.format("answer")
+        answer = SENTINEL.format("answer")
         try:
-            opened, answered, _ = self.text(thread, [*messages, {"role": "assistant", "content": mark}]).partition(mark)
+            text = self.text(thread, [*messages, {"role": "assistant", "content": answer}])
         except RenderError:  # no answer may follow here
             return history
-        opened = opened.rstrip(" ")
-        return history if not answered or history.startswith(opened) else opened
+        opened, answered, _ = text.partition(answer)
+        if not answered:
+            return history
+        return history + opened[len(history) :].rstrip(" ") if opened.startswith(history) else opened
 
     def say_once(self, kind: str, message: str) -> None:
         """Warn of something that many threads may have in common, for the first of them."""

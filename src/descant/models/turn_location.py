@@ -15,6 +15,7 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 END_OF_REASONING = "</think>"
+_ANSWER = SENTINEL.format("answer")
 _SENTINELS = re.compile(SENTINEL.format(r"(\d+)"))
 _SWITCH = re.compile(r"/(no_)?think\b")  # of reasoning, in a system turn: templates act on it and take it out
 
@@ -133,9 +134,11 @@ class TurnLocator:
             if before.startswith(prompt):
                 return len(prompt)
             history = self._template.text(thread, messages[:turn])
+            answered = self._template.text(thread, [*messages[:turn], {"role": "assistant", "content": _ANSWER}])
         except RenderError:  # some templates refuse a thread cut here; then the content is all that is known
             return len(before)
-        parting = len(os.path.commonprefix([prompt, before]))  # noqa: RUF071 (by character is what is meant)
+        plain = answered.partition(_ANSWER)[0]  # so that they do not part within the first word of this answer
+        parting = len(os.path.commonprefix([prompt, before, plain]))  # noqa: RUF071 (by character is what is meant)
         if turn == len(messages) - 1:
             self._template.say_once(
                 "prompt",
