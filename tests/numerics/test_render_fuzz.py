@@ -19,7 +19,8 @@ from descant.engine.jobs import GeneratedTokens
 from descant.errors import RenderError
 from descant.models.chat_template import Renderer
 
-NUM_CASES = int(os.environ.get("RENDER_CASES", "300"))
+NUM_CASES = int(os.environ.get("RENDER_CASES", "600"))
+CASES_EACH = 4  # threads for every template and tokenizer
 ROLES = ("system", "user", "assistant", "tool")
 EMPTY_REASONING = "<think>\n\n</think>\n\n"
 
@@ -75,7 +76,10 @@ class Design(NamedTuple):
                 continue
             head = self.head.replace("R", role).replace("N", str(number + 1))
             made.append((head.rstrip(" "), number, False))
-            is_answer = role == "assistant" and number > 0  # there is no prompt before the first turn
+            # There is no prompt before the first turn, and none in the thread if it would change the turn before.
+            is_answer = role == "assistant" and number > 0
+            if self.opening and is_answer:
+                is_answer = turns[number - 1][0] != "assistant" and self.end_of_last is None
             is_left_to_the_model = is_answer and not self.has_prompt and self.tags == "none"
             made.append((head[len(head.rstrip(" ")) :], number, is_left_to_the_model))
             if is_last and role == "assistant":
@@ -139,24 +143,29 @@ def build(design, merges, added):
     return Renderer(tokenizer, "tiny")
 
 
-@settings(max_examples=NUM_CASES)
-@given(DESIGNS, st.lists(st.sampled_from(MERGES), unique=True), ADDED, TURNS)
-def test_weight_is_on_weighted_turns_and_on_all_of_them(design, merges, added, turns):
-    weights = [weight for _, _, weight in turns]
-    turns = [(role, content) for role, content, _ in turns]
+@settings(max_examples=NUM_CASES // CASES_EACH)
+@given(DESIGNS, st.lists(st.sampled_from(MERGES), unique=True), ADDED, st.lists(TURNS, min_size=CASES_EACH))
+def test_weight_is_on_weighted_turns_and_on_all_of_them(design, merges, added, cases):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chat = build(design, merges, added)
-        thread = StringThread(turns).with_turn_weights(weights)
-        pieces = design.pieces(turns)
-        try:
-            rendered = chat.render(thread)
-        except RenderError as error:
-            check_refusal(str(error), thread, pieces, chat)
-            return
-        check_prompt(chat, thread, rendered)
+        for turns in cases[:CASES_EACH]:
+            weights = [weight for _, _, weight in turns]
+            thread = StringThread([(role, content) for role, content, _ in turns]).with_turn_weights(weights)
+            pieces = design.pieces(thread.get_turns())
+            try:
+                rendered = chat.render(thread)
+            except RenderError as error:
+                check_refusal(str(error), thread, pieces, chat)
+            else:
+                check_weights(chat, rendered, weights, pieces)
+                check_prompt(chat, thread, rendered)
+
+
+def check_weights(chat, rendered, weights, pieces):
+    """Every token against the author of its characters."""
     text = "".join(characters for characters, _, _ in pieces)
-    assert chat.tokenizer.apply_chat_template(thread.chat_messages(), tokenize=False) == text
+    assert chat.tokenizer.apply_chat_template(rendered.thread.chat_messages(), tokenize=False) == text
     owners = [weights[turn] if written else 0.0 for characters, turn, written in pieces for _ in characters]
     offsets = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     covered = [0.0] * len(text)

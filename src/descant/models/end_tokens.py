@@ -44,7 +44,7 @@ class EndTokens:
             end_of_turn_id,
             stop_ids,
             stop_ids | _known(before_others_id),
-            texts(end_of_turn_id, before_others_id),
+            texts(end_of_turn_id, before_others_id, tokenizer.eos_token_id),
             texts(end_of_call_id),
         )
 
@@ -70,11 +70,17 @@ def _after_content(template: Template, probe: StringThread) -> int | None:
 def _before_others(template: Template, answered: StringThread) -> int | None:
     """The added token that follows on content before another turn, and is not the beginning of that one's header."""
     tail = _text_after(template, answered.assistant("b"))
-    try:
-        header = template.prompt(answered, answered.chat_messages()).removeprefix(template.text(answered))
-    except RenderError:
+    header: str | None = None
+    for thread in (answered.first_turns(1), answered):  # a header may say where it stands, or ends depend on it
+        try:
+            text, prompt = template.text(thread), template.prompt(thread, thread.chat_messages())
+        except RenderError:
+            continue
+        if prompt.startswith(text) and prompt.removeprefix(text) in tail:
+            header = prompt.removeprefix(text).strip()
+    if header is None:
         return None
-    end, found, _ = tail.partition(header.strip() or "b")
+    end, found, _ = tail.partition(header or "b")
     return _first_added(template, end) if found else None
 
 

@@ -71,7 +71,7 @@ class Template:
         text, tagged = "", [(-1, -1)]
         for number, piece in enumerate(_MARKS.split(self._apply(thread, thread.chat_messages()))):
             start, text = len(text), text + piece
-            if number % 2 and piece:  # what is tagged in several pieces is one
+            if number % 2:  # what is tagged in several pieces is one
                 tagged.append((tagged.pop()[0] if start == tagged[-1][1] else start, len(text)))
         return text, tagged[1:]
 

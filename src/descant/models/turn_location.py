@@ -15,8 +15,8 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 END_OF_REASONING = "</think>"
-_ANSWER = SENTINEL.format("answer")
 _SENTINELS = re.compile(SENTINEL.format(r"(\d+)"))
+_BEGUN_TAG = re.compile(r"[<\[{][^\s>\]}]*$")  # two texts may part within one
 _SWITCH = re.compile(r"/(no_)?think\b")  # of reasoning, in a system turn: templates act on it and take it out
 
 
@@ -55,6 +55,8 @@ class TurnLocator:
         located = sorted({*assistants, *(i for i, weight in enumerate(weights) if weight > 0)})
         contents = self.check_whole(thread, text, located)
         self._say_if_reasoning_is_lost(thread, text)
+        filled = [(start, end) for start, end in tagged if start < end]  # there may be tags around nothing
+        tagged = filled if len(filled) == len(assistants) else tagged
         if located == assistants and len(tagged) == len(assistants):
             for turn, (start, end) in zip(assistants, tagged, strict=True):
                 content_start, content_end = contents.get(turn, (start, end))
@@ -134,11 +136,10 @@ class TurnLocator:
             if before.startswith(prompt):
                 return len(prompt)
             history = self._template.text(thread, messages[:turn])
-            answered = self._template.text(thread, [*messages[:turn], {"role": "assistant", "content": _ANSWER}])
         except RenderError:  # some templates refuse a thread cut here; then the content is all that is known
             return len(before)
-        plain = answered.partition(_ANSWER)[0]  # so that they do not part within the first word of this answer
-        parting = len(os.path.commonprefix([prompt, before, plain]))  # noqa: RUF071 (by character is what is meant)
+        parting = len(os.path.commonprefix([prompt, before]))  # noqa: RUF071 (by character is what is meant)
+        parting = len(_BEGUN_TAG.sub("", before[:parting]))
         if turn == len(messages) - 1:
             self._template.say_once(
                 "prompt",
@@ -146,6 +147,8 @@ class TurnLocator:
                 f"generated from: the prompt has {quoted(prompt[parting:], 40)} where the thread has "
                 f"{quoted(before[parting:], 40)} (first in {place(thread)})",
             )
+        if not _is_taken_apart(messages[turn]["content"], thread.get_tool_calls()[turn]):
+            return len(before)
         # The prompt may open a reasoning block that the turn does not have; then the turn begins where they part.
         return parting if before.startswith(history) and parting > len(history) else len(before)
 
