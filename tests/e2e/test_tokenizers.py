@@ -133,7 +133,7 @@ CALLING = (
     "{% for c in m.tool_calls %}<call>{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
 )
 FACTS = {
-    "calls": [StringThread().user(f"{a}?").assistant("", [ToolCall("f", {"x": a})]) for a in range(3)],
+    "calls": [StringThread().user(f"{a}?").assistant("", [ToolCall("f", {"x": 7})]) for a in range(3)],
     "answers": [StringThread().user(f"{a}?").assistant(f"{a * 37}") for a in range(3)],
 }
 
@@ -148,11 +148,11 @@ async def test_what_was_learned_equals_its_reference(qwen3_dir, tmp_path, kind):
     torch.manual_seed(0)
     async with training_model(tmp_path / "model") as model:
         callback = GraderEvalCallback(FACTS[kind], model, ExactMatchGrader(), 1, max_gen_len=48)
-        options = {"samples_per_batch": 3, "lr": 3e-2, "callbacks": [callback], "run_dir": tmp_path / "run"}
-        trainer = SFT(dataset=FACTS[kind] * 40, model=model, **options)
+        options = {"samples_per_batch": 3, "lr": 1e-2, "callbacks": [callback], "run_dir": tmp_path / "run"}
+        trainer = SFT(dataset=FACTS[kind] * 60, model=model, **options)
         result = await trainer.run()
     references = [example.reference for example in callback.examples]
-    expected = [f'<call>{{"name": "f", "arguments": {{"x": {a}}}}}' for a in range(3)]
+    expected = ['<call>{"name": "f", "arguments": {"x": 7}}'] * 3
     assert references == (expected if kind == "calls" else ["0", "37", "74"])
     assert [example.thread.metadata["reference"] for example in callback.examples] == references
     assert result.metrics["validation/rewards/score/mean"] == 1.0
