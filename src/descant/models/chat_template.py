@@ -210,9 +210,10 @@ class Renderer:
     def _span(self, thread: StringThread, tokens: _Tokens, located: LocatedTurn) -> TurnSpan:
         """The tokens of a located turn."""
         role, content = thread.get_turns()[located.turn]
-        # A token that reaches into the turn from before it belongs to it: the model has to write its text.
-        first, content_end = bisect_right(tokens.ends, located.start), bisect_left(tokens.starts, located.end)
-        content_end = max(content_end, first)
+        first = content_end = bisect_left(tokens.starts, located.end)
+        if located.start < located.end:
+            # A token that reaches into the turn from before it belongs to it: the model has to write its text.
+            first = min(bisect_right(tokens.ends, located.start), content_end)
         self._check_nothing_is_lost(thread, tokens, located, first, content_end)
         if located.is_tagged:
             has_calls = bool(thread.get_tool_calls()[located.turn])
