@@ -27,7 +27,7 @@ TAKES_REASONING_APART = (  # as Qwen3's does: reasoning is cut out, laid out ane
     "{% if loop.last %}<think>\n{{ reasoning }}\n</think>\n\n{% endif %}{{ text }}{% else %}{{ text }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}"
+SHOUTING = "{% for m in messages %}{{ m['content'] | replace('quiet', 'QUIET') }}<|im_end|>{% endfor %}"
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}[{{ m['content'] }}]{% endfor %}"
@@ -144,7 +144,7 @@ def test_a_token_that_reaches_into_the_turn_is_trained():
 
 def test_a_turn_that_cannot_be_located_is_an_error_that_says_so():
     thread = StringThread([("user", "u"), ("assistant", "quiet")], source="data.jsonl:7")
-    with pytest.raises(RenderError, match=r"changes turn 1 \(assistant\) of data.jsonl:7") as error:
+    with pytest.raises(RenderError, match=r"changes turn 1 \(assistant, 'quiet'\) of data.jsonl:7") as error:
         renderer(SHOUTING).render(thread)
     assert "'tiny'" in str(error.value)
 
@@ -179,9 +179,6 @@ def test_generation_tags_are_followed_and_the_end_of_turn_is_trained(tagged):
     assert trained_text(other, chat) == ["v<|im_end|>"]
 
 
-def test_tags_around_something_else_are_refused():
-    chat = renderer(
-        TAGS.format(ASSISTANT_ONLY.format("{% generation %}?{% endgeneration %}{{ m['content'] }}<|im_end|>"))
-    )
-    with pytest.raises(RenderError, match=r"changes turn 1 \(assistant\)"):
-        chat.render(StringThread().user("u").assistant("a"))
+def test_tags_around_something_else_are_refused_when_loading():
+    with pytest.raises(ModelLoadError, match=r"no thread can be rendered.* changes turn 1 \(assistant, "):
+        renderer(TAGS.format(ASSISTANT_ONLY.format("{% generation %}?{% endgeneration %}{{ m['content'] }}<|im_end|>")))

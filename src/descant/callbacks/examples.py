@@ -20,7 +20,8 @@ class Example:
         example_id: made from the content of the thread as it was given; the nth copy has ``#n`` behind it.
         prompt_id: made from its prompt alone; examples with the same prompt are not independent of each other.
         thread: the thread, or what is left of it as a prompt.
-        reference: what an answer is compared with: ``metadata["reference"]``, else the completion that was taken off.
+        reference: what an answer is compared with: ``metadata["reference"]``, else the completion that was taken off,
+            as the model would write it; None if there is neither.
     """
 
     example_id: str
@@ -28,18 +29,24 @@ class Example:
     thread: StringThread
     reference: Any = None
 
-    def as_prompt(self) -> Example:
+    @property
+    def given_reference(self) -> Any:
+        """The value of the dataset's own column of that name; None if there is none."""
+        return self.thread.metadata.get("reference") if isinstance(self.thread.metadata, dict) else None
+
+    def as_prompt(self, written: str | None) -> Example:
         """The example without the completion at its end, which the model must not see when it is asked for its own.
 
         The completion becomes the reference, for graders in ``metadata["reference"]``, unless the dataset has a column
         of that name with a value in it.
+
+        Args:
+            written: the completion as the model would write it; None if there is none.
         """
-        completion, prompt = self.thread.completion(), self.thread.without_completion()
-        metadata = prompt.metadata if isinstance(prompt.metadata, dict) else {}
-        given = metadata.get("reference")
-        reference = completion if given is None else given
-        if completion is not None and (prompt.metadata is None or isinstance(prompt.metadata, dict)):
-            prompt.metadata = {**metadata, "reference": reference}
+        prompt, given = self.thread.without_completion(), self.given_reference
+        reference = written if given is None else given
+        if written is not None and (prompt.metadata is None or isinstance(prompt.metadata, dict)):
+            prompt.metadata = {**(prompt.metadata or {}), "reference": reference}
         return replace(self, thread=prompt, reference=reference)
 
 

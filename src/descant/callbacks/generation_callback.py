@@ -95,9 +95,9 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         **options: Unpack[ModelOptions],
     ) -> None:
         super().__init__(model, frequency, log_key_prefix, **options)
-        given = make_examples(threads, argument, limit)
-        self.examples = [example.as_prompt() for example in given]
-        self.num_stripped = sum(example.thread.completion() is not None for example in given)
+        self._given = make_examples(threads, argument, limit)
+        self.examples = [example.as_prompt(example.thread.completion()) for example in self._given]
+        self.num_stripped = sum(example.thread.completion() is not None for example in self._given)
         check_whole_number("num_completions", num_completions)
         view = model.temperature(temperature)
         if num_completions > 1 and temperature == 0:
@@ -139,8 +139,23 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         ]
 
     async def _render(self, model: InferenceModel) -> list[TokenizedThread | RenderError]:
-        threads = [example.thread for example in self.examples]
-        return await model.tokenize_prompts_many(threads, return_exceptions=True)
+        """The prompts, with references as the model would write them."""
+        compared = [e for e in self._given if e.thread.completion() is not None and e.given_reference is None]
+        written = await model.written_completions_many([e.thread for e in compared], return_exceptions=True)
+        references = dict(zip(compared, written, strict=True))
+        self.examples, refused = [], {}
+        for position, example in enumerate(self._given):
+            completion = example.thread.completion()
+            reference = references.get(example, completion)
+            if isinstance(reference, RenderError):
+                if example.thread.get_tool_calls()[-1]:  # there is no text to compare with
+                    refused[position] = reference
+                else:
+                    self.warn(f"a reference is kept as it was given, since it cannot be rendered: {reference}")
+                reference = completion
+            self.examples.append(example.as_prompt(reference))
+        prompts = await model.tokenize_prompts_many(self.validation_threads(), return_exceptions=True)
+        return [refused.get(position, prompt) for position, prompt in enumerate(prompts)]
 
     def length_metrics(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Mean, deviation and standard error of the lengths, in tokens, and the number of failures if any."""

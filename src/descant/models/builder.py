@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any, TypeVar, get_args
 
 from descant.arguments import as_model_path, check_one_of
@@ -11,7 +10,7 @@ from descant.engine.checkpoint import read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
 from descant.engine.precision import Precision, default_precision, weights_dtype
-from descant.errors import ConfigurationError, ModelLoadError, RenderError
+from descant.errors import ConfigurationError
 from descant.models.chat_template import Renderer
 from descant.models.inference import InferenceModel
 from descant.models.training import TrainingModel
@@ -99,18 +98,10 @@ class ModelBuilder:
 
     def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
         tokenizer = read_tokenizer(self.path)
-        try:
-            renderer = Renderer(tokenizer, self.path)  # before the weights: it is quick to fail
-        except RenderError as error:
-            raise ModelLoadError(f"the chat template of {self.path!r} cannot be used: {error}") from error
+        renderer = Renderer(tokenizer, self.path)  # before the weights: it is quick to fail
         precision = self.precision or default_precision()
         model = read_model(self.path, weights_dtype(precision), self.attn_implementation, trainable=trainable)
-        if renderer.end_of_turn_id is None:
-            warnings.warn(
-                f"{self.path!r}: the chat template writes no end-of-turn token after an assistant's content, so a "
-                "model that is trained on it does not learn to stop",
-                stacklevel=2,
-            )
+        renderer.check_fits(model, generation_stop_ids(model))
         engine = HFEngine(
             model,
             renderer.tokenizer,

@@ -205,6 +205,17 @@ class InferenceModel:
         """
         return settled(await render_each(threads, self._renderer.render_prompt, _unchanged), return_exceptions)
 
+    async def written_completions_many(
+        self, threads: Sequence[StringThread], *, return_exceptions: bool = False
+    ) -> Settled[str]:
+        """The final assistant turn of each thread as the model would write it, tool calls and reasoning included: a
+        generation of exactly these tokens has this as its last content.
+
+        Raises:
+            RenderError: as for ``tokenize_thread``.
+        """
+        return settled(await render_each(threads, self._renderer.written_completion, _unchanged), return_exceptions)
+
     async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
         """The text of a tokenized thread."""
         return thread.thread
@@ -316,7 +327,7 @@ class InferenceModel:
         return logprobs
 
 
-async def _unchanged(rendered: Sequence[TokenizedThread]) -> Sequence[TokenizedThread]:
+async def _unchanged(rendered: Sequence[RenderedT]) -> Sequence[RenderedT]:
     return rendered
 
 

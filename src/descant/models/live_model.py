@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import LookAgain, Sampling
-from descant.errors import ConfigurationError
+from descant.errors import ConfigurationError, ModelLoadError
 from descant.models.builder import generation_stop_ids
 from descant.models.chat_template import Renderer
 from descant.models.inference import InferenceModel
@@ -38,7 +39,7 @@ def live_model(
     Args:
         module: a causal language model of Transformers; one that PEFT, DistributedDataParallel or ``torch.compile``
             has wrapped is unwrapped.
-        tokenizer: its fast tokenizer, with a chat template.
+        tokenizer: its fast tokenizer, with a chat template, or a processor that has one. It is copied as it is now.
         name: what the model is called in messages.
         max_batch_size: tokens of a batch in scoring, padding included.
         kv_cache_len: tokens that generation may hold in its key-value cache at a time.
@@ -46,10 +47,8 @@ def live_model(
 
     Raises:
         ConfigurationError: something that is not a causal language model of Transformers.
-        ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
+        ModelLoadError: a tokenizer that is not the model's or has no chat template, or a model that is not causal.
     """
-    if getattr(tokenizer, "tokenizer", tokenizer) is None:
-        raise ConfigurationError("tokenizer=None: the tokenizer of the model is needed, to render threads")
     inner = _unwrapped(module)
     adapted = inner if hasattr(inner, "get_base_model") else None
     causal_lm = inner if adapted is None else adapted.get_base_model()
@@ -65,7 +64,8 @@ def live_model(
         )
     if adapted is None and hasattr(causal_lm, "peft_config") and not causal_lm._hf_peft_config_loaded:
         raise ConfigurationError("module is the inside of a PeftModel and could not be saved: give the PeftModel")
-    renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
+    renderer = Renderer(_copied(tokenizer), type(causal_lm).__name__)
+    renderer.check_fits(causal_lm, generation_stop_ids(causal_lm))
     num_threads = torch.get_num_threads()
 
     def load() -> HFEngine:
@@ -87,6 +87,20 @@ def live_model(
     worker.is_trained_by_others = True
     description = worker.submit(LookAgain()).future.result()
     return InferenceModel(name, description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
+
+
+def _copied(tokenizer: Any) -> Any:
+    """A tokenizer of our own: what is set to pad and truncate elsewhere, in another thread too, is not set on it."""
+    if tokenizer is None:
+        raise ConfigurationError("tokenizer=None: give the one that belongs to the module, to render threads")
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    try:
+        copied = copy.deepcopy(inner)
+    except Exception as error:  # parts that are written in Python; the library raises bare exceptions
+        raise ModelLoadError(f"the tokenizer ({type(inner).__name__}) cannot be copied: {error}") from error
+    if not getattr(copied, "chat_template", None) and inner is not tokenizer:
+        copied.chat_template = getattr(tokenizer, "chat_template", None)
+    return copied
 
 
 def _unwrapped(module: Any) -> Any:
