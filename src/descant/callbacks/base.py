@@ -45,6 +45,8 @@ class RunView:
         elapsed_s: seconds since the run started.
         metrics: what the trainer logged for its latest step (empty at step 0).
         evaluations: what callbacks have returned at this step so far, under their full keys.
+        num_failed: of these, and of metrics that are missing because their evaluation failed, how many samples failed
+            in the same call; infinity where the metric is missing.
         known_keys: the keys of everything that callbacks have returned in this run so far.
         run_dir: the directory of the run.
         seed: a seed made from the run's seed, the callback's name and the step.
@@ -64,6 +66,7 @@ class RunView:
     elapsed_s: float
     metrics: Mapping[str, Any]
     evaluations: Mapping[str, Metric]
+    num_failed: Mapping[str, float]
     known_keys: Collection[str]
     run_dir: Path
     seed: int

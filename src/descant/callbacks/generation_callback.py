@@ -22,7 +22,7 @@ LENGTH_SPECS = (
     MetricSpec("generation_length_mean", "tokens", headline=True),
     MetricSpec("generation_length_std", "tokens"),
     MetricSpec("generation_length_stderr", "tokens"),
-    MetricSpec("num_failed", "samples", better="lower", headline=True),
+    MetricSpec("num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("num_samples", "samples"),
 )
 """The metrics of every callback that generates."""

@@ -32,7 +32,7 @@ from descant.threads.tokenized import TokenizedThread
 _SPECS = (
     MetricSpec("rewards/score/mean", better="higher", headline=True),
     *(MetricSpec(f"rewards/score/{key}") for key in ("std", "min", "max", "count", "stderr")),
-    MetricSpec("rewards/num_failed", "samples", better="lower", headline=True),
+    MetricSpec("rewards/num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("rewards/num_ignored", "samples", headline=True),
     MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
     MetricSpec("rewards/*"),  # what else the grader logs

@@ -21,7 +21,7 @@ from descant.process_state import preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked
 from descant.runner.call import Call
-from descant.runner.calls import CallbackFailure, Calls
+from descant.runner.calls import CallbackFailure, Calls, is_news
 from descant.runner.contamination_check import check_contamination
 from descant.runner.costs import Costs
 from descant.runner.due_calls import DueCalls
@@ -347,8 +347,9 @@ class CallbackRunner(RunOptions):
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:
-        """Whether the metric that it follows was measured at this step, and it was not called since."""
-        return callback.follows in self.evaluations and self._state.last_call.get(callback.name) != self.step
+        """Whether the metric that it follows was measured at this step (or failed), and it was not called since."""
+        has_news = is_news(callback, self.evaluations, self._state.num_failed)
+        return has_news and self._state.last_call.get(callback.name) != self.step
 
     def _watches_in_vain(self, callback: RecipeCallback, is_final: bool) -> bool:
         """Whether all that might return what a callback watches have been called, and none has; it is called once, to

@@ -29,6 +29,7 @@ class RunState:
         started_at: when it did (``time.monotonic()``).
         training_metrics: what the loop has measured at this step.
         evaluations: what callbacks have returned at this step, training waiting for them, under their full keys.
+        num_failed: how many samples are not in them, as in ``RunView``.
         late_evaluations: steps and numbers of the asynchronous calls, in the order in which they completed.
         known_keys: the keys of everything that callbacks have returned so far.
         last_call: the step of the latest call of each callback.
@@ -44,6 +45,7 @@ class RunState:
     started_at: float = field(default_factory=time.monotonic)
     training_metrics: Mapping[str, Metric] = field(default_factory=dict)
     evaluations: dict[str, Metric] = field(default_factory=dict)
+    num_failed: dict[str, float] = field(default_factory=dict)
     late_evaluations: list[tuple[int, dict[str, Metric]]] = field(default_factory=list)
     known_keys: set[str] = field(default_factory=set)
     last_call: dict[str, int] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class RunState:
         """So many steps are completed now."""
         self.step = step
         self.progress = Progress(min(step, self.num_steps), self.num_steps, time.monotonic() - self.started_at)
-        self.evaluations = {}
+        self.evaluations, self.num_failed = {}, {}
 
     def warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
         """Warn; it is recorded as soon as the event loop allows it."""
@@ -72,6 +74,7 @@ class RunState:
             elapsed_s=time.monotonic() - self.started_at,
             metrics=dict(self.training_metrics),
             evaluations=dict(self.evaluations),
+            num_failed=dict(self.num_failed),
             known_keys=frozenset(self.known_keys),
             run_dir=self.run_dir,
             seed=derive_seed(self.seed, callback.name, step),
