@@ -73,9 +73,11 @@ class CallbackRunner(RunOptions):
             collide, or a watched metric that no callback returns, with the fix.
     """
 
+    positional = ("callbacks", "num_steps")
+
     callbacks: Sequence[RecipeCallback] = field(kw_only=False)
 
-    num_steps: int
+    num_steps: int = field(kw_only=False)
     """Planned steps."""
 
     first_step: int = 0
@@ -195,7 +197,7 @@ class CallbackRunner(RunOptions):
             stack.push_async_exit(self._end)
             await self._evaluations.start()
             for callback in self.callbacks:
-                callback.last_call = -1.0
+                callback.note_call(None)
                 self._started.append(callback)
                 await self._call_hook(callback, callback.on_start)
             # From here on, schedules do not change.
@@ -321,6 +323,8 @@ class CallbackRunner(RunOptions):
     async def _call_due(self, before: Progress | None) -> None:
         """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
         due, deferred = self._due.take(before, self._state.progress)
+        for callback, error in self._due.failed:
+            await self._calls.fail(Call(callback, self._state.view(callback)), error, "is_due: ")
         for callback in deferred:
             self.costs[callback.name].num_deferred += 1
             share = f"{self.costs.share_with(callback.name):.1%} of the time"
@@ -370,7 +374,7 @@ class CallbackRunner(RunOptions):
     async def _call(self, callback: RecipeCallback, *, is_final: bool) -> None:
         if not self.costs[callback.name].is_disabled:
             self._state.last_call[callback.name] = self.step
-            callback.last_call = self._state.progress.percentage
+            callback.note_call(self._state.progress.percentage)
             await self._evaluations.begin(callback, is_final=is_final)
 
     async def _call_hook(

@@ -179,7 +179,12 @@ class Calls:
             return {}
         name = call.callback.name
         accepted: dict[str, Metric] = {}
-        for key, value in call.callback.with_prefix(returned).items():
+        try:
+            prefixed = call.callback.with_prefix(returned)
+        except Exception as error:
+            await self.fail(call, error, "with_prefix: ")
+            return {}
+        for key, value in prefixed.items():
             try:
                 metric = await asyncio.to_thread(as_metric, value) if isinstance(value, Table) else as_metric(value)
                 accepted[self._keys.claim(name, key)] = metric

@@ -173,6 +173,13 @@ def _check_is_callback(callback: object, place: str) -> None:
     class_name = type(callback).__name__
     if not hasattr(callback, "name"):
         raise ConfigurationError(f"{place}: {class_name}.__init__ must call super().__init__(frequency=...)")
+    if type(callback).maybe_call is not RecipeCallback.maybe_call:
+        raise ConfigurationError(
+            f"{place}: {class_name}.maybe_call would not be called by a run; override `is_due(previous, current)` for "
+            "when, and `callback(current_percentage)` for what"
+        )
+    if inspect.iscoroutinefunction(callback.is_due):
+        raise ConfigurationError(f"{place}: {class_name}.is_due must not be async: it answers at once, with a bool")
     for method in ("callback", "on_start", "on_end"):
         if not inspect.iscoroutinefunction(getattr(callback, method)):
             raise ConfigurationError(f"{place}: {class_name}.{method} must be `async def`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,9 +61,12 @@ class RunState:
         self.progress = Progress(min(step, self.num_steps), self.num_steps, time.monotonic() - self.started_at)
         self.evaluations, self.num_failed = {}, {}
 
-    def warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
-        """Warn; it is recorded as soon as the event loop allows it."""
-        self.warnings.append((source, step, message, details))
+    def warn(self, source: str, step: int, message: str, details: object = None) -> None:
+        """Warn; it is recorded, as text, as soon as the event loop allows it."""
+        if isinstance(details, BaseException):
+            details = "".join(traceback.format_exception(details))
+        text = details if isinstance(details, str | None) else repr(details)
+        self.warnings.append((source, step, str(message), text))
 
     def view(self, callback: RecipeCallback, step: int | None = None) -> RunView:
         """The run as it is now; what is recorded and drawn by it belongs to ``step``, by default this one."""
