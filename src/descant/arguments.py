@@ -21,6 +21,7 @@ _OWN_NAMES = {
     "max_steps": "num_steps",
     "output_dir": "run_dir",
     "report_to": "logger",
+    "job_notifier": "stage_notifier",
     "batch_size": "samples_per_batch",
     "train_batch_size": "samples_per_batch",
     "max_new_tokens": "max_gen_len",

@@ -29,12 +29,14 @@ class MetricSpec:
         unit: for people, such as "nats per token", "s" or "tokens".
         better: which values are better; None where neither is.
         headline: whether it is what one looks at first.
+        counts_failures: whether it is the number of samples that failed and are not in the other metrics of its call.
     """
 
     key: str
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     headline: bool = False
+    counts_failures: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, str) or not self.key or not isinstance(self.unit, str):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
+from descant.arguments import check_text
 from descant.errors import ConfigurationError
 
 _TENTHS = 10
@@ -65,6 +66,12 @@ class StageNotifier:
     """Reports the progress of one stage to its job."""
 
     def __init__(self, stage_name: str, job_notifier: JobNotifier) -> None:
+        check_text("stage_name", stage_name)
+        if not isinstance(job_notifier, JobNotifier):
+            raise ConfigurationError(
+                f"job_notifier={job_notifier!r} is a {type(job_notifier).__name__}; a JobNotifier is needed, such as "
+                "StdoutJobNotifier()"
+            )
         self.stage_name = stage_name
         self.job_notifier = job_notifier
 
@@ -148,10 +155,24 @@ class StdoutJobNotifier(JobNotifier):
 
 
 class StdoutStageNotifier(StageNotifier):
-    """Prints the progress of a stage that belongs to no job."""
+    """Prints the progress of a stage, of a job or of none.
 
-    def __init__(self, stage_name: str = "stage", job_id: str = "local") -> None:
-        super().__init__(stage_name, StdoutJobNotifier(job_id))
+    Args:
+        notifier: that of the job, which prints; or the name of the stage, if it belongs to no job.
+        stage: the name of the stage of that job.
+
+    Raises:
+        ConfigurationError: arguments in another order.
+    """
+
+    def __init__(self, notifier: JobNotifier | str = "stage", stage: str | None = None) -> None:
+        if isinstance(notifier, str) and stage is not None:
+            raise ConfigurationError(
+                f"StdoutStageNotifier({notifier!r}, {stage!r}): first comes the notifier of the job, then the stage: "
+                "StdoutStageNotifier(StdoutJobNotifier(), 'train'); the stage alone if it belongs to no job"
+            )
+        name, job = (notifier, StdoutJobNotifier()) if isinstance(notifier, str) else (stage, notifier)
+        super().__init__("stage" if name is None else name, job)
 
 
 class SimpleProgressNotifier:

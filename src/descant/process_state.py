@@ -12,8 +12,9 @@ import threading
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 ResultT = TypeVar("ResultT")
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
@@ -28,39 +29,56 @@ _FP32_PRECISION = [
 ]  # fmt: skip
 
 
-class _Found(threading.local):
-    """What there was when the first of those began that preserve the state in this thread.
+class _Found(NamedTuple):
+    """The generators and settings of a process, each with what it was."""
 
-    Runs on one event loop overlap without being nested: what the second finds, callbacks of the first may have changed.
-    """
-
-    num_preserving = 0
     generators: Sequence[tuple[Setting, Any]]
     settings: Sequence[Setting]
     values: Sequence[Any]
 
+    @classmethod
+    def now(cls) -> _Found:
+        settings = _torch_settings() if "torch" in sys.modules else ()
+        generators = [(generator, generator[0]()) for generator in _generators()]
+        return cls(generators, settings, [read() for read, _ in settings])
 
-_FOUND = _Found()
+    def restore(self) -> None:
+        apply_settings(self.settings, self.values)
+        for (_, write), state in self.generators:
+            write(state)
+
+
+class _Preserving(threading.local):
+    """What those that preserve the state in this thread now have found, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.found: list[_Found] = []
+
+
+_PRESERVING = _Preserving()
+_around: ContextVar[tuple[_Found, ...]] = ContextVar("_around", default=())
+"""What the code around has found, that of the task that has started this one included."""
 
 
 @contextmanager
 def preserved_process_state() -> Iterator[None]:
     """On the way out, the generators of Python, numpy and torch and torch's settings are what they were.
 
-    Training then continues as if the code of users that runs between two of its steps had not run.
+    Training then continues as if the code of users that runs between two of its steps had not run. Runs on one event
+    loop overlap without being nested: what the second would find, callbacks of the first may have changed, so it takes
+    what the first has found.
     """
-    if not _FOUND.num_preserving:
-        _FOUND.generators = [(generator, generator[0]()) for generator in _generators()]
-        _FOUND.settings = _torch_settings() if "torch" in sys.modules else ()
-        _FOUND.values = [read() for read, _ in _FOUND.settings]
-    _FOUND.num_preserving += 1
+    beside = (found for found in _PRESERVING.found if not any(found is outer for outer in _around.get()))
+    found = next(beside, None) or _Found.now()
+    _PRESERVING.found.append(found)
+    token = _around.set((*_around.get(), found))
     try:
         yield
     finally:
-        _FOUND.num_preserving -= 1
-        apply_settings(_FOUND.settings, _FOUND.values)
-        for (_, write), state in _FOUND.generators:
-            write(state)
+        _around.reset(token)
+        position = next(i for i, each in enumerate(_PRESERVING.found) if each is found)
+        del _PRESERVING.found[position]
+        found.restore()
 
 
 @types.coroutine

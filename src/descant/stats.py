@@ -7,6 +7,9 @@ from collections.abc import Hashable, Sequence
 from math import fsum, prod, sqrt
 from statistics import fmean, pstdev, stdev
 
+SCORE_KEYS = frozenset(f"score/{name}" for name in ("mean", "std", "min", "max", "count", "stderr"))
+"""What ``summarize_scores`` returns."""
+
 
 def summarize_scores(scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> dict[str, float]:
     """``score/mean``, ``score/std``, ``score/min``, ``score/max``, ``score/count`` and ``score/stderr``.

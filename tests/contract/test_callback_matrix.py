@@ -210,7 +210,7 @@ async def test_blocking_call(model, kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.02)
     warned = threading.Event()
 
-    class Recorder(CallbackRunner.__init__.__globals__["RunRecorder"]):
+    class Recorder(CallbackRunner.__post_init__.__globals__["RunRecorder"]):
         def show_warning(self, message):
             super().show_warning(message)
             warned.set()

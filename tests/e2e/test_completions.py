@@ -216,7 +216,7 @@ async def test_kept_logs_of_a_grader_are_of_one_run(qwen3_dir, tmp_path):
             return await super().grade(sample)
 
         def get_logs(self, clear=False):
-            logs = {"num_graded": len(self._scoped_logs())}
+            logs = {"num_graded": len(self._logs)}
             return {**super().get_logs(clear), **logs}
 
     async with training_model(qwen3_dir) as model:

@@ -660,17 +660,43 @@ async def test_a_cancellation_from_within_is_a_failure_of_the_callback(run, tmp_
     assert "it was cancelled from within" in runner.failures[0].message
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-async def test_leaving_the_program_from_a_callback_ends_the_run_in_order(run, tmp_path, error):
+async def test_ctrl_c_in_a_callback_ends_the_run_in_order(run, tmp_path):
     def leave(act):
         if act.run.step == 5:
-            raise error(3)
+            raise KeyboardInterrupt
 
     counting = CountingCallback(0.5)
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         await run([Act(leave, 0.5), counting], tmp_path)
     assert counting.hooks == [("start", 0), ("end", 5)]
     assert events(tmp_path, "run_cancelled")[0][0] == 5
+
+
+class Panic(BaseException):
+    """As a panic of Rust code is one, out of tokenizers for example."""
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(0), Panic("index out of bounds"), GeneratorExit(), asyncio.CancelledError()]
+)
+async def test_what_is_no_exception_is_that_callbacks_failure(run, tmp_path, error):
+    def leave(act):
+        raise error
+
+    class Hooks(CountingCallback):
+        async def on_start(self, run):
+            raise error
+
+        on_end = on_start
+
+    counting = CountingCallback(0.5)
+    runner = await run([Act(leave, 0.5), Hooks(1, "hooks"), counting], tmp_path)
+    assert counting.steps == [0, 5, 10]
+    failed = [(failure.callback, failure.step) for failure in runner.failures]
+    assert failed == [("hooks", 0), ("act", 0), ("act", 5), ("act", 10), ("hooks", 10)]
+    what = "was cancelled from within" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+    assert all(what in failure.message for failure in runner.failures)
+    assert events(tmp_path, "run_completed")
 
 
 def test_a_synchronous_runner_says_where_it_cannot_be_called(tmp_path):
@@ -876,3 +902,87 @@ def test_a_synchronous_loop_ends_although_a_thread_of_a_callback_hangs(tmp_path)
     release.set()
     assert len(runner.failures) == 1
     assert not was_waited_for
+
+
+DETAILS = {
+    "dict": ({"a": 1}, "{'a': 1}"),
+    "exception": (ValueError("no answer"), "ValueError: no answer\n"),
+    "number": (3, "3"),
+    "text": ("as it is\ud800", "as it is\\ud800"),
+    "none": (None, None),
+}
+
+
+@pytest.mark.parametrize("case", DETAILS)
+async def test_the_details_of_a_warning_are_recorded_as_text(run, tmp_path, case):
+    details, recorded = DETAILS[case]
+    runner = await run([Act(lambda act: act.warn("careful", details=details), 1, at_end=False)], tmp_path)
+    assert runner.failures == []
+    assert query(tmp_path, "SELECT message, details FROM events WHERE kind = 'callback_warning'") == [
+        ("act: careful", recorded)
+    ]
+
+
+class Unprintable:
+    def __repr__(self):
+        raise OSError("the object is gone")
+
+
+WORDS = {
+    "details": lambda act: act.warn("x", Unprintable()),
+    "message": lambda act: act.warn(Unprintable()),
+    "reason": lambda act: act.run.request_stop(Unprintable()),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+async def test_what_cannot_be_said_is_a_failure_of_the_callback_that_says_it(run, tmp_path, case):
+    runner = await run([Act(WORDS[case], 1, at_end=False)], tmp_path)
+    assert [failure.message for failure in runner.failures] == [
+        "callback 'act' failed at step 0 of 10: OSError: the object is gone"
+    ]
+    assert runner.step == 10
+
+
+CHANGES = {"name": "other", "frequency": 0.3, "last_call": 0.2}
+
+
+@pytest.mark.parametrize("attribute", CHANGES)
+async def test_what_a_run_goes_by_cannot_change_while_it_is_open(run, tmp_path, attribute):
+    act = Act(lambda act: setattr(act, attribute, CHANGES[attribute]), 0.5)
+    counting = CountingCallback(0.5)
+    runner = await run([act, counting], tmp_path)
+    assert counting.steps == [0, 5, 10]
+    assert [failure.callback for failure in runner.failures] == ["act"] * 3
+    assert f"callback 'act': its {attribute} cannot change while a run is open" in runner.failures[0].message
+    setattr(act, attribute, CHANGES[attribute])  # afterwards it can
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("of nothing"), SystemExit(0)])
+async def test_an_is_due_that_raises_is_that_callbacks_failure(run, tmp_path, error):
+    class Asked(CountingCallback):
+        def is_due(self, previous, current):
+            if current.step in (3, 4):
+                raise error
+            return super().is_due(previous, current)
+
+    asked, disabled = Asked(0.5, "asked"), Asked(0.5, "disabled", on_error="disable")
+    runner = await run([asked, disabled], tmp_path)
+    assert (asked.steps, disabled.steps) == ([0, 5, 10], [0])
+    assert [(failure.callback, failure.step) for failure in runner.failures] == [
+        ("asked", 3), ("disabled", 3), ("asked", 4)
+    ]  # fmt: skip
+    assert type(error).__name__ in runner.failures[0].message
+
+
+async def test_a_prefix_that_raises_is_that_callbacks_failure(run, tmp_path):
+    class Prefixed(CountingCallback):
+        def with_prefix(self, metrics):
+            if self.run:
+                raise LookupError("no prefix")
+            return dict(metrics)
+
+    runner = await run([Prefixed(1)], tmp_path)
+    assert [failure.message for failure in runner.failures] == [
+        f"callback 'counting' failed at step {step} of 10: with_prefix: LookupError: no prefix" for step in (0, 10)
+    ]

@@ -611,17 +611,21 @@ def is_alive(pid):
         return False
 
 
-async def test_a_report_that_exits_ends_the_run_in_order(qwen3_dir, tmp_path):
+@pytest.mark.parametrize("mode", ["overlap", "background"])
+async def test_a_report_that_exits_has_failed_and_the_run_goes_on(qwen3_dir, tmp_path, mode):
     class Exits(GraderEvalCallback):
         async def report(self, measurement):
-            raise SystemExit(3)
+            raise SystemExit(0)
+
+    counting = CountingCallback(0.5)
 
     def make(model):
-        return [Exits(VALIDATION[:1], model, LengthGrader(), 1, max_gen_len=2, mode="overlap"), CountingCallback(0.5)]
+        return [Exits(VALIDATION[:1], model, LengthGrader(), 1, max_gen_len=2, mode=mode), counting]
 
-    with pytest.raises(SystemExit, match="3"):
-        await train(qwen3_dir, tmp_path, make)
-    assert query(tmp_path, "SELECT kind FROM events ORDER BY rowid DESC LIMIT 1") == [("run_cancelled",)]
+    result, _ = await train(qwen3_dir, tmp_path, make)
+    assert len(counting.steps) == 3
+    assert {failure.callback for failure in result.callback_failures} == {"validation"}
+    assert query(tmp_path, "SELECT kind FROM events ORDER BY rowid DESC LIMIT 1") == [("run_completed",)]
 
 
 async def test_results_that_have_arrived_by_the_time_that_time_is_up_are_taken(gpt2_dir, tmp_path):

@@ -137,5 +137,5 @@ def test_learning_rates_by_hand():
     assert [combined(0.125), combined(0.25), combined(1.0)] == [0.5, 0.0, 10.0]
     with pytest.raises(ConfigurationError, match="warmup_percentage=10"):
         CosineScheduler(warmup_percentage=10)
-    with pytest.raises(ConfigurationError, match="change_point=1"):
-        CombinedSchedule(cosine, cosine, 1)
+    with pytest.raises(ConfigurationError, match="change_point=2"):
+        CombinedSchedule(cosine, cosine, 2)

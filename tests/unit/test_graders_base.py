@@ -119,7 +119,7 @@ async def test_exact_match():
     wrong = await grader.grade(StringThread([("user", "q"), ("assistant", "5")], {"reference": "four"}))
     assert wrong == Grade(0.0, "exact_match", "expected 'four', got '5'")
     assert grader.get_logs()["score/count"] == 3
-    with pytest.raises(GradingError, match=r"needs a string in metadata\['reference'\], found None"):
+    with pytest.raises(GradingError, match=r"needs a string that is not empty in metadata\['reference'\], found None"):
         await grader.grade(StringThread().user("q").assistant("5"))
     with pytest.raises(GradingError, match="ends in an assistant turn"):
         await grader.grade(StringThread([("user", "q")], {"reference": "four"}))

@@ -146,11 +146,11 @@ class LogsTwice(LengthGrader):
         return {**super().get_logs(clear), "score/stderr": 1.0, "score/median": 1.0, "score/count": 2}
 
 
-async def test_no_statistics_of_a_childs_own_scores_stand_beside_those_of_its_grades():
+async def test_the_statistics_of_a_child_are_those_of_its_grades_and_what_else_it_logs_passes():
     combined = CombinedGrader("all", [LogsTwice("twice")])
     await combined.grade(thread())
     assert {key for key in combined.get_logs() if key.startswith("twice/")} == {
-        f"twice/score/{name}" for name in ("mean", "std", "min", "max", "count")
+        f"twice/score/{name}" for name in ("mean", "std", "min", "max", "count", "median")
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant import ExactMatchGrader, StringThread
+from descant import CombinedGrader, ExactMatchGrader, StringThread
 from descant.errors import ConfigurationError, GradingError
 from descant.graders.contains import ContainsGrader
 from descant.graders.numeric import NumericGrader, last_number
@@ -21,6 +21,56 @@ def answer(content, reference=None):
 async def result(grader, content, reference=None):
     grade = await grader.grade(answer(content, reference))
     return grade.value, grade.reasoning
+
+
+# References
+
+NO_REFERENCE = {
+    "missing": None, "empty": "", "white space": " \n", "a number": 4, "a list": ["four"], "a mapping": {"text": "four"}
+}  # fmt: skip
+WITH_REFERENCE = {"exact": ExactMatchGrader, "contains": ContainsGrader, "numeric": NumericGrader}
+
+
+@pytest.mark.parametrize("kind", WITH_REFERENCE)
+@pytest.mark.parametrize("case", NO_REFERENCE)
+async def test_without_a_reference_that_can_be_compared_with_there_is_no_grade(kind, case):
+    grader, reference = WITH_REFERENCE[kind](), NO_REFERENCE[case]
+    if kind == "numeric" and case == "a number":
+        assert (await result(grader, "4", reference))[0] == 1.0
+        return
+    for completion in ("", "four", "None", "4"):
+        with pytest.raises(GradingError, match=f"grader '{grader.grader_key}' needs .* in metadata"):
+            await grader.grade(answer(completion, reference))
+    assert "in metadata['reference'], found" in grader.unusable(answer("x", reference))
+    assert grader.get_logs() == {}
+
+
+def test_what_needs_no_reference_is_usable_without_one():
+    for grader in (ContainsGrader("four"), RegexGrader("four"), CombinedGrader("all", [RegexGrader("a")])):
+        assert grader.unusable(answer("x")) is None
+    assert "grader 'exact_match' needs" in CombinedGrader("all", [RegexGrader("a"), ExactMatchGrader()]).unusable(
+        answer("x")
+    )
+    assert ExactMatchGrader().unusable(answer("x", "four")) is None
+
+
+async def test_equivalent_unicode_is_equal():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for reference, completion in ((composed, decomposed), (decomposed, composed)):
+        assert (await result(ExactMatchGrader(), completion, reference))[0] == 1.0
+        assert (await result(ContainsGrader(), f"a {completion}!", reference))[0] == 1.0
+        assert (await result(ContainsGrader(ignore_case=True), f"A {completion.upper()}!", reference))[0] == 1.0
+    assert (await result(ExactMatchGrader(), "x\u00b2", "x2"))[0] == 0.0  # compatible is not equivalent
+    assert (await result(NumericGrader(), "\u0664\u0662", 42))[0] == 1.0
+    assert (await result(NumericGrader(), "\u22122", -2))[0] == 1.0
+
+
+async def test_reasoning_counts_as_what_the_model_wrote():
+    thinking = "<think>\n4 or 5\n</think>\n\nfour"
+    assert (await result(ExactMatchGrader(), thinking, "four"))[0] == 0.0
+    assert (await result(ExactMatchGrader(), thinking, thinking))[0] == 1.0
+    assert (await result(ContainsGrader(), thinking, "5"))[0] == 1.0
+    assert (await result(RegexGrader(r"(?s)(?:.*</think>)?\s*four", full_match=True), thinking))[0] == 1.0
 
 
 # Regex

@@ -175,4 +175,4 @@ def test_help_shows_every_argument():
         missing = [each.name for each in fields(kind) if f"\n    {each.name}: " not in described]
         assert missing == [], kind
     assert "lr: The peak learning rate of the default scheduler." in inspect.getdoc(SFT)
-    assert list(inspect.signature(SFT).parameters)[:3] == ["callbacks", "logger", "run_dir"]
+    assert list(inspect.signature(SFT).parameters)[:3] == ["dataset", "model", "callbacks"]

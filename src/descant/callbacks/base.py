@@ -13,12 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Never, Protocol, TypedDict, get_args
 
-from descant.arguments import argument_names, check_one_of, is_finite_number, refuse_unknown
+from descant.arguments import argument_names, check_flag, check_one_of, is_finite_number, refuse_unknown
 from descant.callbacks.metric_watch import MetricWatch
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
-from descant.progress import Progress
+from descant.progress import Progress, exact_fraction
 from descant.provenance import plain_settings
 from descant.schedule import NEVER, Frequency, Plan, as_schedule
 from descant.seeds import derive_seed
@@ -30,8 +30,8 @@ logger = logging.getLogger("descant")
 class WarningSink(Protocol):
     """Takes a warning of a callback: it goes to the run log's events and to the console."""
 
-    def __call__(self, message: str, details: str | None = None) -> None:
-        """Record the warning; ``details`` may be a traceback."""
+    def __call__(self, message: str, details: object = None) -> None:
+        """Record the warning; ``details`` may be a traceback, an exception, or anything else that has a ``repr``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class RunView:
         elapsed_s: seconds since the run started.
         metrics: what the trainer logged for its latest step (empty at step 0).
         evaluations: what callbacks have returned at this step so far, under their full keys.
+        num_failed: of these, and of metrics that are missing because their evaluation failed, how many samples failed
+            in the same call; infinity where the metric is missing.
         known_keys: the keys of everything that callbacks have returned in this run so far.
         run_dir: the directory of the run.
         seed: a seed made from the run's seed, the callback's name and the step.
@@ -64,6 +66,7 @@ class RunView:
     elapsed_s: float
     metrics: Mapping[str, Any]
     evaluations: Mapping[str, Metric]
+    num_failed: Mapping[str, float]
     known_keys: Collection[str]
     run_dir: Path
     seed: int
@@ -100,13 +103,13 @@ class RecipeCallback(ABC):
     Args:
         frequency: the share of the run between two calls, in (0, 1]: 0.1 is every 10 %. Or a schedule: ``every_steps``,
             ``every_minutes``, ``at``, and those joined with ``|``.
-        log_key_prefix: put before every returned key, as ``<prefix>/<key>``. (A bool in this place is taken as
-            ``at_end``.)
+        log_key_prefix: put before every returned key, as ``<prefix>/<key>``. By position it comes second, or third
+            behind ``force_run_on_exit``.
         name: what the callback is called in events and in ``callbacks/<name>/...`` metrics, unique in a run. By
             default the prefix, else the class name in snake case.
         at_start: run before the first step.
         at_end: run after the last step, also when training fails or is stopped before it (on the weights of its last
-            whole step).
+            whole step). ``force_run_on_exit`` is the recipe API's name of it.
         on_error: what a failure leads to: "warn" records it, "raise" ends the run with a
             ``CallbackError``, "disable" records it and makes no more calls of this callback in this run.
         timeout_s: seconds that a call may take. One that takes longer is cancelled and recorded as failed, and what it
@@ -124,12 +127,16 @@ class RecipeCallback(ABC):
     """The metric of another callback that it goes by."""
     is_deferrable: ClassVar[bool] = True
     """Whether ``callback_budget`` may put off its calls."""
+    _run: RunView | None = None
+    _last_call = -1.0
+    _called_before = Fraction(-1)
 
     def __init__(
         self,
         frequency: Frequency,
-        log_key_prefix: str | bool | None = None,
-        *,
+        *order: bool | str | None,
+        log_key_prefix: str | None = None,
+        force_run_on_exit: bool | None = None,
         name: str | None = None,
         at_start: bool = True,
         at_end: bool = True,
@@ -140,9 +147,10 @@ class RecipeCallback(ABC):
     ) -> None:
         known = [name for name in argument_names(type(self)) if name != "frequency" or frequency is not NEVER]
         refuse_unknown(type(self).__name__, unknown, known)
-        if isinstance(log_key_prefix, bool):
-            at_end = log_key_prefix
-            log_key_prefix = None
+        force_run_on_exit, log_key_prefix = _by_position(self, order, force_run_on_exit, log_key_prefix)
+        at_end = at_end if force_run_on_exit is None else force_run_on_exit
+        for argument, flag in (("at_start", at_start), ("at_end", at_end)):
+            check_flag(argument, flag)
         self.frequency = frequency
         self.log_key_prefix = log_key_prefix
         for argument, value in (("name", name), ("log_key_prefix", log_key_prefix)):
@@ -166,9 +174,6 @@ class RecipeCallback(ABC):
         self.at_end = at_end
         self.on_error = on_error
         self.timeout_s = timeout_s
-        self.last_call = -1.0
-        """Progress of the latest call as a float, -1 before the first."""
-        self._run: RunView | None = None
 
     @property
     def run(self) -> RunView | None:
@@ -184,14 +189,58 @@ class RecipeCallback(ABC):
         self._run = run
 
     @property
+    def name(self) -> str:
+        """What the callback is called in events and in ``callbacks/<name>/...`` metrics."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._refuse_in_a_run("name")
+        self._name = name
+
+    @property
+    def force_run_on_exit(self) -> bool:
+        """``at_end``, under the recipe API's name."""
+        return self.at_end
+
+    @force_run_on_exit.setter
+    def force_run_on_exit(self, force_run_on_exit: bool) -> None:
+        self.at_end = force_run_on_exit
+
+    @property
+    def last_call(self) -> float:
+        """Progress of the latest call as a float, -1 before the first.
+
+        Set to a progress before a run, as in the recipe API, it counts as the latest call of that run: 0.0 leaves out
+        the call before the first step.
+        """
+        return self._last_call
+
+    @last_call.setter
+    def last_call(self, progress: float) -> None:
+        self._refuse_in_a_run("last_call")
+        if not is_finite_number(progress) or not -1 <= progress < 1:
+            raise ConfigurationError(
+                f"callback {self.name!r}: last_call={progress!r} must be a progress from 0 to below 1, or -1 for none"
+            )
+        self._last_call, self._called_before = float(progress), exact_fraction(progress)
+
+    def note_call(self, progress: float | None) -> None:
+        """What drives the callback has called it at this progress; None: a run begins."""
+        self._last_call = float(self._called_before if progress is None else progress)
+
+    def _refuse_in_a_run(self, attribute: str) -> None:
+        if self._run is not None:
+            raise ConfigurationError(f"callback {self.name!r}: its {attribute} cannot change while a run is open")
+
+    @property
     def frequency(self) -> Frequency:
         """The share of the run between two calls, or the schedule, as it was given."""
         return self._frequency
 
     @frequency.setter
     def frequency(self, frequency: Frequency) -> None:
-        if getattr(self, "_run", None) is not None:
-            raise ConfigurationError(f"callback {self.name!r}: its frequency cannot change while a run is open")
+        self._refuse_in_a_run("frequency")
         self.schedule = as_schedule(frequency)
         self._frequency = frequency
 
@@ -244,16 +293,16 @@ class RecipeCallback(ABC):
         previous = Progress.from_percentage(self.last_call) if self.last_call >= 0 else None
         if not self.is_due(previous, progress):
             return {}
-        self.last_call = current_percentage
+        self.note_call(current_percentage)
         with requester_scope(Requester(f"callback {self.name!r}", derive_seed(0, self.name), observer=True)):
             return self.with_prefix(await self.callback(current_percentage))
 
     def is_due(self, previous: Progress | None, current: Progress) -> bool:
         """Whether a call is due at ``current``, the last one having been at ``previous`` (None: there was none)."""
-        if self.follows is not None:
+        if self.follows is not None or current.fraction <= self._called_before:
             return False
         if previous is None:
-            if self.at_start:
+            if self.at_start and self._called_before < 0:
                 return True
             previous = Progress(0, 1)
         if current.is_complete:
@@ -264,8 +313,11 @@ class RecipeCallback(ABC):
         """The steps of a run of ``num_steps`` after which the callback runs; 0 is before the first step."""
         if self.follows is not None:
             return []
-        inner = [step for step in self.schedule.due_steps(num_steps) if 0 < step < num_steps]
-        return [0] * self.at_start + inner + [num_steps] * self.at_end
+        before = self._called_before
+        inner = [
+            step for step in self.schedule.due_steps(num_steps) if 0 < step < num_steps and step > before * num_steps
+        ]
+        return [0] * (self.at_start and before < 0) + inner + [num_steps] * self.at_end
 
     def plan(self, num_steps: int) -> Plan:
         """When the callback runs in a run of ``num_steps`` steps, to print."""
@@ -316,8 +368,9 @@ class RecipeCallback(ABC):
         num_threads = len(self.validation_threads())
         return {**settings, "num_validation_threads": num_threads} if num_threads else settings
 
-    def warn(self, message: str, details: str | None = None) -> None:
-        """Record a warning in the run log, or in Python's log when the callback is driven by hand."""
+    def warn(self, message: str, details: object = None) -> None:
+        """Record a warning in the run log, or in Python's log when the callback is driven by hand; ``details`` may be a
+        traceback, an exception, or anything else that has a ``repr``."""
         if self.run is None:
             logger.warning("%s: %s", self.name, message)
         else:
@@ -335,6 +388,23 @@ def shown(callback: RecipeCallback, run: RunView) -> Iterator[None]:
         yield
     finally:
         _shown_run.reset(token)
+
+
+def _by_position(
+    callback: RecipeCallback, order: Sequence[Any], force_run_on_exit: bool | None, log_key_prefix: str | None
+) -> tuple[bool | None, str | None]:
+    """``force_run_on_exit`` and ``log_key_prefix``, either of which may stand behind the frequency."""
+    rest = list(order)
+    if rest and isinstance(rest[0], bool) and force_run_on_exit is None:
+        force_run_on_exit = rest.pop(0)
+    if rest and log_key_prefix is None:
+        log_key_prefix = rest.pop(0)
+    if rest:
+        raise ConfigurationError(
+            f"{type(callback).__name__}: behind the frequency stand {', '.join(map(repr, order))}; by position it "
+            "takes log_key_prefix, or force_run_on_exit (True or False) and then log_key_prefix, each once"
+        )
+    return force_run_on_exit, log_key_prefix
 
 
 def _snake_case(class_name: str) -> str:

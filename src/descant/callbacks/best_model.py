@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.checkpoint import check_checkpoint_name
-from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.callbacks.metric_watch import Measured, MetricWatch, Mode
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import NEVER
@@ -64,18 +64,18 @@ class BestModelCallback(RecipeCallback):
         self.best, self.best_step = self.watches.worst, -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, and its step."""
-        return {"best": self.best, "best_step": self.best_step}
+        """The best measurement so far, and its step."""
+        return {"best": list(self.best), "best_step": self.best_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Only what is better than that is kept."""
-        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+        self.best, self.best_step = Measured(*state["best"]), int(state["best_step"])
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save the model if it is the best so far."""
         run = self.running()
-        value = self.watches.value(run)
-        if self.watches.is_better(value, self.best):
+        measured = self.watches.measured(run)
+        if self.watches.is_better(measured, self.best):
             await run.as_measured(self.model).save(run.run_dir / "checkpoints" / self.checkpoint_name)
-            self.best, self.best_step = value, run.step
-        return {"value": self.best, "step": self.best_step} if self.best_step >= 0 else {}
+            self.best, self.best_step = measured, run.step
+        return {"value": self.best.value, "step": self.best_step} if self.best_step >= 0 else {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan, nan
-from operator import attrgetter
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -28,12 +27,14 @@ class Checkpoint:
     Attributes:
         step: completed steps.
         path: its directory.
-        value: the metric by which the best are kept; None where it was not measured or is NaN.
+        value: the metric by which the best are kept; None where it was not measured or is not finite.
+        num_failed: samples that failed when it was measured; those with the fewest are the best, then by value.
     """
 
     step: int
     path: Path
     value: float | None
+    num_failed: float = 0
 
 
 class CheckpointCallback(RecipeCallback):
@@ -111,12 +112,12 @@ class CheckpointCallback(RecipeCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoints of this run, by the names of their directories."""
-        return {"kept": [[checkpoint.step, checkpoint.path.name, checkpoint.value] for checkpoint in self.kept]}
+        return {"kept": [[each.step, each.path.name, each.value, each.num_failed] for each in self.kept]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with these checkpoints."""
         folder = self.running().run_dir / "checkpoints"
-        self.kept = [Checkpoint(int(step), folder / name, value) for step, name, value in state["kept"]]
+        self.kept = [Checkpoint(int(step), folder / name, *measured) for step, name, *measured in state["kept"]]
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Save, then delete."""
@@ -124,11 +125,11 @@ class CheckpointCallback(RecipeCallback):
         path = run.run_dir / "checkpoints" / f"{self.checkpoint_name}-{run.step}"
         await self.model.save(path)
         try:
-            value = nan if self.watches is None else self.watches.value(run)
+            value, num_failed = (nan, 0) if self.watches is None else self.watches.measured(run)
         except ConfigurationError:
             await self._keep(Checkpoint(run.step, path, None))
             raise
-        await self._keep(Checkpoint(run.step, path, None if isnan(value) else value))
+        await self._keep(Checkpoint(run.step, path, value if isfinite(value) else None, num_failed))
         return {"step": run.step, "path": str(path), "num_kept": len(self.kept)}
 
     async def _keep(self, checkpoint: Checkpoint) -> None:
@@ -146,7 +147,8 @@ class CheckpointCallback(RecipeCallback):
         wanted = self.kept[-self.keep_last :] if self.keep_last is not None else []
         if self.watches is not None:
             measured = [checkpoint for checkpoint in self.kept if checkpoint.value is not None]
-            ranked = sorted(measured, key=attrgetter("value"), reverse=self.watches.direction == "max")
+            sign = -1 if self.watches.direction == "max" else 1
+            ranked = sorted(measured, key=lambda each: (each.num_failed, sign * (each.value or 0.0)))
             wanted = [*wanted, *ranked[: self.keep_best]]
             wanted += [checkpoint for checkpoint in self.kept if checkpoint.value is None and self.keep_last is None]
         return [checkpoint for checkpoint in self.kept if checkpoint not in wanted]

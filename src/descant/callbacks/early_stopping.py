@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from descant.arguments import check_finite_number, check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
-from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.callbacks.metric_watch import Measured, MetricWatch, Mode
 from descant.metrics import MetricSpec
 from descant.schedule import NEVER
 
@@ -17,7 +17,7 @@ class EarlyStoppingCallback(RecipeCallback):
     """Requests the end of the run when a metric has not become better for ``patience`` measurements in a row.
 
     Not an observer: it shortens training. When it runs, and what happens to a metric that is not there: see
-    ``MetricWatch``.
+    ``MetricWatch``. An evaluation that failed is a measurement without improvement.
 
     Metrics: ``early_stopping/best`` (value), ``early_stopping/best_step``, ``early_stopping/num_without_improvement``.
 
@@ -65,27 +65,28 @@ class EarlyStoppingCallback(RecipeCallback):
         self.best, self.best_step, self.num_without_improvement = self.watches.worst, run.step, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, its step, and the measurements since."""
+        """The best measurement so far, its step, and the measurements since."""
         return {
-            "best": self.best, "best_step": self.best_step, "num_without_improvement": self.num_without_improvement
+            "best": list(self.best), "best_step": self.best_step,
+            "num_without_improvement": self.num_without_improvement,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue to count."""
-        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+        self.best, self.best_step = Measured(*state["best"]), int(state["best_step"])
         self.num_without_improvement = int(state["num_without_improvement"])
 
     async def callback(self, current_percentage: float) -> dict[str, Any]:
         """Compare the metric of this step with the best so far."""
         run = self.running()
-        value = self.watches.value(run)
-        if self.watches.is_better(value, self.best, by=self.min_delta):
-            self.best, self.best_step, self.num_without_improvement = value, run.step, 0
+        measured = self.watches.measured(run)
+        if self.watches.is_better(measured, self.best, by=self.min_delta):
+            self.best, self.best_step, self.num_without_improvement = measured, run.step, 0
         else:
             self.num_without_improvement += 1
+        best = self.best.value
         if self.num_without_improvement >= self.patience:
-            better = f"become better than {self.best:.4g} (step {self.best_step})"
-            best = better if isfinite(self.best) else "been a number"
-            run.request_stop(f"{self.metric} has not {best} in {self.num_without_improvement} measurements")
-        best_so_far = {"best": self.best, "best_step": self.best_step} if isfinite(self.best) else {}
+            better = f"become better than {best:.4g} (step {self.best_step})" if isfinite(best) else "been a number"
+            run.request_stop(f"{self.metric} has not {better} in {self.num_without_improvement} measurements")
+        best_so_far = {"best": best, "best_step": self.best_step} if isfinite(best) else {}
         return {**best_so_far, "num_without_improvement": self.num_without_improvement}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,5 +73,13 @@ def make_examples(threads: Sequence[StringThread], argument: str, limit: int | N
         thread_id, prompt_id = thread.uuid(), thread.without_completion().uuid()
         copies[thread_id] += 1
         example_id = thread_id if copies[thread_id] == 1 else f"{thread_id}#{copies[thread_id]}"
-        examples.append(Example(example_id, prompt_id, thread))
+        examples.append(Example(example_id, prompt_id, own_copy(thread)))
     return examples
+
+
+def own_copy(thread: StringThread) -> StringThread:
+    """The thread with metadata of its own."""
+    own = copy(thread)
+    with suppress(Exception):  # of objects that cannot be copied
+        own.metadata = deepcopy(thread.metadata)
+    return own

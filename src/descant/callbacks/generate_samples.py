@@ -37,7 +37,8 @@ class GenerateSamplesCallback(GenerationCallback):
         model: what answers, with its weights after the step of the call.
         frequency: the share of the run between two calls.
         log_key: names the table, and the callback.
-        temperature: 1 shows the variety of the model, 0 its most probable answer.
+        temperature: 1 shows the variety of the model, 0 its most probable answer. By default that of ``model``: 1,
+            unless it is a view with another (``model.temperature(0.0)``).
         log_key_prefix: in place of ``generation``, so that two of these callbacks do not share keys.
         options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
             ``ModelCallback``.
@@ -53,7 +54,7 @@ class GenerateSamplesCallback(GenerationCallback):
         model: InferenceModel,
         frequency: Frequency,
         log_key: str = "samples",
-        temperature: float = 1.0,
+        temperature: float | None = None,
         *,
         log_key_prefix: str = "generation",
         **options: Unpack[GenerationOptions],

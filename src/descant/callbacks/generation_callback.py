@@ -22,7 +22,7 @@ LENGTH_SPECS = (
     MetricSpec("generation_length_mean", "tokens", headline=True),
     MetricSpec("generation_length_std", "tokens"),
     MetricSpec("generation_length_stderr", "tokens"),
-    MetricSpec("num_failed", "samples", better="lower", headline=True),
+    MetricSpec("num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("num_samples", "samples"),
 )
 """The metrics of every callback that generates."""
@@ -88,7 +88,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         log_key_prefix: str,
         *,
         argument: str,
-        temperature: float,
+        temperature: float | None,
         max_gen_len: int | None = None,
         limit: int | None = None,
         num_completions: int = 1,
@@ -99,7 +99,8 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         self.examples = [example.as_prompt(example.thread.completion()) for example in self._given]
         self.num_stripped = sum(example.thread.completion() is not None for example in self._given)
         check_whole_number("num_completions", num_completions)
-        view = model.temperature(temperature)
+        view = model if temperature is None else model.temperature(temperature)
+        temperature = view.sampling.temperature
         if num_completions > 1 and temperature == 0:
             raise ConfigurationError(
                 f"num_completions={num_completions} at temperature=0 would be that many equal completions; give a "

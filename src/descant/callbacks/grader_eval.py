@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Unpack
 
-from descant.arguments import check_finite_number, check_whole_number
+from descant.arguments import check_finite_number, check_flag, check_whole_number
 from descant.callbacks.base import RunView
-from descant.callbacks.examples import Example
+from descant.callbacks.examples import Example, own_copy
 from descant.callbacks.generation_callback import (
     LENGTH_SPECS,
     SAMPLE_COLUMNS,
@@ -18,13 +18,14 @@ from descant.callbacks.generation_callback import (
     GenerationOptions,
 )
 from descant.errors import ConfigurationError, IgnoreGradeException
-from descant.graders.base import BaseGrader, Grade, grade_many
+from descant.graders.base import BaseGrader, Grade, attempt_grades
+from descant.graders.concurrency_limit import ConcurrencyLimit
 from descant.graders.log_scope import LogScope, log_scope
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.provenance import plain_settings
 from descant.schedule import Frequency
-from descant.stats import pass_at_k, standard_error, summarize_scores
+from descant.stats import SCORE_KEYS, pass_at_k, standard_error, summarize_scores
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
@@ -32,7 +33,7 @@ from descant.threads.tokenized import TokenizedThread
 _SPECS = (
     MetricSpec("rewards/score/mean", better="higher", headline=True),
     *(MetricSpec(f"rewards/score/{key}") for key in ("std", "min", "max", "count", "stderr")),
-    MetricSpec("rewards/num_failed", "samples", better="lower", headline=True),
+    MetricSpec("rewards/num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("rewards/num_ignored", "samples", headline=True),
     MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
     MetricSpec("rewards/*"),  # what else the grader logs
@@ -46,8 +47,9 @@ class GraderEvalCallback(GenerationCallback):
     """Generates an answer to every validation thread and grades it.
 
     Metrics:
-        ``<log_key>/rewards/*``: everything in ``grader.get_logs()``. ``score/mean``, ``score/std`` (sample standard
-        deviation), ``score/min``, ``score/max`` and ``score/count`` are made from the grades that the grader returned.
+        ``<log_key>/rewards/*``: everything in ``grader.get_logs()``, tables too. ``score/mean``, ``score/std`` (sample
+        standard deviation), ``score/min``, ``score/max`` and ``score/count`` are made from the grades that the grader
+        returned.
         ``<log_key>/rewards/score/stderr``: the standard error of the mean, prompts being the independent units.
         ``<log_key>/rewards/num_failed``: samples that the grader failed on, if any; ``<log_key>/rewards/num_ignored``:
         those that it does not apply to (``IgnoreGradeException``). They are in no mean.
@@ -60,7 +62,8 @@ class GraderEvalCallback(GenerationCallback):
         ``<log_key>/num_failed``: threads without a completion, if any.
         ``<log_key>/samples``: Table of all samples with their ``grade``, ``reasoning`` and ``error``.
 
-    The grader may be the one that training uses: an evaluation reads and clears its own logs only.
+    The grader may be the one that training uses: an evaluation reads and clears its own logs only. It is given copies
+    of the threads: what it does to their metadata is not seen by the next evaluation.
 
     Args:
         validation_set: what to answer; a completion at the end of a thread is taken off and becomes
@@ -70,15 +73,17 @@ class GraderEvalCallback(GenerationCallback):
         frequency: the share of the run between two calls.
         log_key: the prefix of all metrics, and the callback's name.
         clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives except
-            ``score/*`` covers all evaluations of the run so far. (Training's logs are separate either way.)
-        temperature: 0 is greedy and gives the most comparable numbers.
-        max_concurrent_samples: how many samples are graded at a time; by default all.
+            these statistics covers all evaluations of the run so far. (Training's logs are separate either way.)
+        temperature: 0 is greedy and gives the most comparable numbers. (That of ``model``, a view perhaps, is not used;
+            its other settings are.)
+        max_concurrent_samples: how many samples are graded at a time, those of evaluations that are still in flight
+            included; by default all.
         pass_threshold: the grade from which on a completion passes, for ``pass@<k>``.
         options: ``max_gen_len``, ``limit``, ``num_completions``, see ``GenerationOptions``; and those of
             ``ModelCallback``.
 
     Raises:
-        ConfigurationError: an argument that cannot work.
+        ConfigurationError: an argument that cannot work, or a grader that can compare with none of the references.
         DatasetError: no threads, or a thread without a prompt.
     """
 
@@ -107,12 +112,15 @@ class GraderEvalCallback(GenerationCallback):
         self.grader = grader
         self.log_key = log_key
         self.clear_grader_logs = clear_grader_logs
+        check_flag("clear_grader_logs", clear_grader_logs)
         check_whole_number("max_concurrent_samples", max_concurrent_samples, or_none=True)
         check_finite_number("pass_threshold", pass_threshold)
         self.max_concurrent_samples = max_concurrent_samples
         self.pass_threshold = pass_threshold
         self.metric_specs = (*_SPECS, *self._pass_specs())
         self._kept_logs = LogScope()
+        self._limit = ConcurrencyLimit(max_concurrent_samples)
+        self._check_can_grade(validation_set)
 
     async def on_start(self, run: RunView) -> None:
         """Forget what the grader has logged in an earlier run."""
@@ -127,9 +135,9 @@ class GraderEvalCallback(GenerationCallback):
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """Grade the completions and summarise the grades."""
         generated = [completion for completion in measurement if isinstance(completion.result, TokenizedThread)]
-        threads = [completion.result.thread for completion in generated]  # type: ignore[union-attr]
+        attempts = [(self.grader, own_copy(completion.result.thread)) for completion in generated]  # type: ignore[union-attr]
         with log_scope(LogScope() if self.clear_grader_logs else self._kept_logs):
-            graded = await grade_many(self.grader, threads, self.max_concurrent_samples)
+            graded = await attempt_grades(attempts, self._limit)
             logs = self.grader.get_logs(clear=self.clear_grader_logs)
         of_example: dict[Example, list[float]] = {completion.example: [] for completion in generated}
         for completion, grade in zip(generated, graded, strict=True):
@@ -138,7 +146,7 @@ class GraderEvalCallback(GenerationCallback):
         grades = [(example.prompt_id, grade) for example, values in of_example.items() for grade in values]
         scores = summarize_scores([grade for _, grade in grades], [prompt_id for prompt_id, _ in grades])
         # The grader's own statistics may be of what it has logged and not of what it has returned.
-        others = {key: value for key, value in logs.items() if not key.startswith("score/")}
+        others = {key: value for key, value in logs.items() if key not in SCORE_KEYS}
         rewards = {**others, **scores, **self._count_ungraded(graded)}
         return {
             **{f"rewards/{key}": value for key, value in rewards.items()},
@@ -148,6 +156,17 @@ class GraderEvalCallback(GenerationCallback):
             "num_generated": len(generated),
             "samples": _sample_table(measurement, graded),
         }
+
+    def _check_can_grade(self, validation_set: Sequence[StringThread]) -> None:
+        """Refuse an evaluation of which it is known that every grade fails."""
+        reasons = [
+            None if any(thread.get_tool_calls()[-1:]) else self.grader.unusable(example.thread)
+            for thread, example in zip(validation_set, self.examples, strict=False)  # the rest is beyond the limit
+        ]
+        if all(reasons):
+            raise ConfigurationError(
+                f"none of the {len(reasons)} threads of validation_set can be graded: {reasons[0]}"
+            )
 
     def _count_ungraded(self, graded: Sequence[Grade | Exception]) -> dict[str, int]:
         """How many samples have no grade, and why."""

@@ -97,7 +97,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
             MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower"),
             MetricSpec(self._key("stderr"), _UNIT),
             MetricSpec(self._key("loss_per_sample_stderr"), _UNIT),
-            MetricSpec(self._key("num_failed"), "threads", better="lower", headline=True),
+            MetricSpec(self._key("num_failed"), "threads", better="lower", headline=True, counts_failures=True),
             MetricSpec(self._key("num_samples"), "threads"),
             MetricSpec(self._key("num_tokens"), "tokens"),
             MetricSpec(self._key("samples")),

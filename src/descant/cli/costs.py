@@ -11,8 +11,15 @@ from descant.runlog.run_reader import MetricSummary
 from descant.text import cell_text
 
 _HEADERS = ("callback", "runs", "failed", "s per run", "total s", "of the run")
-_WHERE_ANY = {"busy_s": "s async", "num_skipped": "skipped", "num_replaced": "replaced", "num_deferred": "deferred"}
-"""Columns of runs that have such calls: the mean seconds of an asynchronous one, and how many were not made."""
+_WHERE_ANY = {
+    "num_failed_samples": "failed samples",
+    "busy_s": "s async",
+    "num_skipped": "skipped",
+    "num_replaced": "replaced",
+    "num_deferred": "deferred",
+}
+"""Columns of runs that have such calls: samples that failed in calls that did not, the mean seconds of an asynchronous
+call, and how many were not made."""
 
 
 def cost_lines(metrics: Mapping[str, MetricSummary], callbacks: Sequence[str], width: int) -> Iterator[Text]:

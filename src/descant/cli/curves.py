@@ -46,7 +46,8 @@ def curve_lines(
     drawn: list[tuple[list[str], MetricSummary]] = []
     for group in sorted(groups, key=lambda group: _rank(group, callbacks)):
         rows.append(_title(group, callbacks))
-        latest_step = max(metric.last[0] for metric in groups[group])
+        calls = [metrics.get(f"callbacks/{name}/num_runs") for name, prefix in callbacks.items() if prefix == group]
+        latest_step = max(metric.last[0] for metric in (*groups[group], *calls) if metric)
         for metric in sorted(groups[group], key=lambda metric: not declared[metric.key].headline):
             name = printable(metric.key.removeprefix(f"{group}/" if group else ""))
             unit = declared[metric.key].unit if width >= _WIDTH_WITH_UNITS else ""
@@ -87,7 +88,7 @@ def _numbers(metric: MetricSummary) -> list[str]:
 
 
 def _note(metric: MetricSummary, unit: str, latest_step: int) -> str:
-    """The unit, how many values are NaN, and the last step if others of the group are newer."""
+    """The unit, how many values are NaN, and the last step if others of the group, or a call that failed, are newer."""
     notes = [printable(unit)] if unit else []
     notes += [f"{metric.num_nan:,} NaN"] if metric.num_nan else []
     if metric.last[0] < latest_step:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import starmap
 from math import inf, isfinite
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 from descant.arguments import check_text
 from descant.errors import ConfigurationError, GradingError
@@ -50,6 +50,9 @@ class BaseGrader(ABC):
     number. One that does not apply to a thread raises ``IgnoreGradeException``, which is counted separately.
     ``add_log({"score": value})`` adds to the statistics of ``get_logs``; evaluations use the returned grades.
 
+    One object may serve training and several evaluations at once: what it logs is kept apart for each (also what it
+    appends to ``_logs`` itself), other attributes are shared by them. ``BaseGrader[dict]`` is ``BaseGrader``.
+
     Args:
         grader_key: the grader's name in metrics and grades.
 
@@ -65,10 +68,24 @@ class BaseGrader(ABC):
                 "function that is not async there is BaseGrader.from_function(key, function), which runs it in a thread"
             )
 
+    def __class_getitem__(cls, log_type: object) -> type[Self]:
+        """The class itself: the recipe API's graders are generic over the type of their logs."""
+        return cls
+
     def __init__(self, grader_key: str) -> None:
         check_text("grader_key", grader_key)
         self.grader_key = grader_key
-        self._logs: list[dict[str, Any]] = []
+        self._logs_outside: list[dict[str, Any]] = []
+
+    @property
+    def _logs(self) -> list[dict[str, Any]]:
+        """What was logged: inside a log scope, there; outside, outside."""
+        scope = current_scope.get()
+        return self._logs_outside if scope is None else scope[self]
+
+    @_logs.setter
+    def _logs(self, logs: list[dict[str, Any]]) -> None:
+        self._logs[:] = logs
 
     @abstractmethod
     async def grade(self, sample: StringThread) -> Grade:
@@ -78,24 +95,25 @@ class BaseGrader(ABC):
         """The value of the grade alone."""
         return (await self.grade(sample)).value
 
-    def add_log(self, log: dict[str, Any]) -> None:
+    def add_log(self, log_data: dict[str, Any]) -> None:
         """Record one graded sample; the key ``score`` enters the statistics.
 
         Raises:
             GradingError: the score is not a finite number.
         """
-        if "score" in log:
-            log = {**log, "score": checked_grade(log["score"], self.grader_key).value}
-        self._scoped_logs().append(log)
+        if "score" in log_data:
+            log_data = {**log_data, "score": checked_grade(log_data["score"], self.grader_key).value}
+        self._logs.append(log_data)
 
-    def get_logs(self, clear: bool = False) -> dict[str, Any]:
+    def get_logs(self, clear: bool = False, log_all_samples: bool = False) -> dict[str, Any]:
         """Statistics of the recorded scores since the last clearing: ``score/mean``, ``score/std`` (sample, 0 for
         one), ``score/min``, ``score/max``, ``score/count``; empty if nothing was recorded.
 
         There is no ``score/stderr``: several completions of one prompt are not independent, and a log does not name its
         prompt. Inside a log scope (every evaluation has one) only what was recorded there is seen and cleared.
+        ``log_all_samples`` is for graders that add tables of what they judged; an evaluation has a table of all.
         """
-        scores = [log["score"] for log in self._scoped_logs() if "score" in log]
+        scores = [log["score"] for log in self._logs if "score" in log]
         if clear:
             self.clear_logs()
         statistics = summarize_scores(scores) if scores else {}
@@ -104,13 +122,18 @@ class BaseGrader(ABC):
 
     def clear_logs(self) -> None:
         """Forget what was recorded (inside a log scope: what was recorded there)."""
-        self._scoped_logs().clear()
+        self._logs.clear()
+
+    def unusable(self, prompt: StringThread) -> str | None:
+        """Why no completion of a prompt can be graded, if that is known beforehand; None if nothing is known."""
+        return None
 
     @staticmethod
     def from_function(
         grader_key: str,
-        function: GradeFunction,
+        function: GradeFunction | None = None,
         *,
+        async_fn: GradeFunction | None = None,
         timeout_s: float | None = None,
         max_attempts: int = 1,
         max_concurrent: int | None = None,
@@ -123,7 +146,9 @@ class BaseGrader(ABC):
         Args:
             grader_key: the grader's name in metrics and grades.
             function: is called with the thread. One that is not async cannot be stopped: after a timeout it is
-                abandoned, and keeps its thread until it returns.
+                abandoned, and keeps its thread until it returns. It runs in several threads at once:
+                ``max_concurrent=1`` for one that must not.
+            async_fn: the recipe API's name of ``function``.
             timeout_s: seconds for one attempt; None is no timeout.
             max_attempts: attempts in all; pauses between them begin at half a second.
             max_concurrent: calls in flight on one event loop; None is no limit for async functions and 32 for others.
@@ -133,17 +158,15 @@ class BaseGrader(ABC):
             ConfigurationError: not a function of one thread, or a number that cannot work.
             GradingError (when grading): no grade was returned, or too many abandoned calls have not ended.
         """
-        _check_function(grader_key, function)
+        if function is not None and async_fn is not None:
+            raise ConfigurationError(f"grader {grader_key!r}: async_fn is another name of function; give one of them")
+        function = _checked_function(grader_key, async_fn if function is None else function)
         call = getattr(function, "__call__", None)  # noqa: B004 - of an object, it may be async
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
         if max_concurrent is None and not is_async:
             max_concurrent = MAX_CONCURRENT_THREADS
         calls = RemoteCalls(timeout_s, max_attempts, max_concurrent)
         return _FunctionGrader(grader_key, function, is_async, calls)
-
-    def _scoped_logs(self) -> list[dict[str, Any]]:
-        scope = current_scope.get()
-        return self._logs if scope is None else scope[self]
 
 
 class _FunctionGrader(BaseGrader):
@@ -164,13 +187,13 @@ class _FunctionGrader(BaseGrader):
         return await result if inspect.isawaitable(result) else result
 
 
-def _check_function(grader_key: str, function: object) -> None:
+def _checked_function(grader_key: str, function: GradeFunction | None) -> GradeFunction:
     if not callable(function):
         raise ConfigurationError(f"grader {grader_key!r} needs a function of a thread, got {function!r}")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions that are not written in Python
-        return
+        return function
     try:
         signature.bind(None)
     except TypeError as error:
@@ -179,6 +202,7 @@ def _check_function(grader_key: str, function: object) -> None:
             f"grader {grader_key!r} needs a function of one argument, the thread; {name}{signature} cannot be called "
             f"with one ({error}). Bind other arguments with functools.partial or a lambda"
         ) from None
+    return function
 
 
 def checked_grade(result: object, grader_key: str) -> Grade:
@@ -207,10 +231,13 @@ def checked_grade(result: object, grader_key: str) -> Grade:
 
 
 async def attempt_grades(
-    attempts: Iterable[tuple[BaseGrader, StringThread]], max_concurrent: int | None = None
+    attempts: Iterable[tuple[BaseGrader, StringThread]], limit: ConcurrencyLimit | None = None
 ) -> list[Grade | Exception]:
-    """One result per grader and thread, in order: the grade, or the exception that was raised instead."""
-    limit = ConcurrencyLimit(max_concurrent)
+    """One result per grader and thread, in order: the grade, or the exception that was raised instead.
+
+    A ``limit`` bounds all that are attempted under it, also by other calls.
+    """
+    limit = limit or ConcurrencyLimit(None)
 
     async def attempt(grader: BaseGrader, thread: StringThread) -> Grade | Exception:
         async with limit.hold():
@@ -218,6 +245,12 @@ async def attempt_grades(
                 return checked_grade(await grader.grade(thread), grader.grader_key)
             except Exception as error:
                 return error
+            except (KeyboardInterrupt, asyncio.CancelledError):
+                raise
+            except BaseException as error:  # SystemExit, a panic of Rust code: a task that raised it would end more
+                failure = GradingError(f"grader {grader.grader_key!r} raised {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                return failure
 
     # gather raises CancelledError if this task itself is cancelled. As a result, it comes from a grader that raised it
     # or cancelled the task that it runs in.
@@ -248,4 +281,4 @@ async def grade_many(
     Raises:
         ConfigurationError: ``max_concurrent`` is not a whole number of at least 1, nor None.
     """
-    return await attempt_grades([(grader, thread) for thread in threads], max_concurrent)
+    return await attempt_grades([(grader, thread) for thread in threads], ConcurrencyLimit(max_concurrent))

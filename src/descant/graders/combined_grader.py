@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from descant.arguments import check_one_of, is_finite_number
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, attempt_grades, checked_grade
-from descant.stats import summarize_scores
+from descant.stats import SCORE_KEYS, summarize_scores
 from descant.threads.thread import StringThread
 
 AggregationMethod = Literal["mean", "sum"]
@@ -90,13 +90,14 @@ class CombinedGrader(BaseGrader):
             self.add_log(log)
         return grade
 
-    def get_logs(self, clear: bool = False) -> dict[str, Any]:
+    def get_logs(self, clear: bool = False, log_all_samples: bool = False) -> dict[str, Any]:
         """The statistics of the combined grades, and everything of the children under their keys."""
-        graded = [log for log in self._scoped_logs() if "children" in log]
+        graded = [log for log in self._logs if "children" in log]
         logs = _summary([(log["score"], log["prompt"]) for log in graded if "score" in log])
         for child, key in zip(self.graders, self._keys, strict=True):
             outcomes = [(log["children"][key], log["prompt"]) for log in graded]
-            child_logs = {name: value for name, value in child.get_logs().items() if not name.startswith("score/")}
+            child_logs = child.get_logs(log_all_samples=True) if log_all_samples else child.get_logs()
+            child_logs = {name: value for name, value in child_logs.items() if name not in SCORE_KEYS}
             child_logs |= _summary([(outcome, prompt) for outcome, prompt in outcomes if isinstance(outcome, float)])
             child_logs |= Counter(outcome for outcome, _ in outcomes if isinstance(outcome, str))
             logs |= {f"{key}/{name}": value for name, value in child_logs.items()}
@@ -104,6 +105,10 @@ class CombinedGrader(BaseGrader):
         if clear:
             self.clear_logs()
         return logs
+
+    def unusable(self, prompt: StringThread) -> str | None:
+        """Why the first of the children that cannot grade any completion of a prompt cannot."""
+        return next((reason for child in self.graders if (reason := child.unusable(prompt))), None)
 
     def clear_logs(self) -> None:
         """Forget what was recorded, here and in the children (inside a log scope: what was recorded there)."""
@@ -137,9 +142,9 @@ class CombinedGrader(BaseGrader):
 
     def _warn_of_ignored(self, samples: Sequence[dict[str, float | str]]) -> None:
         num_incomplete = sum(_IGNORED in sample.values() for sample in samples)
-        if num_incomplete <= self.failure_rate_warning_threshold * len(samples) or _WARNED in self._scoped_logs():
+        if num_incomplete <= self.failure_rate_warning_threshold * len(samples) or _WARNED in self._logs:
             return
-        self._scoped_logs().append(_WARNED)
+        self._logs.append(_WARNED)
         counts = Counter(key for sample in samples for key, outcome in sample.items() if outcome == _IGNORED)
         logging.getLogger("descant").warning(
             "grader %r: on %d of %d threads (%.0f%%) a child did not apply and was left out (%s), so their grades are "

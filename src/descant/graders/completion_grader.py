@@ -41,7 +41,10 @@ class ReferenceGrader(CompletionGrader):
     """Base of the graders that compare with ``metadata[reference_key]``.
 
     Evaluation callbacks store the completion of a validation thread there under the name ``reference``, so that a
-    dataset of prompts and completions is enough.
+    dataset of prompts and completions is enough. Without a reference that can be compared with there is no grade: an
+    evaluation in which no thread has one is refused, and a single thread fails.
+
+    The completion is what the model wrote, reasoning included: nothing is taken out of it.
     """
 
     def __init__(self, grader_key: str, reference_key: str) -> None:
@@ -50,11 +53,23 @@ class ReferenceGrader(CompletionGrader):
         self.reference_key = reference_key
 
     def reference_of(self, sample: StringThread) -> str:
-        """The reference; a ``GradingError`` if it is not a string."""
+        """The reference, without surrounding white space; a ``GradingError`` if it is not a string, or empty."""
         reference = self.reference_value(sample)
-        if not isinstance(reference, str):
-            raise self.unusable_reference(sample, "a string")
-        return reference
+        if not isinstance(reference, str) or not reference.strip():
+            raise self.unusable_reference(sample, "a string that is not empty")
+        return reference.strip()
+
+    def unusable(self, prompt: StringThread) -> str | None:
+        """Why the reference cannot be compared with, if it cannot."""
+        try:
+            self.check_reference(prompt)
+        except GradingError as error:
+            return str(error)
+        return None
+
+    def check_reference(self, sample: StringThread) -> None:
+        """Raises a ``GradingError`` if the reference cannot be compared with."""
+        self.reference_of(sample)
 
     def reference_value(self, sample: StringThread) -> Any:
         """The value under the reference's key; None if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import normalize
 
 from descant.errors import ConfigurationError
 from descant.graders.base import SHOWN_LENGTH
@@ -13,6 +14,8 @@ from descant.threads.thread import StringThread
 
 class ContainsGrader(ReferenceGrader):
     """Grade 1 if the completion contains the text, or all of several texts, else 0.
+
+    It may stand anywhere, also in reasoning. Canonically equivalent Unicode is equal.
 
     Args:
         text: what the completion must contain: a string, or several, all of which are needed. None means the reference
@@ -42,13 +45,19 @@ class ContainsGrader(ReferenceGrader):
         """Whether nothing is missing; the reasoning names what is missing, or else what was found."""
         texts = self.texts
         if texts is None:
-            texts = (self.reference_of(sample).strip(),)
-            if not texts[0]:
-                raise self.unusable_reference(sample, "a string that is not empty")
-        fold = str.casefold if self.ignore_case else str
-        if missing := [text for text in texts if fold(text) not in fold(completion)]:
+            texts = (self.reference_of(sample),)
+        if missing := [text for text in texts if self._folded(text) not in self._folded(completion)]:
             return False, f"does not contain {', '.join(quoted(text, SHOWN_LENGTH) for text in missing)}"
         return True, f"contains {', '.join(quoted(text, SHOWN_LENGTH) for text in texts)}"
+
+    def check_reference(self, sample: StringThread) -> None:
+        """None is needed where texts were given."""
+        if self.texts is None:
+            super().check_reference(sample)
+
+    def _folded(self, text: str) -> str:
+        text = normalize("NFC", text)
+        return text.casefold() if self.ignore_case else text
 
 
 def _checked_texts(text: object) -> tuple[str, ...]:

@@ -70,10 +70,7 @@ class NumericGrader(ReferenceGrader):
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether the numbers agree; the reasoning shows both as they are written."""
-        value = self.reference_value(sample)
-        reference = last_number(str(value)) if isinstance(value, str) or is_finite_number(value) else None
-        if reference is None or not reference.value.is_finite():
-            raise self.unusable_reference(sample, "a finite number, or a text with one,")
+        reference = self._number_of(sample)
         found = last_number(completion)
         if found is None:
             return False, f"no number in {quoted(completion, SHOWN_LENGTH)}, expected {cut(reference.text)}"
@@ -82,6 +79,17 @@ class NumericGrader(ReferenceGrader):
             tolerance = max(Decimal(repr(float(self.absolute_tolerance))), relative)
             agrees = abs(found.value - reference.value) <= tolerance
         return agrees, f"the last number is {cut(found.text)}, expected {cut(reference.text)}"
+
+    def check_reference(self, sample: StringThread) -> None:
+        """It must have a number."""
+        self._number_of(sample)
+
+    def _number_of(self, sample: StringThread) -> Number:
+        value = self.reference_value(sample)
+        reference = last_number(str(value)) if isinstance(value, str) or is_finite_number(value) else None
+        if reference is None or not reference.value.is_finite():
+            raise self.unusable_reference(sample, "a finite number, or a text with one,")
+        return reference
 
 
 def last_number(text: str) -> Number | None:

@@ -61,7 +61,7 @@ class ModelBuilder:
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
 
-    async def spawn_train(self, name: str, max_batch_size: int) -> TrainingModel:
+    async def spawn_train(self, name: str, max_batch_size: int = 4096) -> TrainingModel:
         """Load the model for training.
 
         Args:

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from descant.arguments import as_path, check_finite_number, check_whole_number
+from descant.arguments import as_path, check_finite_number, check_whole_number, is_finite_number
 from descant.engine import jobs
 from descant.errors import ConfigurationError, DescantError, ObserverError, RenderError, RequestError
 from descant.models.chat_template import Renderer
@@ -90,7 +90,7 @@ class InferenceModel:
 
     def top_p(self, top_p: float) -> Self:
         """A view on the same weights that samples from the most probable tokens of total probability in (0, 1]."""
-        if not 0 < top_p <= 1:
+        if not is_finite_number(top_p) or not 0 < top_p <= 1:
             raise ConfigurationError(f"top_p={top_p!r} must be above 0 and at most 1")
         return self._view(replace(self.sampling, top_p=float(top_p)))
 

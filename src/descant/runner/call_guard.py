@@ -10,6 +10,7 @@ from typing import Any
 from descant.errors import CallbackError
 from descant.models.requester import Requester, requester_scope
 from descant.process_state import preserved_process_state, with_own_modes
+from descant.runner.interrupts import Terminated
 from descant.runner.watchdog import Watchdog
 
 _NUM_TURNS = 50  # of the event loop, for what takes a few of them after its time is up
@@ -45,7 +46,9 @@ class CallGuard:
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; it was cancelled, and may not use models any more.
-            CallbackError: it was cancelled, and not from outside.
+            CallbackError: it was cancelled, and not from outside; or it has raised what is no ``Exception``, such as
+                ``SystemExit`` or a panic of Rust code.
+            KeyboardInterrupt, Terminated: a signal has arrived meanwhile.
             Exception: what ``work`` raises.
         """
         reason = "has returned"
@@ -64,7 +67,7 @@ class CallGuard:
                     raise CallbackError("it was cancelled from within: something that it awaited was")
                 value, leaving = task.result()
                 if leaving is not None:
-                    raise leaving
+                    raise as_failure(leaving)
                 return value
             except asyncio.CancelledError:
                 reason = "was cancelled"
@@ -91,9 +94,23 @@ class CallGuard:
         del self.lingering[task]
 
 
+def as_failure(error: BaseException) -> Exception:
+    """What a user's code has raised, as a failure of that code; a signal that has arrived meanwhile is raised."""
+    if isinstance(error, KeyboardInterrupt | Terminated):
+        raise error
+    if isinstance(error, Exception):
+        return error
+    failure = CallbackError(f"it raised {type(error).__name__} ({error}), which does not end a run")
+    failure.__cause__ = error
+    return failure
+
+
 async def _contained(work: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
-    """What ``work`` returns, or what it raises to end the program: a task that raised it would tear down the loop."""
+    """What ``work`` returns, or what it raises that is no ``Exception``: a task that raised it would tear down the
+    loop, or be taken for the end of the run."""
     try:
         return await with_own_modes(work()), None
-    except (KeyboardInterrupt, SystemExit) as leaving:
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as leaving:
         return None, leaving

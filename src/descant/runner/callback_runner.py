@@ -20,7 +20,7 @@ from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked
 from descant.runner.call import Call
-from descant.runner.calls import CallbackFailure, Calls
+from descant.runner.calls import CallbackFailure, Calls, is_news
 from descant.runner.contamination_check import check_contamination
 from descant.runner.costs import Costs
 from descant.runner.due_calls import DueCalls
@@ -72,9 +72,11 @@ class CallbackRunner(RunOptions):
             collide, or a watched metric that no callback returns, with the fix.
     """
 
+    positional = ("callbacks", "num_steps")
+
     callbacks: Sequence[RecipeCallback] = field(kw_only=False)
 
-    num_steps: int
+    num_steps: int = field(kw_only=False)
     """Planned steps."""
 
     first_step: int = 0
@@ -194,7 +196,7 @@ class CallbackRunner(RunOptions):
             stack.push_async_exit(self._end)
             await self._evaluations.start()
             for callback in self.callbacks:
-                callback.last_call = -1.0
+                callback.note_call(None)
                 self._started.append(callback)
                 await self._call_hook(callback, callback.on_start)
             # From here on, schedules do not change.
@@ -336,6 +338,8 @@ class CallbackRunner(RunOptions):
     async def _call_due(self, before: Progress | None) -> None:
         """The calls that are due by now, ``before`` being the progress at the last time that this was asked."""
         due, deferred = self._due.take(before, self._state.progress)
+        for callback, error in self._due.failed:
+            await self._calls.fail(Call(callback, self._state.view(callback)), error, "is_due: ")
         for callback in deferred:
             self.costs[callback.name].num_deferred += 1
             share = f"{self.costs.share_with(callback.name):.1%} of the time"
@@ -362,8 +366,9 @@ class CallbackRunner(RunOptions):
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:
-        """Whether the metric that it follows was measured at this step, and it was not called since."""
-        return callback.follows in self.evaluations and self._state.last_call.get(callback.name) != self.step
+        """Whether the metric that it follows was measured at this step (or failed), and it was not called since."""
+        has_news = is_news(callback, self.evaluations, self._state.num_failed)
+        return has_news and self._state.last_call.get(callback.name) != self.step
 
     def _watches_in_vain(self, callback: RecipeCallback, is_final: bool) -> bool:
         """Whether all that might return what a callback watches have been called, and none has; it is called once, to
@@ -384,7 +389,7 @@ class CallbackRunner(RunOptions):
     async def _call(self, callback: RecipeCallback, *, is_final: bool) -> None:
         if not self.costs[callback.name].is_disabled:
             self._state.last_call[callback.name] = self.step
-            callback.last_call = self._state.progress.percentage
+            callback.note_call(self._state.progress.percentage)
             await self._evaluations.begin(callback, is_final=is_final)
 
     async def _call_hook(

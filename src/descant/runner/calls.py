@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 from descant.callbacks.base import RecipeCallback, shown
@@ -67,6 +68,7 @@ class Calls:
         self.failures: list[CallbackFailure] = []
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
+        self._returned: dict[str, set[str]] = {}  # the keys of each callback's latest metrics
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
     async def make(
@@ -141,7 +143,15 @@ class Calls:
         name, step, started_at = call.callback.name, call.run.step, time.perf_counter()
         metrics = {} if returned is FAILED else await self._accept(call, returned)
         started_at = self._add_recording(call, started_at)
+        is_failure = returned is FAILED or not isinstance(returned, dict)
+        failed = self._keys.num_failed(call.callback, metrics, is_failure=is_failure)
+        missing = self._keys.missing(call.callback, metrics, is_failure=is_failure)
+        num_failed = {**dict.fromkeys(metrics, failed), **dict.fromkeys(missing, inf)}
+        if not is_failure:
+            self.recorder.forget(self._returned.get(name, set()) - metrics.keys())
+            self._returned[name] = set(metrics)
         self.costs.add_result(name, metrics, call.num_tokens, call.seconds.get("busy_s"))
+        self.costs[name].num_failed_samples += 0 if is_failure else int(failed)
         costs = {f"callbacks/{name}/{key}": value for key, value in self._cost_metrics(call).items()}
         await self.recorder.record_evaluation(step, name, metrics, costs)
         self._add_recording(call, started_at)
@@ -150,10 +160,11 @@ class Calls:
             numbers: dict[str, Metric] = {key: value for key, value in metrics.items() if not isinstance(value, Table)}
             self._state.late_evaluations.append((step, numbers))
             for callback in self._callbacks:
-                if callback.follows in metrics and not self.costs[callback.name].is_disabled:
-                    await self._call_follower(callback, call, metrics)
+                if is_news(callback, metrics, num_failed) and not self.costs[callback.name].is_disabled:
+                    await self._call_follower(callback, call, metrics, num_failed)
         else:
             self._state.evaluations |= metrics
+            self._state.num_failed |= num_failed
 
     def _add_recording(self, call: Call, started_at: float) -> float:
         """Count what has passed as time that training has waited, if it has; returns the present."""
@@ -169,7 +180,9 @@ class Calls:
             source, step, message, details = self._state.warnings.pop(0)
             await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
 
-    async def _call_follower(self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric]) -> None:
+    async def _call_follower(
+        self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric], num_failed: dict[str, float]
+    ) -> None:
         """Call it with what an asynchronous call has measured, at the step of that one."""
         run = replace(
             self._state.view(follower, measured.run.step),
@@ -177,8 +190,10 @@ class Calls:
             progress=measured.run.progress,
             metrics=measured.run.metrics,
             evaluations=metrics,
+            num_failed=num_failed,
             as_measured=measured.as_measured,
         )
+        self._state.last_call.setdefault(follower.name, run.step)
         call = Call(follower, run, is_detached=True, as_measured=measured.as_measured)
         self.costs.add_stall(follower.name, 0.0)
         await self.complete(call, await self.make(call, partial(follower.callback, run.step / run.num_steps)))
@@ -192,6 +207,7 @@ class Calls:
             "total_s": cost.seconds,
             "time_fraction": self.costs.time_fraction(cost.name),
             "num_failed": cost.num_failed,
+            **({"num_failed_samples": cost.num_failed_samples} if cost.num_failed_samples else {}),
             **({"num_tokens": call.num_tokens} if call.num_tokens else {}),
             **{key: count for key, count in counts.items() if count},
         }
@@ -204,7 +220,12 @@ class Calls:
             return {}
         name = call.callback.name
         accepted: dict[str, Metric] = {}
-        for key, value in call.callback.with_prefix(returned).items():
+        try:
+            prefixed = call.callback.with_prefix(returned)
+        except Exception as error:
+            await self.fail(call, error, "with_prefix: ")
+            return {}
+        for key, value in prefixed.items():
             try:
                 metric = await off_loop(as_metric, value) if isinstance(value, Table) else as_metric(value)
                 accepted[self._keys.claim(name, key)] = metric
@@ -234,3 +255,9 @@ class Calls:
             message = f"callback {name!r} makes no more calls in this run (on_error='disable')"
             await self.recorder.record_event(step, "callback_disabled", name, message)
         return FAILED
+
+
+def is_news(callback: RecipeCallback, metrics: Mapping[str, Metric], num_failed: Mapping[str, float]) -> bool:
+    """Whether the metric that a callback follows was measured; or, if it compares values, its evaluation failed."""
+    watches, metric = callback.watches, callback.follows
+    return metric in metrics or (watches is not None and watches.compares and metric in num_failed)

@@ -196,10 +196,17 @@ def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
             *beside,
             duration(cost.seconds),
             f"{cost.seconds / duration_s:.1%}" if duration_s else "",
-            Text(str(cost.num_failed), style="yellow" if cost.num_failed else ""),
+            _failures(cost),
             *(str(getattr(cost, f"num_{name}")) for name in left_out),
         )
     return table
+
+
+def _failures(cost: CallbackCost) -> Text:
+    """Failed calls, and samples that failed in others: 0 only where nothing has failed."""
+    samples = f"{cost.num_failed_samples:,} sample{'s' * (cost.num_failed_samples != 1)}"
+    parts = [str(cost.num_failed)] * bool(cost.num_failed) + [samples] * bool(cost.num_failed_samples)
+    return Text(" + ".join(parts) or "0", style="yellow" if parts else "")
 
 
 def _short(key: str) -> str:

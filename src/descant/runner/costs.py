@@ -26,6 +26,7 @@ class CallbackCost:
         num_landed: asynchronous calls that are complete, failed ones included.
         num_tokens: tokens of prompts, completions and scored sequences.
         num_failed: failures: of its calls, its hooks, and of single values that it returned.
+        num_failed_samples: samples (or grades) that failed in calls that did not.
         num_skipped: calls that were not made because there was no room (``when_busy="skip"``).
         num_replaced: calls that were given up for a newer one (``when_busy="replace"``).
         num_deferred: calls that were put off by ``callback_budget``.
@@ -42,6 +43,7 @@ class CallbackCost:
     num_landed: int = 0
     num_tokens: int = 0
     num_failed: int = 0
+    num_failed_samples: int = 0
     num_skipped: int = 0
     num_replaced: int = 0
     num_deferred: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from descant.callbacks.base import RecipeCallback
 from descant.progress import Progress
+from descant.runner.call_guard import as_failure
 from descant.runner.costs import Costs
 from descant.runner.metric_keys import MetricKeys
 
@@ -38,6 +39,8 @@ class DueCalls:
         self._keys = keys
         self._budget = budget
         self._deferred: set[str] = set()
+        self.failed: list[tuple[RecipeCallback, Exception]] = []
+        """The callbacks whose ``is_due`` has raised at the latest ``take``."""
         planned = [callback for callback in callbacks if _follows_its_plan(callback)]
         self._must_ask = len(planned) < len(callbacks)
         self._due_steps = sorted({step for callback in planned for step in callback.due_steps(num_steps)})
@@ -54,8 +57,15 @@ class DueCalls:
         What was deferred comes back as soon as it fits, and with it those that need what it measures at the same step.
         """
         running, deferred = [], []
+        self.failed = []
         for callback in self._callbacks:
-            is_due = callback.is_due(before, current)
+            if self._costs[callback.name].is_disabled:
+                continue
+            try:
+                is_due = callback.is_due(before, current)
+            except BaseException as error:
+                self.failed.append((callback, as_failure(error)))
+                continue
             if not is_due and callback.name not in self._deferred:
                 continue
             if self._is_allowed(callback, current):

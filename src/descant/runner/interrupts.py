@@ -13,6 +13,10 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Terminated(SystemExit):
+    """The second SIGTERM, as an exception: no program has called ``sys.exit``."""
+
+
 class Interrupts:
     """While entered, the first signal is only noted; the second is raised where the main thread is.
 
@@ -104,7 +108,7 @@ def _is_main_thread() -> bool:
 
 
 def _as_exception(received: signal.Signals) -> BaseException:
-    return KeyboardInterrupt() if received == signal.SIGINT else SystemExit(128 + received)
+    return KeyboardInterrupt() if received == signal.SIGINT else Terminated(128 + received)
 
 
 def _say(message: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
-from descant.metrics import RESERVED_PREFIXES, MetricSpec, clean_text, find_spec
+from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, clean_text, find_spec
 from descant.text import did_you_mean
 
 
@@ -54,6 +55,7 @@ class MetricKeys:
                 checkpoints[checkpoint] = callback.name
         self.sources = {callback.name: self._sources(callback, callbacks) for callback in callbacks}
         """For each callback that watches a metric, the callbacks that may return it."""
+        self._watched = {c.name: c.watches.metric for c in callbacks if c.watches is not None}
 
     def declares(self, callback: RecipeCallback, key: str) -> bool:
         """Whether a callback declares a key."""
@@ -75,6 +77,29 @@ class MetricKeys:
         if owner != callback:
             raise ConfigurationError(f"the key belongs to {owner}; give {callback!r} its own log_key_prefix=")
         return key
+
+    def num_failed(self, callback: RecipeCallback, metrics: Mapping[str, Metric], *, is_failure: bool) -> float:
+        """How many samples of a call failed: what its metrics that are declared as such counts say, or ``num_failed``
+        in what is not declared; infinity if the call itself failed."""
+        specs = {key: find_spec(self.specs[callback.name], key) for key in metrics}
+        counted = (
+            float(value)
+            for key, value in metrics.items()
+            if isinstance(value, int | float) and value > 0
+            and (spec.counts_failures if (spec := specs[key]) else key.rpartition("/")[2] == "num_failed")
+        )  # fmt: skip
+        return inf if is_failure else sum(counted)
+
+    def missing(self, callback: RecipeCallback, metrics: Mapping[str, Metric], *, is_failure: bool) -> set[str]:
+        """The watched metrics that a call should have returned and did not: those that belong to its callback, and if
+        the call failed those that it may have returned."""
+        return {
+            metric
+            for watcher, metric in self._watched.items()
+            if metric not in metrics and callback in self.sources[watcher]
+            and self.owner(metric) in (None, callback.name)
+            and (is_failure or self.owner(metric) is not None or self.declares(callback, metric))
+        }  # fmt: skip
 
     def in_order(self, callbacks: Sequence[RecipeCallback]) -> list[RecipeCallback]:
         """The callbacks in the order of their calls at a step: as listed, and who watches a metric after all that may
@@ -148,6 +173,13 @@ def _check_is_callback(callback: object, place: str) -> None:
     class_name = type(callback).__name__
     if not hasattr(callback, "name"):
         raise ConfigurationError(f"{place}: {class_name}.__init__ must call super().__init__(frequency=...)")
+    if type(callback).maybe_call is not RecipeCallback.maybe_call:
+        raise ConfigurationError(
+            f"{place}: {class_name}.maybe_call would not be called by a run; override `is_due(previous, current)` for "
+            "when, and `callback(current_percentage)` for what"
+        )
+    if inspect.iscoroutinefunction(callback.is_due):
+        raise ConfigurationError(f"{place}: {class_name}.is_due must not be async: it answers at once, with a bool")
     for method in ("callback", "on_start", "on_end"):
         if not inspect.iscoroutinefunction(getattr(callback, method)):
             raise ConfigurationError(f"{place}: {class_name}.{method} must be `async def`")

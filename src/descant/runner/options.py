@@ -7,12 +7,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, TypeVar, dataclass_transform, get_args
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args
 
 from descant.arguments import (
     argument_names,
@@ -84,7 +84,29 @@ def options(kind: type[KindT]) -> type[KindT]:
     stands behind each."""
     made = dataclass(kw_only=True, eq=False, repr=False)(kind)
     made.__doc__ = _Documented(made.__doc__ or "")  # type: ignore[assignment]
+    made.__init__ = _taking_positions(made.__init__)  # type: ignore[method-assign]
     return made
+
+
+def _taking_positions(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that takes the arguments that its class names in ``positional`` by position, too."""
+
+    @wraps(init)
+    def by_position_too(self: RunOptions, *given: Any, **arguments: Any) -> None:
+        names, kind = self.positional, type(self).__name__
+        if len(given) > len(names):
+            raise ConfigurationError(
+                f"{kind} takes {', '.join(names) or 'nothing'} by position, in this order; give the others by keyword"
+            )
+        placed = dict(zip(names, given, strict=False))
+        if twice := [name for name in placed if name in arguments]:
+            raise ConfigurationError(f"{kind}: {twice[0]} is given by position and by keyword")
+        optional = [each.name for each in fields(self) if each.default is not MISSING or not each.init]
+        if missing := [each.name for each in fields(self) if each.name not in {*optional, *placed, *arguments}]:
+            raise ConfigurationError(f"{kind} needs {' and '.join(f'{name}=' for name in missing)}")
+        init(self, **placed, **arguments)
+
+    return by_position_too
 
 
 @options
@@ -96,6 +118,9 @@ class RunOptions:
     Raises:
         ConfigurationError: an argument that cannot work, or that does not exist, with the one that was meant.
     """
+
+    positional: ClassVar[Sequence[str]] = ()
+    """The arguments that may be given by position, in this order."""
 
     callbacks: Sequence[RecipeCallback] = ()
     """Run at their exact steps, in list order; names and declared metrics must be distinct."""

@@ -6,7 +6,7 @@ import inspect
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -191,6 +191,12 @@ class RunRecorder:
         self.latest |= {key: value for key, value in metrics.items() if not isinstance(value, Table)}
         self.tables |= {key: value for key, value in metrics.items() if isinstance(value, Table)}
         await self._run_log.log_metrics(step, {**metrics, **place}, source)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Metrics that the latest call of their callback has not returned: what it said before is not the latest."""
+        for key in keys:
+            self.latest.pop(key, None)
+            self.tables.pop(key, None)
 
     async def record_evaluation(
         self, step: int, callback: str, metrics: Mapping[str, Metric], costs: Mapping[str, Metric]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ class RunState:
         started_at: when it did (``time.monotonic()``).
         training_metrics: what the loop has measured at this step.
         evaluations: what callbacks have returned at this step, training waiting for them, under their full keys.
+        num_failed: how many samples are not in them, as in ``RunView``.
         late_evaluations: steps and numbers of the asynchronous calls, in the order in which they completed.
         known_keys: the keys of everything that callbacks have returned so far.
         last_call: the step of the latest call of each callback.
@@ -44,6 +46,7 @@ class RunState:
     started_at: float = field(default_factory=time.monotonic)
     training_metrics: Mapping[str, Metric] = field(default_factory=dict)
     evaluations: dict[str, Metric] = field(default_factory=dict)
+    num_failed: dict[str, float] = field(default_factory=dict)
     late_evaluations: list[tuple[int, dict[str, Metric]]] = field(default_factory=list)
     known_keys: set[str] = field(default_factory=set)
     last_call: dict[str, int] = field(default_factory=dict)
@@ -56,11 +59,14 @@ class RunState:
         """So many steps are completed now."""
         self.step = step
         self.progress = Progress(min(step, self.num_steps), self.num_steps, time.monotonic() - self.started_at)
-        self.evaluations = {}
+        self.evaluations, self.num_failed = {}, {}
 
-    def warn(self, source: str, step: int, message: str, details: str | None = None) -> None:
-        """Warn; it is recorded as soon as the event loop allows it."""
-        self.warnings.append((source, step, message, details))
+    def warn(self, source: str, step: int, message: str, details: object = None) -> None:
+        """Warn; it is recorded, as text, as soon as the event loop allows it."""
+        if isinstance(details, BaseException):
+            details = "".join(traceback.format_exception(details))
+        text = details if isinstance(details, str | None) else repr(details)
+        self.warnings.append((source, step, str(message), text))
 
     def view(self, callback: RecipeCallback, step: int | None = None) -> RunView:
         """The run as it is now; what is recorded and drawn by it belongs to ``step``, by default this one."""
@@ -72,6 +78,7 @@ class RunState:
             elapsed_s=time.monotonic() - self.started_at,
             metrics=dict(self.training_metrics),
             evaluations=dict(self.evaluations),
+            num_failed=dict(self.num_failed),
             known_keys=frozenset(self.known_keys),
             run_dir=self.run_dir,
             seed=derive_seed(self.seed, callback.name, step),

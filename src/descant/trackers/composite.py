@@ -13,19 +13,28 @@ from descant.trackers.logger import Logger
 class CompositeLogger(Logger):
     """Several loggers, each of which is given everything, also when another one fails.
 
+    ``main_logger`` and ``second_logger`` are the recipe API's names of the first two.
+
     Given to a trainer, its trackers are fed separately, each at its own pace.
 
     Attributes:
         loggers: those that it was given.
 
     Raises:
-        ConfigurationError: no logger was given.
+        ConfigurationError: no logger was given, or something that cannot be called.
     """
 
-    def __init__(self, *loggers: Logger) -> None:
-        if not loggers:
+    def __init__(
+        self, *loggers: Logger, main_logger: Logger | None = None, second_logger: Logger | None = None
+    ) -> None:
+        given = (main_logger, *loggers, second_logger)
+        self.loggers: tuple[Logger, ...] = tuple(logger for logger in given if logger is not None)
+        if not self.loggers:
             raise ConfigurationError("a CompositeLogger needs a logger")
-        self.loggers: tuple[Logger, ...] = loggers
+        if wrong := [logger for logger in self.loggers if not callable(logger)]:
+            raise ConfigurationError(
+                f"CompositeLogger: {wrong[0]!r} is a {type(wrong[0]).__name__}, not a logger; give a list as *loggers"
+            )
 
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Log with each.

@@ -54,10 +54,12 @@ class GradientTrainer(Trainer):
         MetricSpec("training/skipped_update", better="lower"),
     )
 
-    dataset: Sequence[Any]
-    """The samples."""
+    positional = ("dataset", "model", "logger", "stage_notifier", "callbacks", "epochs")
 
-    model: TrainingModel = field(metadata=checked_by(_check_model))
+    dataset: Sequence[Any] = field(kw_only=False)
+    """The samples: those that the list holds when the trainer is made, whatever becomes of the list."""
+
+    model: TrainingModel = field(kw_only=False, metadata=checked_by(_check_model))
     """What is trained, made by ``ModelBuilder.spawn_train``."""
 
     lr: float = field(default=1e-5, metadata=checked_by(check_finite_number, least=0))
@@ -84,6 +86,11 @@ class GradientTrainer(Trainer):
 
     data_seed: int = field(default=42, metadata=checked_by(check_whole_number, least=0))
     """The order of the data."""
+
+    def __post_init__(self) -> None:
+        if hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__"):
+            self.dataset = tuple(self.dataset)
+        super().__post_init__()
 
     @property
     def scheduler(self) -> Scheduler:

@@ -46,7 +46,8 @@ class TrainingResult:
     Attributes:
         num_steps: steps that were made.
         stop_reason: why they are fewer than planned, if a callback has requested that.
-        metrics: the latest value of every metric that is a number or a string.
+        metrics: the latest value of every metric that is a number or a string, without those that the latest call of
+            their callback did not return. (If that call failed, they are those of the one before.)
         tables: the latest table under every key: the samples of every evaluation callback, with grades and reasoning.
             Those of all steps are in the run log.
         callback_failures: calls of callbacks that failed, in order; their tracebacks are in the run log too.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 
+from descant.arguments import check_finite_number, is_finite_number
 from descant.errors import ConfigurationError
 
 Scheduler = Callable[[float], float]
@@ -22,6 +23,10 @@ class CosineSchedulerWithoutWarmup:
     lr: float = 1e-5
     decay_factor: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_finite_number("lr", self.lr, least=0)
+        check_finite_number("decay_factor", self.decay_factor, above=0)
+
     def __call__(self, completion_percentage: float) -> float:
         """The learning rate at this fraction of the run."""
         minimum = self.lr / self.decay_factor
@@ -30,21 +35,29 @@ class CosineSchedulerWithoutWarmup:
 
 @dataclass(frozen=True, slots=True)
 class CombinedSchedule:
-    """``first`` over the run up to ``change_point``, then ``second``; each sees its own part as 0 to 1."""
+    """``a`` over the run up to ``change_point``, a fraction from 0 to 1, then ``b``; each sees its own part as 0 to 1.
 
-    first: Scheduler
-    second: Scheduler
+    At ``change_point=0`` it is ``b`` alone, at 1 ``a`` alone.
+    """
+
+    a: Scheduler
+    b: Scheduler
     change_point: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.change_point < 1:
-            raise ConfigurationError(f"change_point={self.change_point!r} must be above 0 and below 1")
+        for name, scheduler in (("a", self.a), ("b", self.b)):
+            if not callable(scheduler):
+                raise ConfigurationError(
+                    f"{name}={scheduler!r} must be callable with a fraction of the run; a constant is lambda _: 1e-5"
+                )
+        if not is_finite_number(self.change_point) or not 0 <= self.change_point <= 1:
+            raise ConfigurationError(f"change_point={self.change_point!r} must be a fraction of the run, from 0 to 1")
 
     def __call__(self, completion_percentage: float) -> float:
         """The learning rate at this fraction of the run."""
-        if completion_percentage < self.change_point:
-            return self.first(completion_percentage / self.change_point)
-        return self.second((completion_percentage - self.change_point) / (1 - self.change_point))
+        if completion_percentage < self.change_point or self.change_point == 1:
+            return self.a(completion_percentage / self.change_point)
+        return self.b((completion_percentage - self.change_point) / (1 - self.change_point))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,8 @@ class CosineScheduler:
     decay_factor: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_percentage < 1:
+        CosineSchedulerWithoutWarmup(self.lr, self.decay_factor)  # the same checks
+        if not is_finite_number(self.warmup_percentage) or not 0 <= self.warmup_percentage < 1:
             raise ConfigurationError(
                 f"warmup_percentage={self.warmup_percentage!r} is a fraction of the run, at least 0 and below 1"
             )

@@ -55,7 +55,7 @@ class SFT(GradientTrainer):
         *GradientTrainer.metric_specs,
     )
 
-    dataset: Sequence[StringThread] = field(metadata=checked_by(_check_dataset))
+    dataset: Sequence[StringThread] = field(kw_only=False, metadata=checked_by(_check_dataset))
     """Threads, each with a weighted turn; a fresh thread trains on its assistant turns."""
 
     def prompts(self) -> Sequence[StringThread]:
