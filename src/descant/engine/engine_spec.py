@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from descant.engine.driving import Driving
+from descant.engine.forward import ForwardPass
 from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
@@ -27,7 +29,7 @@ class EngineSpec:
 
     Attributes:
         model_class, config, generation_config, layout: of the module and its weights.
-        head_gives_logits: the result of the engine's probe, which needs weights.
+        driving: the result of the engine's probe, which needs weights.
         settings: values of ``compute_settings``, in order; the number of threads is the other engine's, as its device.
     """
 
@@ -40,7 +42,7 @@ class EngineSpec:
     max_batch_tokens: int
     max_cached_tokens: int
     precision: Precision
-    head_gives_logits: bool
+    driving: Driving
     settings: Sequence[Any]
     device: str
 
@@ -61,7 +63,7 @@ class EngineSpec:
             max_batch_tokens=engine.budgets.max_batch_tokens,
             max_cached_tokens=engine.budgets.max_cached_tokens,
             precision=engine.precision,
-            head_gives_logits=engine.scorer.head is not None,
+            driving=engine.driving,
             settings=settings,
             device=job.device or str(engine.model.device),
         )
@@ -136,7 +138,7 @@ def _check_same_logits(made: nn.Module, model: nn.Module) -> None:
     for name, tensor in named_tensors(made).items():
         tensor.data = live[name].data
     probe = torch.arange(8, device=next(model.parameters()).device).unsqueeze(0)
-    expected, found = (module(input_ids=probe, use_cache=False).logits for module in (model, made))
+    expected, found = (ForwardPass(module)(probe).logits for module in (model, made))
     is_same = torch.equal if probe.device.type == "cpu" else torch.allclose
     if not is_same(expected, found):
         raise ConfigurationError(

@@ -23,6 +23,7 @@ from descant.engine.precision import (
     module_mode,
     weights_dtype,
 )
+from descant.engine.probe import find_driving
 from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
@@ -70,10 +71,10 @@ class HFEngine:
         self.model = model.eval().requires_grad_(trainable).to(device_type()) if may_move else model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
-        self.budgets = Budgets(self.model, max_batch_tokens, max_cached_tokens)
+        self.driving = find_driving(self.model) if spec is None else spec.driving
+        self.budgets = Budgets(self.model, self.driving, max_batch_tokens, max_cached_tokens)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
-        with module_mode(self.model, training=False):
-            self.scorer = TokenScorer(self.model, None if spec is None else spec.head_gives_logits)
+        self.scorer = TokenScorer(self.model, self.driving.head_gives_logits)
         self.training_step: TrainingStep | None = None
         if trainable:
             self.training_step = TrainingStep(
@@ -180,7 +181,7 @@ class HFEngine:
         budgets = self.budgets
         settings = GenerationSettings(self.stop_ids, budgets.max_cached_tokens, budgets.max_batch_tokens, decode)
         with self.evaluating():
-            return generate(self.model, job.requests, job.sampling, settings, yield_point)
+            return generate(self.scorer, self.driving, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: jobs.Logprobs, yield_point: jobs.YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [refused_sequence(self.model, sequence) for sequence in job.sequences]

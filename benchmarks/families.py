@@ -1,0 +1,297 @@
+"""Every causal language model of the installed Transformers that can be built small: how descant drives it, and whether
+what it scores and generates then is right. ``make families`` writes the table of docs/models.md.
+
+python benchmarks/families.py               all of them, in a process each (about twenty minutes on two cores)
+python benchmarks/families.py qwen3 mamba   these, as JSON on the standard output
+"""
+
+import collections
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+SECONDS, PROCESSES = 240, 2
+MAX_PARAMETERS = 8_000_000
+VOCABULARY, CONTEXT, WINDOW = 300, 256, 16
+NUM_NEW = 16
+PROMPT_LENGTHS = (1, 30, 3, 12, 50, 12, 7, 20, 41)
+STOP_IDS = frozenset(range(0, VOCABULARY, 12))  # so that rows leave at different times
+TOLERANCE = 2e-3  # of a log-probability; what is wrong differs by tenths
+
+# What configurations call their sizes, and small ones.
+SIZES = {
+    ("vocab_size",): VOCABULARY,
+    ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "embedding_size", "encoder_hidden_dim"): 64,
+    ("d_embed", "lru_width", "hidden_size_per_layer_input"): 64,
+    ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "d_ff", "dff"): 96,
+    ("n_inner", "d_inner", "feed_forward_size", "dim_ff", "mlp_hidden_size", "shared_intermediate_size"): 96,
+    ("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"): 32,
+    ("moe_shared_expert_intermediate_size", "intermediate_size_mlp"): 32,
+    ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "encoder_layers", "num_blocks"): 4,
+    ("num_decoder_layers", "num_encoder_layers"): 4,
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"): 4,
+    ("encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"): 4,
+    ("num_key_value_heads", "multi_query_group_num", "n_kv_heads", "num_kv_heads"): 2,
+    ("head_dim", "kv_channels", "attention_head_size", "attention_head_dim", "global_head_dim", "d_kv", "dim_head"): 16,
+    ("v_head_dim", "qk_nope_head_dim", "swa_head_dim", "swa_v_head_dim"): 16,
+    ("qk_rope_head_dim", "index_head_dim", "rotary_dim"): 8,
+    ("qk_head_dim",): 24,
+    ("q_lora_rank", "kv_lora_rank", "o_lora_rank"): 16,
+    ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"): 4,
+    ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"): 2,
+    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"): 1,
+    ("n_group", "topk_group", "n_groups", "num_expert_group"): 1,
+    ("first_k_dense_replace",): 1,
+    ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length", "n_ctx"): CONTEXT,
+    ("sliding_window", "attention_window_size", "attention_chunk_size", "window_size", "sliding_window_size"): WINDOW,
+    ("local_attention",): WINDOW,
+    ("linear_num_key_heads", "linear_num_value_heads"): 2,
+    ("linear_key_head_dim", "linear_value_head_dim"): 16,
+    ("mamba_n_heads", "mamba_num_heads"): 8,
+    ("mamba_d_head", "mamba_head_dim", "mamba_headdim"): 16,
+    ("mamba_d_state", "state_size", "ssm_state_size", "mamba_dt_rank", "time_step_rank"): 8,
+    ("mamba_d_ssm",): 128,
+    ("mamba_n_groups", "mamba_ngroups"): 1,
+    ("mamba_chunk_size", "chunk_size"): 8,
+    ("vocab_size_per_layer_input",): VOCABULARY,
+}
+SMALL = {name: size for names, size in SIZES.items() for name in names}
+SPECIAL = {name: None for name in ("bos_token_id", "sep_token_id", "decoder_start_token_id")} | {
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+OTHERWISE = {}
+NOT_TEXT = {}
+
+
+def shrunk(settings):
+    """The settings of a configuration, with small sizes wherever they have one of the names."""
+    small = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and name.endswith("_config"):
+            small[name] = shrunk(value)
+        elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
+            small[name] = min(value, SMALL[name])
+        elif name in SPECIAL:
+            small[name] = SPECIAL[name]
+        else:
+            small[name] = value
+    num_layers = next((small[name] for name in ("num_hidden_layers", "num_layers", "n_layer") if name in small), 4)
+    for name in ("layer_types", "mlp_layer_types", "layers_block_type", "hybrid_layer_pattern"):
+        if isinstance(small.get(name), list | tuple):
+            small[name] = _spread(small[name], num_layers)
+    return small
+
+
+def _spread(kinds, number):
+    """As many as there are layers, with every kind that there is."""
+    distinct = list(dict.fromkeys(kinds))
+    chosen = (distinct + list(kinds))[:number]
+    return sorted(chosen, key=lambda kind: kinds.index(kind)) if len(distinct) < number else chosen
+
+
+def configuration(family):
+    """A small configuration of a family."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[family]
+    settings = shrunk(kind().to_dict())
+    for name in ("model_type", "transformers_version", "architectures", "dtype"):
+        settings.pop(name, None)
+    for name, value in OTHERWISE.get(family, {}).items():
+        if value is ...:
+            settings.pop(name, None)
+        else:
+            settings[name] = value
+    return kind(**copy.deepcopy(settings))
+
+
+def build(family):
+    """A small model of a family, whose weights make the context count."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = configuration(family)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"it still has {size / 1e6:,.0f}M parameters")
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomize(model)
+    return model
+
+
+def randomize(model):
+    """Weights of the size that training makes: nothing is zero or one throughout."""
+    import torch
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_(0, 1.5 / module.weight.shape[1] ** 0.5)
+            elif isinstance(module, torch.nn.Embedding):
+                module.weight.normal_(0, 1)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+
+def check(family):
+    """What descant does with a family, and what is wrong with it: a row of the table."""
+    try:
+        model = build(family)
+    except Exception as error:
+        return {"family": family, "outcome": "not built", "why": first_line(error)}
+    return {"family": family, "class": type(model).__name__, **checked(model)}
+
+
+def checked(model):
+    """The same of a model."""
+    import torch
+
+    from descant.engine.hf import HFEngine
+    from descant.errors import ModelLoadError
+
+    rngs = torch.get_rng_state()
+    try:
+        engine = HFEngine(
+            model, None, stop_ids=STOP_IDS, max_batch_tokens=256, max_cached_tokens=200, trainable=True
+        )
+    except ModelLoadError as error:
+        return {"outcome": "refused", "why": str(error)}
+    row = {"way": [engine.driving.scoring, engine.driving.cache, engine.driving.generation]}
+    problems = [] if torch.equal(rngs, torch.get_rng_state()) else ["the probe drew random numbers"]
+    try:
+        problems += problems_of(engine, model)
+    except Exception as error:
+        problems.append(first_line(error))
+    return {**row, "outcome": "wrong" if problems else "right", "why": "; ".join(problems)}
+
+
+def problems_of(engine, model):
+    """What differs from plain forward passes, in words."""
+    import torch
+
+    from descant.engine import jobs
+
+    generator = torch.Generator().manual_seed(1)
+    prompts = [tuple(torch.randint(20, 290, (n,), generator=generator).tolist()) for n in PROMPT_LENGTHS]
+    flags = {"output_router_logits": True, "output_hidden_states": True, "return_dict": False}
+    problems = []
+    generated = engine.run(
+        jobs.Generate(tuple(jobs.GenerationRequest(p, i) for i, p in enumerate(prompts)), jobs.Sampling(max_gen_len=NUM_NEW)),
+        lambda: None,
+    )
+    sequences = []
+    for prompt, result in zip(prompts, generated, strict=True):
+        if isinstance(result, Exception):
+            return [first_line(result)]
+        sequence = (*prompt, *result.token_ids)
+        sequences.append(jobs.WeightedSequence(sequence, (0.0,) * len(prompt) + (1.0,) * len(result.token_ids)))
+        expected = step_logprobs(model, sequence, len(prompt))
+        difference = largest_difference(expected, result.logprobs)
+        if not difference < TOLERANCE:
+            problems.append(f"generated for {len(prompt)} tokens: log-probabilities differ by {difference:.2g}")
+    for name, value in flags.items():
+        if hasattr(model.config, name):
+            setattr(model.config, name, value)
+    scored = engine.run(jobs.Logprobs(tuple(sequences)), lambda: None)
+    again = engine.run(
+        jobs.Generate((jobs.GenerationRequest(prompts[1], 1),), jobs.Sampling(max_gen_len=4)), lambda: None
+    )
+    for name in flags:
+        if hasattr(model.config, name):
+            setattr(model.config, name, name == "return_dict")
+    if isinstance(again[0], Exception):
+        problems.append(f"with flags: {first_line(again[0])}")
+    for sequence, logprobs in zip(sequences, scored, strict=True):
+        if isinstance(logprobs, Exception):
+            problems.append(first_line(logprobs))
+            continue
+        start = sequence.weights.index(1.0)
+        difference = largest_difference(plain_logprobs(model, sequence.token_ids)[start - 1 :], logprobs)
+        if not difference < TOLERANCE:
+            problems.append(f"scored {len(sequence.token_ids)} tokens: differ by {difference:.2g}")
+    step = jobs.Accumulate(tuple(sequences), "language_modelling", 0)
+    refused = [error for error in engine.run(step, lambda: None) if error]
+    metrics = engine.run(jobs.OptimStep(1e-3, 0.0, 1.0, skip_nan_gradients=False), lambda: None)
+    if refused or metrics["skipped_update"]:
+        problems.append(f"a step of training: {refused or metrics}")
+    return problems
+
+
+def plain_logprobs(model, sequence):
+    """The log-probabilities of all tokens but the first, by one forward pass."""
+    import torch
+
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([sequence])).logits[0]
+    return logits[:-1].log_softmax(-1).gather(-1, torch.tensor(sequence[1:]).unsqueeze(-1)).squeeze(-1).tolist()
+
+
+def step_logprobs(model, sequence, start):
+    """The log-probabilities of the tokens from ``start`` on, each by a forward pass on the tokens before it."""
+    from descant.engine.driving import length_boundaries
+
+    if not length_boundaries(model.config):
+        return plain_logprobs(model, sequence)[start - 1 :]
+    return [plain_logprobs(model, sequence[: end + 1])[-1] for end in range(start, len(sequence))]
+
+
+def largest_difference(expected, found):
+    """The largest absolute difference; infinite if lengths differ."""
+    if len(expected) != len(found):
+        return float("inf")
+    return max((abs(a - b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def first_line(error):
+    """An error in a line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def in_a_process(family):
+    """A row of the table, from a process of its own: a model may need too much memory, or never return."""
+    command = [sys.executable, __file__, family]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"family": family, "outcome": "not built", "why": f"it took more than {SECONDS} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        tail = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        return {"family": family, "outcome": "not built", "why": tail[0][:200]}
+    return json.loads(lines[-1])
+
+
+def main():
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    warnings.simplefilter("ignore")
+    families = sys.argv[1:]
+    if families:
+        for family in families:
+            signal.alarm(SECONDS)
+            print(json.dumps(check(family)), flush=True)
+        return
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        rows = list(pool.map(in_a_process, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    print(collections.Counter(row["outcome"] for row in rows))
+    for row in rows:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
