@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
-SECONDS, PROCESSES = 240, 2
+SECONDS, PROCESSES, PART = 240, 2, 12
 MAX_PARAMETERS = 8_000_000
 VOCABULARY, CONTEXT, WINDOW = 300, 256, 16
 NUM_NEW = 16
@@ -66,13 +67,20 @@ SIZES = {
     ("mamba_n_groups", "mamba_ngroups"): 1,
     ("mamba_chunk_size", "chunk_size"): 8,
     ("vocab_size_per_layer_input",): VOCABULARY,
+    ("attention_hidden_size", "word_embed_proj_dim"): 64,
+    ("mamba_expand", "expand"): 2,
 }
 SMALL = {name: size for names, size in SIZES.items() for name in names}
-SPECIAL = {name: None for name in ("bos_token_id", "sep_token_id", "decoder_start_token_id")} | {
+SPECIAL = dict.fromkeys(("bos_token_id", "sep_token_id", "decoder_start_token_id")) | {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
-OTHERWISE = {}
+OTHERWISE = {
+    "deepseek_v3": {"qk_rope_head_dim": 8, "qk_head_dim": 24, "head_dim": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64, "expand": 2, "n_groups": 1},
+    "gemma3n_text": {"intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.0] * 4},
+}
 NOT_TEXT = {}
 
 
@@ -167,7 +175,12 @@ def checked(model):
     rngs = torch.get_rng_state()
     try:
         engine = HFEngine(
-            model, None, stop_ids=STOP_IDS, max_batch_tokens=256, max_cached_tokens=200, trainable=True
+            model,
+            types.SimpleNamespace(decode=str),
+            stop_ids=STOP_IDS,
+            max_batch_tokens=256,
+            max_cached_tokens=200,
+            trainable=True,
         )
     except ModelLoadError as error:
         return {"outcome": "refused", "why": str(error)}
@@ -191,7 +204,9 @@ def problems_of(engine, model):
     flags = {"output_router_logits": True, "output_hidden_states": True, "return_dict": False}
     problems = []
     generated = engine.run(
-        jobs.Generate(tuple(jobs.GenerationRequest(p, i) for i, p in enumerate(prompts)), jobs.Sampling(max_gen_len=NUM_NEW)),
+        jobs.Generate(
+            tuple(jobs.GenerationRequest(p, i) for i, p in enumerate(prompts)), jobs.Sampling(max_gen_len=NUM_NEW)
+        ),
         lambda: None,
     )
     sequences = []
@@ -262,18 +277,18 @@ def first_line(error):
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
-def in_a_process(family):
-    """A row of the table, from a process of its own: a model may need too much memory, or never return."""
-    command = [sys.executable, __file__, family]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"family": family, "outcome": "not built", "why": f"it took more than {SECONDS} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        tail = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        return {"family": family, "outcome": "not built", "why": tail[0][:200]}
-    return json.loads(lines[-1])
+def rows_of(families):
+    """Rows of the table, from a process of their own; where it dies or hangs, the family at fault has that as its row."""
+    rows = []
+    while len(rows) < len(families):
+        waiting = families[len(rows) :]
+        command = [sys.executable, __file__, *waiting]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        if len(rows) < len(families):
+            how = f"its process ended with {done.returncode} (-14: after {SECONDS} s)"
+            rows.append({"family": families[len(rows)], "outcome": "not built", "why": how})
+    return rows
 
 
 def main():
@@ -286,8 +301,10 @@ def main():
             signal.alarm(SECONDS)
             print(json.dumps(check(family)), flush=True)
         return
+    families = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    parts = [families[start : start + PART] for start in range(0, len(families), PART)]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        rows = list(pool.map(in_a_process, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+        rows = [row for part in pool.map(rows_of, parts) for row in part]
     print(collections.Counter(row["outcome"] for row in rows))
     for row in rows:
         print(json.dumps(row))

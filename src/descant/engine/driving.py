@@ -30,6 +30,11 @@ class Driving:
     cache: CacheKind = "replaced rows"
     generation: Rows = "of any lengths"
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether sequences of different lengths are kept apart, or read again for each token."""
+        return self.cache == "none" or (self.scoring, self.generation) != ("of any lengths", "of any lengths")
+
     def __str__(self) -> str:
         return f"{describe_scoring(self.scoring)}; {describe_generation(self.cache, self.generation)}"
 

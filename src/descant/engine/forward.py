@@ -32,10 +32,14 @@ class ForwardPass:
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self._is_hidden = takes_any and "input_ids" not in self._names  # behind a wrapper's (*args, **kwargs)
 
+    def takes(self, name: str) -> bool:
+        """Whether it has an argument of that name."""
+        return self._is_hidden or name in self._names
+
     def __call__(self, ids_BT: Tensor, *, use_cache: bool = False, **inputs: Any) -> Any:
         """Its output for these tokens, with those of ``inputs`` that it takes."""
         inputs["use_cache"] = use_cache
-        given = {name: value for name, value in inputs.items() if self._is_hidden or name in self._names}
+        given = {name: value for name, value in inputs.items() if self.takes(name)}
         with _plain_outputs(self.module.config):
             return self.module(input_ids=ids_BT, **given)
 

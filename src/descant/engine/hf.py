@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -71,7 +72,13 @@ class HFEngine:
         self.model = model.eval().requires_grad_(trainable).to(device_type()) if may_move else model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
-        self.driving = find_driving(self.model) if spec is None else spec.driving
+        self.driving = spec.driving if spec else find_driving(self.model)
+        if not spec and self.driving.is_slow:
+            warnings.warn(
+                f"{type(self.model).__name__} is driven more slowly than others, because a faster way gives other numbers "
+                f"than one forward pass on each sequence: {self.driving}",
+                stacklevel=2,
+            )
         self.budgets = Budgets(self.model, self.driving, max_batch_tokens, max_cached_tokens)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
         self.scorer = TokenScorer(self.model, self.driving.head_gives_logits)
@@ -103,7 +110,7 @@ class HFEngine:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return (
             f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.model.device.type}, "
-            f"{PRECISION_NAMES[self.precision]}"
+            f"{PRECISION_NAMES[self.precision]}" + (f"; {self.driving}" if self.driving.is_slow else "")
         )
 
     def run(self, job: jobs.Job[ResultT], yield_point: jobs.YieldPoint) -> ResultT:

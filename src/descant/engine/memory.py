@@ -80,23 +80,27 @@ class OwnCache(Memory):
     def __init__(self, scorer: TokenScorer, driving: Driving) -> None:
         super().__init__(scorer, driving)
         self._cache: dict[str, Any] = {}
+        self._num_rows = 0
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:
         """Read the next tokens of every row; returns the logits behind the last, [B, V]."""
-        padding = {"attention_mask": mask_BC, "position_ids": positions_BT}
-        if self.driving.generation != "of any lengths":
-            padding = {}
+        padding = {}
+        if self.driving.generation == "of any lengths":
+            # a state has no columns, so a mask says which of the new tokens enter it
+            num_masked = mask_BC.shape[1] if self.scorer.forward.takes("past_key_values") else ids_BT.shape[1]
+            padding = {"attention_mask": mask_BC[:, -num_masked:], "position_ids": positions_BT}
         output = self.scorer.forward(ids_BT, use_cache=True, logits_to_keep=1, **padding, **self._cache)
         found = {name: getattr(output, name, None) for name in CACHE_NAMES}
         self._cache = {name: cache for name, cache in found.items() if cache is not None}
         if not self._cache:
             raise NotImplementedError("its forward pass returns no cache")
+        self._num_rows = len(ids_BT)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 
     def take_rows(self, rows: list[int]) -> None:
         """Make these the rows."""
-        if rows != [0]:
+        if rows != [*range(self._num_rows)]:  # some caches cannot be reordered
             for cache in self._cache.values():
                 cache.reorder_cache(torch.tensor(rows, device=self.scorer.model.device))
 

@@ -23,9 +23,9 @@ from descant.engine.generate import Decoder, GenerationSettings
 from descant.engine.jobs import GenerationRequest, Sampling, WeightedSequence
 from descant.engine.kv_cache import has_replaceable_rows
 from descant.engine.precision import module_mode
+from descant.engine.randomness import PrivateRandomness
 from descant.engine.score import TokenScorer, vocabulary_size
 from descant.errors import ModelLoadError
-from descant.process_state import preserved_process_state
 from descant.text import cut
 
 # T positions of a sequence, V vocabulary
@@ -43,7 +43,7 @@ _TRIES = 3  # below float32, where rounding may send a token to another expert
 
 
 def find_driving(model: Any) -> Driving:
-    """The fastest right way to drive a model. Modules, random generators and torch's settings are left as they were.
+    """The fastest right way to drive a model. The modes of modules and the global random generators are left alone.
 
     Raises:
         ModelLoadError: its weights are not loaded, it cannot be called with token ids alone, its logits are not finite,
@@ -51,7 +51,8 @@ def find_driving(model: Any) -> Driving:
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelLoadError(f"{type(model).__name__} has weights on the meta device: they are not loaded")
-    with preserved_process_state(), torch.no_grad(), module_mode(model, training=False):
+    randomness = PrivateRandomness(torch.Generator(model.device))
+    with torch.no_grad(), module_mode(model, training=False), randomness:
         return _Probe(model).driving()
 
 

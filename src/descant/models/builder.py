@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from descant.arguments import as_path, check_one_of
 from descant.engine.checkpoint import read_model, read_tokenizer
@@ -13,6 +13,7 @@ from descant.engine.jobs import Sampling
 from descant.engine.precision import Precision, default_precision, weights_dtype
 from descant.errors import ConfigurationError, ModelLoadError, RenderError
 from descant.models.chat_template import Renderer
+from descant.models.generation_config import stop_ids_of, warn_of_settings_not_applied
 from descant.models.inference import InferenceModel
 from descant.models.training import TrainingModel
 from descant.models.workers.worker_thread import WorkerThread
@@ -71,7 +72,8 @@ class ModelBuilder:
                 sequence that can be trained. It bounds memory and does not change results.
 
         Raises:
-            ModelLoadError: no such directory or hub id, no chat template, or not a causal language model.
+            ModelLoadError: no such directory or hub id, no chat template, or not a causal language model that can be
+                driven (docs/models.md).
         """
         return await self._spawn(TrainingModel, name, _positive("max_batch_size", max_batch_size))
 
@@ -110,10 +112,11 @@ class ModelBuilder:
                 "model that is trained on it does not learn to stop",
                 stacklevel=2,
             )
+        warn_of_settings_not_applied(model, repr(self.path))
         engine = HFEngine(
             model,
             renderer.tokenizer,
-            stop_ids=renderer.stop_ids | generation_stop_ids(model),
+            stop_ids=renderer.stop_ids | stop_ids_of(model),
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=self.kv_cache_len,
             trainable=trainable,
@@ -121,12 +124,6 @@ class ModelBuilder:
             gradient_checkpointing=self.gradient_checkpointing,
         )
         return engine, renderer
-
-
-def generation_stop_ids(model: Any) -> frozenset[int]:
-    """The tokens that end generation by the model's own configuration."""
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
 def _positive(name: str, value: int) -> int:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
 from descant.errors import ConfigurationError
-from descant.models.builder import generation_stop_ids
 from descant.models.chat_template import Renderer
+from descant.models.generation_config import stop_ids_of, warn_of_settings_not_applied
 from descant.models.inference import InferenceModel
 from descant.models.workers.worker_thread import WorkerThread
 
@@ -44,8 +44,8 @@ def live_model(
         tokens_to_generate: the longest completion, unless a view says otherwise (``max_gen_len``).
 
     Raises:
-        ConfigurationError: something that is not a causal language model of Transformers.
-        ModelLoadError: a tokenizer without a chat template, or a model that is not causal.
+        ConfigurationError: something that is not a causal language model of Transformers with its weights.
+        ModelLoadError: a tokenizer without a chat template, or a model that cannot be driven (docs/models.md).
     """
     if any(getattr(config, "is_prompt_learning", False) for config in getattr(module, "peft_config", {}).values()):
         raise ConfigurationError("module has learned prompts (PEFT), which are not part of the model inside; use LoRA")
@@ -55,6 +55,12 @@ def live_model(
             f"module is a {type(module).__name__}; a causal language model of Transformers is needed, as "
             "AutoModelForCausalLM loads it"
         )
+    if causal_lm.config.is_encoder_decoder or any(parameter.is_meta for parameter in causal_lm.parameters()):
+        what = "has an encoder" if causal_lm.config.is_encoder_decoder else "has weights on the meta device: not loaded"
+        raise ConfigurationError(
+            f"module is a {type(causal_lm).__name__}, which {what}; a causal language model with its weights is needed"
+        )
+    warn_of_settings_not_applied(causal_lm, type(causal_lm).__name__)
     renderer = Renderer(getattr(tokenizer, "tokenizer", tokenizer), type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
 
@@ -63,7 +69,7 @@ def live_model(
         return HFEngine(
             causal_lm,
             renderer.tokenizer,
-            stop_ids=renderer.stop_ids | generation_stop_ids(causal_lm),
+            stop_ids=renderer.stop_ids | stop_ids_of(causal_lm),
             max_batch_tokens=max_batch_size,
             max_cached_tokens=kv_cache_len,
             trainable=False,
