@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 SECONDS, PROCESSES, PART = 240, 2, 12
-MAX_PARAMETERS = 8_000_000
+MAX_PARAMETERS = 20_000_000
 VOCABULARY, CONTEXT, WINDOW = 300, 256, 16
 NUM_NEW = 16
 PROMPT_LENGTHS = (1, 30, 3, 12, 50, 12, 7, 20, 41)
@@ -71,59 +71,106 @@ SIZES = {
     ("mamba_expand", "expand"): 2,
 }
 SMALL = {name: size for names, size in SIZES.items() for name in names}
-SPECIAL = dict.fromkeys(("bos_token_id", "sep_token_id", "decoder_start_token_id")) | {
-    "eos_token_id": 2,
-    "pad_token_id": 1,
+SPECIAL = {"bos_token_id": 0, "decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type")
+MLA = {
+    "head_dim": 8,
+    "qk_head_dim": 24,
+    "num_key_value_heads": 4,
+}  # multi-head latent attention: its head_dim is that of the rotary part
+ROPE = {"rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    **ROPE,
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0],
 }
-OTHERWISE = {
-    "deepseek_v3": {"qk_rope_head_dim": 8, "qk_head_dim": 24, "head_dim": 8},
+OTHERWISE = {  # where the small sizes above are not enough
+    "big_bird": {"attention_type": "original_full"},
+    "bigbird_pegasus": {"attention_type": "original_full"},
+    "blenderbot": {"encoder_layers": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
+    "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2, "topk_method": "greedy"},
+    "dots3_note_text": {"per_layer_config": {}},
+    "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16]},
+    "xlm": {"causal": True},
+    "xmod": {"default_language": "en_XX"},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
+    "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
-    "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64, "expand": 2, "n_groups": 1},
-    "gemma3n_text": {"intermediate_size": [96] * 4, "activation_sparsity_pattern": [0.0] * 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2, "n_groups": 1},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16},
+    "xlnet": {"d_head": 16},
+    "xlstm": {"embedding_dim": 64, "num_heads": 4},
+    "zamba": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "n_mamba_heads": 2,
+        "mamba_dt_rank": 8,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
+    "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "mamba_headdim": 16,
+        "n_mamba_heads": 8,
+        "hybrid_layer_ids": [1, 3],
+    },
 }
-NOT_TEXT = {}
+VARIANTS = {  # settings of a family under which it computes otherwise
+    "bert, without is_decoder": ("bert", {"is_decoder": False}),
+    "falcon, alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False}),
+    "llama, dynamic rope": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}),
+    "llama, yarn": ("llama", {"rope_parameters": {**ROPE, "rope_type": "yarn"}}),
+    "phi3, longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+    "phimoe, longrope": (
+        "phimoe",
+        {
+            "rope_parameters": {**LONGROPE, "short_mscale": 1.2, "long_mscale": 1.4},
+            "original_max_position_embeddings": 32,
+        },
+    ),
+}
 
 
 def shrunk(settings):
-    """The settings of a configuration, with small sizes wherever they have one of the names."""
+    """What of the settings of a configuration has to be given for it to be small."""
     small = {}
     for name, value in settings.items():
-        if isinstance(value, dict) and name.endswith("_config"):
+        if isinstance(value, dict) and name.endswith("_config") and value:
             small[name] = shrunk(value)
-        elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
-            small[name] = min(value, SMALL[name])
-        elif name in SPECIAL:
-            small[name] = SPECIAL[name]
-        else:
-            small[name] = value
+        elif isinstance(value, int) and not isinstance(value, bool) and name in {**SMALL, **SPECIAL}:
+            small[name] = min(value, SMALL[name]) if name in SMALL else SPECIAL[name]
     num_layers = next((small[name] for name in ("num_hidden_layers", "num_layers", "n_layer") if name in small), 4)
-    for name in ("layer_types", "mlp_layer_types", "layers_block_type", "hybrid_layer_pattern"):
-        if isinstance(small.get(name), list | tuple):
-            small[name] = _spread(small[name], num_layers)
+    for name in KINDS_OF_LAYERS:
+        kinds = list(dict.fromkeys(settings.get(name) or ()))
+        if len(kinds) > 1:
+            small[name] = [kinds[layer % len(kinds)] for layer in range(num_layers)]
+    if settings.get("is_decoder") is False:
+        small["is_decoder"] = True
+    if "qk_rope_head_dim" in settings:
+        small |= {name: value for name, value in MLA.items() if name in settings}
     return small
 
 
-def _spread(kinds, number):
-    """As many as there are layers, with every kind that there is."""
-    distinct = list(dict.fromkeys(kinds))
-    chosen = (distinct + list(kinds))[:number]
-    return sorted(chosen, key=lambda kind: kinds.index(kind)) if len(distinct) < number else chosen
-
-
-def configuration(family):
-    """A small configuration of a family."""
+def configuration(name):
+    """A small configuration of a family or a variant of it."""
     from transformers import CONFIG_MAPPING
 
+    family, settings = VARIANTS.get(name, (name, {}))
     kind = CONFIG_MAPPING[family]
-    settings = shrunk(kind().to_dict())
-    for name in ("model_type", "transformers_version", "architectures", "dtype"):
-        settings.pop(name, None)
-    for name, value in OTHERWISE.get(family, {}).items():
-        if value is ...:
-            settings.pop(name, None)
-        else:
-            settings[name] = value
-    return kind(**copy.deepcopy(settings))
+    return kind(**copy.deepcopy(shrunk(kind().to_dict()) | OTHERWISE.get(family, {}) | settings))
 
 
 def build(family):
@@ -251,9 +298,16 @@ def plain_logprobs(model, sequence):
     """The log-probabilities of all tokens but the first, by one forward pass."""
     import torch
 
+    logprobs = all_logprobs(model, sequence)[:-1]
+    return logprobs.gather(-1, torch.tensor(sequence[1:]).unsqueeze(-1)).squeeze(-1).tolist()
+
+
+def all_logprobs(model, sequence):
+    """Those of every token behind each position."""
+    import torch
+
     with torch.no_grad():
-        logits = model.eval()(input_ids=torch.tensor([sequence])).logits[0]
-    return logits[:-1].log_softmax(-1).gather(-1, torch.tensor(sequence[1:]).unsqueeze(-1)).squeeze(-1).tolist()
+        return model.eval()(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].log_softmax(-1)
 
 
 def step_logprobs(model, sequence, start):
@@ -262,7 +316,7 @@ def step_logprobs(model, sequence, start):
 
     if not length_boundaries(model.config):
         return plain_logprobs(model, sequence)[start - 1 :]
-    return [plain_logprobs(model, sequence[: end + 1])[-1] for end in range(start, len(sequence))]
+    return [float(all_logprobs(model, sequence[:end])[-1, sequence[end]]) for end in range(start, len(sequence))]
 
 
 def largest_difference(expected, found):
@@ -274,11 +328,11 @@ def largest_difference(expected, found):
 
 def first_line(error):
     """An error in a line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
 
 
 def rows_of(families):
-    """Rows of the table, from a process of their own; where it dies or hangs, the family at fault has that as its row."""
+    """Rows of the table, from a process of their own; where that dies or hangs, a row says so and another goes on."""
     rows = []
     while len(rows) < len(families):
         waiting = families[len(rows) :]
@@ -301,7 +355,7 @@ def main():
             signal.alarm(SECONDS)
             print(json.dumps(check(family)), flush=True)
         return
-    families = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    families = [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
     parts = [families[start : start + PART] for start in range(0, len(families), PART)]
     with ThreadPoolExecutor(PROCESSES) as pool:
         rows = [row for part in pool.map(rows_of, parts) for row in part]

@@ -48,7 +48,7 @@ def warn_of_settings_not_applied(model: Any, name: str) -> None:
     if changed:
         settings = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         warnings.warn(
-            f"{name}: answers are generated without what its generation_config says of {settings}; descant samples from "
-            "the model's own distribution, so they may differ from those of Transformers' generate",
+            f"{name}: its generation_config says {settings}, which is not applied: answers are sampled from the "
+            "model's own distribution, and may differ from those of Transformers' generate",
             stacklevel=2,
         )
