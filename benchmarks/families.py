@@ -29,6 +29,7 @@ VOCABULARY, CONTEXT, WINDOW = 300, 256, 16
 NUM_NEW = 16
 PROMPT_LENGTHS = (1, 30, 3, 12, 50, 12, 7, 20, 41)
 STOP_IDS = frozenset(range(0, VOCABULARY, 12))  # so that rows leave at different times
+CACHES = {"replaced rows": "rows are replaced", "its own": "its own cache", "none": "no cache"}
 TOLERANCE = 2e-3  # of a log-probability; what is wrong differs by tenths
 
 # What configurations call their sizes, and small ones.
@@ -359,9 +360,46 @@ def main():
     parts = [families[start : start + PART] for start in range(0, len(families), PART)]
     with ThreadPoolExecutor(PROCESSES) as pool:
         rows = [row for part in pool.map(rows_of, parts) for row in part]
-    print(collections.Counter(row["outcome"] for row in rows))
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+    print(f"{PAGE}: " + ", ".join(f"{n} {outcome}" for outcome, n in count(rows).most_common()))
     for row in rows:
-        print(json.dumps(row))
+        if row["outcome"] == "wrong":
+            print(f"{row['family']}: {row['why']}")
+    sys.exit(any(row["outcome"] == "wrong" for row in rows))
+
+
+def table(rows):
+    """The rows as Markdown: families by how they are driven, then those that are refused or were not built, and why."""
+    from importlib.metadata import version
+
+    counts = count(rows)
+    lines = [
+        f"Transformers {version('transformers')}, torch {version('torch')}: {counts['right']} right, {counts['refused']} "
+        f"refused, {counts['not built']} not built, {counts['wrong']} wrong.",
+        "",
+        "| generation | scoring and training | families |",
+        "|---|---|---|",
+    ]
+    by_way = collections.defaultdict(list)
+    for row in rows:
+        if row["outcome"] == "right":
+            by_way[tuple(row["way"])].append(row["family"])
+    for (scoring, cache, generation), families in sorted(by_way.items(), key=lambda each: -len(each[1])):
+        names = ", ".join(f"`{family}`" if family.replace("_", "").isalnum() else family for family in families)
+        lines.append(f"| {CACHES[cache]}, prompts {generation} | {scoring} | {names} |")
+    lines += ["", "| family | | why |", "|---|---|---|"]
+    for row in rows:
+        if row["outcome"] != "right":
+            why = " ".join(row["why"].split()).replace("|", "\\|")
+            lines.append(f"| {row['family']} | {row['outcome']} | {why if len(why) <= 200 else why[:199] + '…'} |")
+    return "\n".join(lines)
+
+
+def count(rows):
+    """How many rows have each outcome."""
+    return collections.Counter(row["outcome"] for row in rows)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ async def check_against_plain_passes(model, module, prompts, max_gen_len, tolera
 
 @torch.no_grad()
 def _plain_logprobs(module, token_ids):
-    return module(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0].log_softmax(-1)
+    return module(input_ids=torch.tensor([token_ids])).logits[0].log_softmax(-1)
 
 
 def weights_of(model):

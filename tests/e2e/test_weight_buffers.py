@@ -32,7 +32,6 @@ SMALL = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "pad_token_id": 0,
 }
 LONGROPE = {
     "rope_type": "longrope",
@@ -137,7 +136,7 @@ async def test_the_same_bits_and_versions_do_not_mix(request, family, where):
     ("where", "config"),
     [
         ("process", lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8)),
-        ("thread", lambda: Phi3Config(**SMALL, rope_parameters=LONGROPE, original_max_position_embeddings=8)),
+        ("thread", lambda: Phi3Config(**SMALL, rope_parameters=LONGROPE, pad_token_id=0)),
         ("thread", lambda: RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2)),
     ],
 )

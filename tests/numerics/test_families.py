@@ -243,7 +243,7 @@ async def test_a_value_does_not_depend_on_longer_sequences_beside_it(tmp_path):
         view = model.temperature(0).max_gen_len(8)
         assert [await view.generate(prompt) for prompt in prompts] == await view.generate_many(prompts)
     losses = []
-    for max_batch_size in (80, 4096):
+    for max_batch_size in (100, 4096):
         async with training_model(path, max_batch_size=max_batch_size) as model:
             await model.train_language_modelling_many([*short, *long])
             losses.append((await model.optim_step(lr=1e-3))["loss"])

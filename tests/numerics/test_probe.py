@@ -53,12 +53,11 @@ class TokensAlone(GPT2LMHeadModel):
 
 
 class SeesTheBatch(GPT2LMHeadModel):
-    """The logits of a row depend on the other rows and on padding, as where experts have a capacity."""
+    """What it computes for a row depends on the number of rows, as where experts have a capacity."""
 
-    def forward(self, input_ids=None, **inputs):
-        output = super().forward(input_ids, **inputs)
-        output.logits = output.logits * (1 + 0.01 * (input_ids.numel() > 8))
-        return output
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer.wte.register_forward_hook(lambda _, __, output: output * (1 + 0.1 * (len(output) > 1)))
 
 
 class IsRandom(GPT2LMHeadModel):
@@ -83,7 +82,7 @@ def live(module, **settings):
         (GPT2LMHeadModel, FAST),
         (WithoutPositions, Driving(True, "of any lengths", "its own", "of equal lengths")),
         (TokensAlone, Driving(True, "of any lengths", "none", "of any lengths")),
-        (SeesTheBatch, Driving(False, "one at a time", "none", "one at a time")),
+        (SeesTheBatch, Driving(True, "one at a time", "its own", "one at a time")),
     ],
 )
 async def test_what_a_forward_cannot_take_or_do_is_not_asked_of_it(kind, driving):

@@ -75,7 +75,7 @@ class HFEngine:
         self.driving = spec.driving if spec else find_driving(self.model)
         if not spec and self.driving.is_slow:
             warnings.warn(
-                f"{type(self.model).__name__} is driven more slowly than others, since a faster way gives other numbers "
+                f"{type(self.model).__name__} is driven more slowly than others, since faster ways give other numbers "
                 f"than one forward pass on each sequence: {self.driving}",
                 stacklevel=2,
             )
