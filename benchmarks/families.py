@@ -376,8 +376,8 @@ def table(rows):
 
     counts = count(rows)
     lines = [
-        f"Transformers {version('transformers')}, torch {version('torch')}: {counts['right']} right, {counts['refused']} "
-        f"refused, {counts['not built']} not built, {counts['wrong']} wrong.",
+        f"Transformers {version('transformers')}: {counts['right']} right, {counts['refused']} refused, "
+        f"{counts['not built']} not built, {counts['wrong']} wrong.",
         "",
         "| generation | scoring and training | families |",
         "|---|---|---|",
