@@ -30,6 +30,8 @@ class ForwardPass:
         parameters = inspect.signature(module.forward).parameters.values()
         self._names = {parameter.name for parameter in parameters}
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        configs = (module.config, module.config.get_text_config())
+        self._configs = list({id(config): config for config in configs}.values())
         self._is_hidden = takes_any and "input_ids" not in self._names  # behind a wrapper's (*args, **kwargs)
 
     def takes(self, name: str) -> bool:
@@ -40,27 +42,25 @@ class ForwardPass:
         """Its output for these tokens, with those of ``inputs`` that it takes."""
         inputs["use_cache"] = use_cache
         given = {name: value for name, value in inputs.items() if self.takes(name)}
-        with _plain_outputs(self.module.config):
+        with self._plain_outputs():
             return self.module(input_ids=ids_BT, **given)
 
+    @contextmanager
+    def _plain_outputs(self) -> Iterator[None]:
+        """Without the flags of a configuration that add outputs or change their type.
 
-@contextmanager
-def _plain_outputs(config: Any) -> Iterator[None]:
-    """Without the flags of a configuration that add outputs or change their type.
-
-    ``generate`` of Transformers overrules them by arguments, which not every model takes or hands on.
-    """
-    configs = {id(each): each for each in (config, config.get_text_config())}.values()
-    changed = [
-        (each, name, getattr(each, name))
-        for each in configs
-        for name, value in _ASKED_FOR.items()
-        if getattr(each, name, value) != value
-    ]
-    for each, name, _ in changed:
-        setattr(each, name, _ASKED_FOR[name])
-    try:
-        yield
-    finally:
-        for each, name, value in changed:
-            setattr(each, name, value)
+        ``generate`` of Transformers overrules them by arguments, which not every model takes or hands on.
+        """
+        changed = [
+            (config, name, found)
+            for config in self._configs
+            for name, value in _ASKED_FOR.items()
+            if (found := getattr(config, name, value)) != value
+        ]
+        for config, name, _ in changed:
+            setattr(config, name, _ASKED_FOR[name])
+        try:
+            yield
+        finally:
+            for config, name, found in changed:
+                setattr(config, name, found)

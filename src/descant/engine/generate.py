@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from descant.engine.driving import Driving, length_boundaries, side_of
+from descant.engine.driving import length_boundaries, side_of
 from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
 from descant.engine.memory import MEMORIES, Memory
 from descant.engine.sampling import sample, uniforms
@@ -36,7 +36,6 @@ class GenerationSettings:
 @torch.no_grad()
 def generate(
     scorer: TokenScorer,
-    driving: Driving,
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
     settings: GenerationSettings,
@@ -50,7 +49,7 @@ def generate(
     otherwise beyond a length (``length_boundaries``), the rows that pass it wait for those that do not, and are then
     read again as longer prompts.
     """
-    decoder = Decoder(scorer, driving, requests, sampling, settings)
+    decoder = Decoder(scorer, requests, sampling, settings)
     decoder.run(yield_point)
     return [result for result in decoder.results if result is not None]
 
@@ -61,14 +60,13 @@ class Decoder:
     def __init__(
         self,
         scorer: TokenScorer,
-        driving: Driving,
         requests: Sequence[GenerationRequest],
         sampling: Sampling,
         settings: GenerationSettings,
     ) -> None:
         model = scorer.model
         self.scorer = scorer
-        self.driving = driving
+        self.driving = scorer.driving
         self.device = model.device
         self.boundaries = length_boundaries(model.config)
         self.requests = requests
@@ -89,9 +87,9 @@ class Decoder:
             self._put_into_group(index)
         longest = max((self._most_tokens(index) for index in accepted), default=1)
         self.max_rows = max(1, min(settings.max_cached_tokens // longest, MAX_STEP_LOGITS // vocabulary_size(model)))
-        if driving.generation == "one at a time":
+        if scorer.driving.generation == "one at a time":
             self.max_rows = 1
-        self.replaces_rows = driving.cache == "replaced rows"
+        self.replaces_rows = scorer.driving.cache == "replaced rows"
         self.outputs: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.stop_ids = torch.tensor(sorted(settings.stop_ids), dtype=torch.long, device=model.device)
@@ -139,7 +137,7 @@ class Decoder:
             for rows in ([torch.tensor(p) for p in prompts], [torch.ones(len(p), dtype=torch.long) for p in prompts])
         )
         positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        memory: Memory = MEMORIES[self.driving.cache](self.scorer, self.driving)
+        memory: Memory = MEMORIES[self.driving.cache](self.scorer)
         logits_PV = memory.read(ids_PT, mask_PT, positions_PT)
         source = [prompt_of[self.prompts[index]] for index in admitted]
         tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.device)])

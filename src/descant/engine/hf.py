@@ -81,7 +81,7 @@ class HFEngine:
             )
         self.budgets = Budgets(self.model, self.driving, max_batch_tokens, max_cached_tokens)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
-        self.scorer = TokenScorer(self.model, self.driving.head_gives_logits)
+        self.scorer = TokenScorer(self.model, self.driving)
         self.training_step: TrainingStep | None = None
         if trainable:
             self.training_step = TrainingStep(
@@ -188,7 +188,7 @@ class HFEngine:
         budgets = self.budgets
         settings = GenerationSettings(self.stop_ids, budgets.max_cached_tokens, budgets.max_batch_tokens, decode)
         with self.evaluating():
-            return generate(self.scorer, self.driving, job.requests, job.sampling, settings, yield_point)
+            return generate(self.scorer, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: jobs.Logprobs, yield_point: jobs.YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [refused_sequence(self.model, sequence) for sequence in job.sequences]

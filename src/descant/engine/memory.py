@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from descant.engine.driving import Driving
 from descant.engine.forward import CACHE_NAMES
 from descant.engine.kv_cache import KVCache
 from descant.engine.score import TokenScorer
@@ -20,9 +19,8 @@ from descant.engine.score import TokenScorer
 class Memory:
     """The rows of a running batch, aligned on the right."""
 
-    def __init__(self, scorer: TokenScorer, driving: Driving) -> None:
+    def __init__(self, scorer: TokenScorer) -> None:
         self.scorer = scorer
-        self.driving = driving
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:
         """Read the next tokens of every row; returns the logits behind the last, [B, V]."""
@@ -44,8 +42,8 @@ class Memory:
 class ReplaceableRows(Memory):
     """Keys and values in a ``KVCache``, in which rows can be replaced."""
 
-    def __init__(self, scorer: TokenScorer, driving: Driving) -> None:
-        super().__init__(scorer, driving)
+    def __init__(self, scorer: TokenScorer) -> None:
+        super().__init__(scorer)
         self._cache = KVCache(len(DynamicCache(config=scorer.model.config).layers))
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:
@@ -77,15 +75,15 @@ class ReplaceableRows(Memory):
 class OwnCache(Memory):
     """Whatever the model itself makes and returns: states of any kind, under the name that it has for them."""
 
-    def __init__(self, scorer: TokenScorer, driving: Driving) -> None:
-        super().__init__(scorer, driving)
+    def __init__(self, scorer: TokenScorer) -> None:
+        super().__init__(scorer)
         self._cache: dict[str, Any] = {}
         self._num_rows = 0
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:
         """Read the next tokens of every row; returns the logits behind the last, [B, V]."""
         padding = {}
-        if self.driving.generation == "of any lengths":
+        if self.scorer.driving.generation == "of any lengths":
             # a state has no columns, so a mask says which of the new tokens enter it
             num_masked = mask_BC.shape[1] if self.scorer.forward.takes("past_key_values") else ids_BT.shape[1]
             padding = {"attention_mask": mask_BC[:, -num_masked:], "position_ids": positions_BT}
@@ -108,8 +106,8 @@ class OwnCache(Memory):
 class NoCache(Memory):
     """The tokens themselves, which are all read again for each new one."""
 
-    def __init__(self, scorer: TokenScorer, driving: Driving) -> None:
-        super().__init__(scorer, driving)
+    def __init__(self, scorer: TokenScorer) -> None:
+        super().__init__(scorer)
         self._rows: list[Tensor] = []
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from descant.engine.budgets import Budgets
-from descant.engine.driving import GENERATION_WAYS, SCORING_WAYS, Driving, Rows, describe_generation, describe_scoring
+from descant.engine.driving import GENERATION_WAYS, SCORING_WAYS, Driving, describe_generation, describe_scoring
 from descant.engine.forward import ForwardPass
 from descant.engine.generate import Decoder, GenerationSettings
 from descant.engine.jobs import GenerationRequest, Sampling, WeightedSequence
@@ -101,8 +101,9 @@ class _Probe:
                 "needed"
             )
         head_gives_logits = self._head_gives_the_logits()
-        scorer = TokenScorer(self.model, head_gives_logits)
-        scoring = self._first_right(SCORING_WAYS, describe_scoring, lambda rows: partial(self._scored, scorer, rows))
+        scoring = self._first_right(
+            SCORING_WAYS, describe_scoring, lambda rows: partial(self._scored, Driving(head_gives_logits, rows))
+        )
         replaces_rows = has_replaceable_rows(self.model.config)
         ways = [
             (cache, rows)
@@ -112,7 +113,7 @@ class _Probe:
         cache, rows = self._first_right(
             ways,
             lambda way: describe_generation(*way),
-            lambda way: partial(self._generated, scorer, Driving(head_gives_logits, scoring, *way)),
+            lambda way: partial(self._generated, Driving(head_gives_logits, scoring, *way)),
         )
         return Driving(head_gives_logits, scoring, cache, rows)
 
@@ -136,12 +137,11 @@ class _Probe:
         problem = ""
         for sample in self.samples:
             try:
-                pairs = attempt(sample)
+                error = max(_difference(found, expected) for found, expected in attempt(sample))
             except torch.OutOfMemoryError:
                 raise
             except Exception as raised:  # models raise all kinds
                 return _described(raised)
-            error = max(_difference(found, expected) for found, expected in pairs)
             if error <= self.tolerance:
                 return ""
             problem = problem or f"they differ by {error:.2g} of the largest, where rounding explains {self.tolerance}"
@@ -151,22 +151,24 @@ class _Probe:
         prompt = sample.sequences[0][: _PROMPT_LENGTHS[0]]
         return [(sample.plain_logits(prompt), sample.logits[0][: len(prompt)])]
 
-    def _scored(self, scorer: TokenScorer, rows: Rows, sample: _Sample) -> _Pairs:
-        pairs = []
+    def _scored(self, driving: Driving, sample: _Sample) -> _Pairs:
+        pairs: _Pairs = []
+        scorer = TokenScorer(self.model, driving)
         weighted = [WeightedSequence(sequence, (1.0,) * len(sequence)) for sequence in sample.sequences]
-        budgets = Budgets(self.model, Driving(scoring=rows), sum(_LENGTHS) * 2, 0)
+        budgets = Budgets(self.model, driving, sum(_LENGTHS) * 2, 0)
         for batch in budgets.micro_batches(weighted, [None] * len(weighted)):
             ids_BT = pad_sequence([torch.tensor(sample.sequences[index]) for index in batch], batch_first=True)
-            for row, index in enumerate(batch):
-                columns_N = torch.arange(_LENGTHS[index], device=sample.device)
-                found = scorer.logits(ids_BT.to(sample.device), torch.full_like(columns_N, row), columns_N)
-                pairs.append((found, sample.logits[index]))
+            rows_N = torch.tensor([row for row, index in enumerate(batch) for _ in range(_LENGTHS[index])])
+            columns_N = torch.cat([torch.arange(_LENGTHS[index]) for index in batch])
+            found_NV = scorer.logits(*(each.to(sample.device) for each in (ids_BT, rows_N, columns_N)))
+            found = torch.split(found_NV, [_LENGTHS[index] for index in batch])
+            pairs += zip(found, [sample.logits[index] for index in batch], strict=True)
         return pairs
 
-    def _generated(self, scorer: TokenScorer, driving: Driving, sample: _Sample) -> _Pairs:
+    def _generated(self, driving: Driving, sample: _Sample) -> _Pairs:
         """Of given tokens, in two rows, with a pass of other code in between; and one pass more, which has to be as it
         was: what the model keeps in itself would change training."""
-        decoder = _GivenTokens(scorer, driving, sample)
+        decoder = _GivenTokens(TokenScorer(self.model, driving), sample)
         num_steps = 0
 
         def pass_in_between() -> None:
@@ -189,8 +191,7 @@ class _Probe:
         head, sample = self.model.get_output_embeddings(), self.samples[0]
         if head is None or self.model.base_model is self.model:
             return False
-        scorer = TokenScorer(self.model, head_gives_logits=True)
-        if self._problem(lambda sample: self._scored(scorer, "one at a time", sample)):
+        if self._problem(partial(self._scored, Driving(True, "one at a time"))):
             return False
         logits = sample.logits[0]
         known = torch.linspace(-1000, 1000, logits.numel(), device=logits.device).view_as(logits).to(logits.dtype)
@@ -204,12 +205,12 @@ class _Probe:
 class _GivenTokens(Decoder):
     """A decoder, with two rows, of completions that are given; it keeps the logits that it sees."""
 
-    def __init__(self, scorer: TokenScorer, driving: Driving, sample: _Sample) -> None:
+    def __init__(self, scorer: TokenScorer, sample: _Sample) -> None:
         self.sequences = sample.sequences
         self.seen: list[list[Tensor]] = [[] for _ in self.sequences]
         requests = [GenerationRequest(s[:start], 0) for s, start in zip(self.sequences, _PROMPT_LENGTHS, strict=True)]
         settings = GenerationSettings((), 2 * max(_LENGTHS), sum(_LENGTHS), str)
-        super().__init__(scorer, driving, requests, Sampling(), settings)
+        super().__init__(scorer, requests, Sampling(), settings)
 
     def choose(self, rows: Sequence[int | None], logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
         """The given token of each row."""

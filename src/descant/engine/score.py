@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from descant.engine.driving import Driving
 from descant.engine.forward import ForwardPass
 from descant.engine.jobs import WeightedSequence
 from descant.errors import NonFiniteSequenceError, NoTrainedTokensError, RequestError, SequenceTooLongError
@@ -30,11 +31,12 @@ class TokenScorer:
     the output layer on the last hidden state (soft-capping) are scored by their own forward pass.
     """
 
-    def __init__(self, model: Any, head_gives_logits: bool) -> None:
+    def __init__(self, model: Any, driving: Driving) -> None:
         self.model = model
+        self.driving = driving
         self.forward = ForwardPass(model)
         self.head: nn.Module | None = None
-        if head_gives_logits:
+        if driving.head_gives_logits:
             self.head, self._hidden = model.get_output_embeddings(), ForwardPass(model.base_model)
 
     def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:
