@@ -63,7 +63,11 @@ class _Sample:
         self.device = model.device
         self.forward = forward
         ids = iter(_ordinary_tokens(model, number * sum(_LENGTHS), sum(_LENGTHS)))
-        self.sequences = [tuple(next(ids) for _ in range(length)) for length in _LENGTHS]
+        sequences = [[next(ids) for _ in range(length)] for length in _LENGTHS]
+        pad = model.config.get_text_config().pad_token_id
+        if isinstance(pad, int) and 0 <= pad < vocabulary_size(model):
+            sequences[1][-4] = pad  # it may be generated too, and some models count positions without it
+        self.sequences = [tuple(sequence) for sequence in sequences]
         self.logits = [self.plain_logits(sequence) for sequence in self.sequences]
 
     def plain_logits(self, sequence: Sequence[int]) -> Tensor:
