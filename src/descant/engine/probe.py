@@ -64,7 +64,7 @@ class _Sample:
         self.forward = forward
         ids = iter(_ordinary_tokens(model, number * sum(_LENGTHS), sum(_LENGTHS)))
         sequences = [[next(ids) for _ in range(length)] for length in _LENGTHS]
-        pad = model.config.get_text_config().pad_token_id
+        pad = getattr(model.config.get_text_config(), "pad_token_id", None)
         if isinstance(pad, int) and 0 <= pad < vocabulary_size(model):
             sequences[1][-4] = pad  # it may be generated too, and some models count positions without it
         self.sequences = [tuple(sequence) for sequence in sequences]
