@@ -38,15 +38,18 @@ def descant(_, path):
 
     from descant.engine.generate import GenerationSettings, generate
     from descant.engine.jobs import GenerationRequest, Sampling
+    from descant.engine.probe import find_driving
+    from descant.engine.score import TokenScorer
 
     model = AutoModelForCausalLM.from_pretrained(path).eval()
+    scorer = TokenScorer(model, find_driving(model))
 
     def run(case):
         prompts, num_new, stops = CASES[case]
         started_at = time.perf_counter()
         requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
         settings = GenerationSettings(stops, 131_072, 16_384, str)
-        results = generate(model, requests, Sampling(max_gen_len=num_new), settings, lambda: None)
+        results = generate(scorer, requests, Sampling(max_gen_len=num_new), settings, lambda: None)
         seconds = time.perf_counter() - started_at
         num_tokens = sum(len(result.token_ids) for result in results)
         return num_tokens / seconds, num_tokens

@@ -4,6 +4,7 @@ import contextlib
 import json
 import sqlite3
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,6 +35,26 @@ async def training_model(path, max_batch_size=4096, **options):
         yield model
     finally:
         await model.dealloc()
+
+
+async def check_against_plain_passes(model, module, prompts, max_gen_len, tolerance=2e-4):
+    """Check what a model generates against forward passes of its module on the tokens before each, and what it scores
+    against one on the whole."""
+    generated = await model.max_gen_len(max_gen_len).generate_tokens_many(prompts)
+    scored = await model.logprobs_per_token_many(generated)
+    for thread, logprobs in zip(generated, scored, strict=True):
+        ids, start = thread.token_ids, thread.spans[-1].start
+        by_step = [_plain_logprobs(module, ids[:end])[-1, ids[end]] for end in range(start, len(ids))]
+        assert thread.logprobs == pytest.approx(torch.stack(by_step).tolist(), abs=tolerance)
+        whole = _plain_logprobs(module, ids)
+        in_one = [whole[end - 1, ids[end]] for end in range(start, len(ids))]
+        assert logprobs == pytest.approx(torch.stack(in_one).tolist(), abs=tolerance)
+    return generated
+
+
+@torch.no_grad()
+def _plain_logprobs(module, token_ids):
+    return module(input_ids=torch.tensor([token_ids])).logits[0].log_softmax(-1)
 
 
 def weights_of(model):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from support import BareLoop, addition_threads, training_model
 from tiny_model import save_model
-from transformers import Gemma3TextConfig, LlamaConfig
+from transformers import Gemma3TextConfig, LlamaConfig, MambaConfig, Phi3Config, RwkvConfig
 
 from descant import EvaluationPlacement
 from descant.engine.jobs import Generate, GenerationRequest, Sampling
@@ -27,6 +27,20 @@ from descant.models.workers.worker_thread import WorkerThread
 
 THREADS = addition_threads(6)
 PLACES = ("process", "thread")
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.2, 1.5, 2.0],
+    "long_factor": [1.0, 4.0, 12.0, 32.0],
+    "original_max_position_embeddings": 8,
+    "factor": 4.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +130,24 @@ async def test_the_same_bits_and_versions_do_not_mix(request, family, where):
         assert await seeded(again.model(model)) == after
         again.release()
         first.release()
+
+
+@pytest.mark.parametrize(
+    ("where", "config"),
+    [
+        ("process", lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8)),
+        ("thread", lambda: Phi3Config(**SMALL, rope_parameters=LONGROPE, pad_token_id=0)),
+        ("thread", lambda: RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2)),
+    ],
+)
+async def test_the_same_bits_of_models_that_are_driven_otherwise(tmp_path, where, config):
+    """With a state, across the boundary of longrope, one at a time: as the probe of the live model says."""
+    async with training_model(save_model(tmp_path / "model", config())) as model, started(model, where) as buffers:
+        expected = await seeded(model)
+        lease = await buffers.take(0)
+        await step(model)
+        assert await seeded(lease.model(model)) == expected
+        lease.release()
 
 
 @pytest.mark.parametrize("where", PLACES)

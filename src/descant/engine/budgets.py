@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from descant.engine.driving import Driving, length_boundaries, side_of
 from descant.engine.jobs import WeightedSequence
 
 OVERHEAD_TOKENS = {"cpu": 96, "cuda": 1024}
@@ -27,16 +29,26 @@ class Budgets:
     """
 
     model: Any
+    driving: Driving
     max_batch_tokens: int
     max_cached_tokens: int
     are_halved: bool = False
 
     def micro_batches(self, sequences: Sequence[WeightedSequence], results: Sequence[object]) -> list[list[int]]:
-        """Indices of the sequences that have no result yet, in micro-batches."""
-        waiting = [index for index, result in enumerate(results) if result is None]
-        lengths = [len(sequences[index].token_ids) for index in waiting]
-        batches = plan_batches(lengths, self.max_batch_tokens, OVERHEAD_TOKENS[self.model.device.type])
-        return [[waiting[i] for i in batch] for batch in batches]
+        """Indices of the sequences that have no result yet, in micro-batches of those that may share one."""
+        groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+        boundaries = length_boundaries(self.model.config)
+        for index, result in enumerate(results):
+            if result is None:
+                length = len(sequences[index].token_ids)
+                apart = {"of any lengths": 0, "of equal lengths": length, "one at a time": index}[self.driving.scoring]
+                groups[side_of(length, boundaries), apart].append(index)
+        batches = []
+        for group in groups.values():
+            lengths = [len(sequences[index].token_ids) for index in group]
+            plan = plan_batches(lengths, self.max_batch_tokens, OVERHEAD_TOKENS[self.model.device.type])
+            batches += [[group[i] for i in batch] for batch in plan]
+        return batches
 
     def halve(self) -> None:
         """Compute on half as much at a time, with a warning."""

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from descant.engine.checkpoint import LOADING
+from descant.engine.driving import Driving
+from descant.engine.forward import ForwardPass
 from descant.engine.jobs import DescribeEngine
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
@@ -28,7 +30,7 @@ class EngineSpec:
 
     Attributes:
         model_class, config, generation_config, layout: of the module and its weights.
-        head_gives_logits: the result of the engine's probe, which needs weights.
+        driving: the result of the engine's probe, which needs weights.
         products: the number format of matrix products, if it is not that of the weights.
         settings: values of ``compute_settings``, in order; the number of threads is the other engine's, as its device.
     """
@@ -42,7 +44,7 @@ class EngineSpec:
     max_batch_tokens: int
     max_cached_tokens: int
     precision: Precision
-    head_gives_logits: bool
+    driving: Driving
     products: torch.dtype | None
     settings: Sequence[Any]
     device: str
@@ -64,7 +66,7 @@ class EngineSpec:
             max_batch_tokens=engine.budgets.max_batch_tokens,
             max_cached_tokens=engine.budgets.max_cached_tokens,
             precision=engine.precision,
-            head_gives_logits=engine.scorer.head is not None,
+            driving=engine.driving,
             products=engine.products,
             settings=settings,
             device=job.device or str(engine.model.device),
@@ -140,7 +142,7 @@ def _check_same_logits(made: nn.Module, model: nn.Module) -> None:
     for name, tensor in named_tensors(made).items():
         tensor.data = live[name].data
     probe = torch.arange(8, device=next(model.parameters()).device).unsqueeze(0)
-    expected, found = (module(input_ids=probe, use_cache=False).logits.float() for module in (model, made))
+    expected, found = (ForwardPass(module)(probe).logits.float() for module in (model, made))
     is_same = torch.equal if probe.device.type == "cpu" else torch.allclose
     if not is_same(expected, found):
         raise ConfigurationError(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
+from descant.engine.driving import length_boundaries, side_of
 from descant.engine.jobs import FinishReason, GeneratedTokens, GenerationRequest, Sampling, YieldPoint
-from descant.engine.kv_cache import KVCache, has_replaceable_rows
+from descant.engine.memory import MEMORIES, Memory
 from descant.engine.sampling import sample, uniforms
-from descant.engine.score import context_length, refused_prompt
+from descant.engine.score import TokenScorer, context_length, refused_prompt, vocabulary_size
 from descant.errors import RequestError
 
 # B rows of the running batch, P distinct prompts of one prefill, T columns of the cache, V vocabulary
@@ -36,7 +35,7 @@ class GenerationSettings:
 
 @torch.no_grad()
 def generate(
-    model: Any,
+    scorer: TokenScorer,
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
     settings: GenerationSettings,
@@ -46,47 +45,81 @@ def generate(
 
     A row ends at the first token of ``stop_ids`` (included in the result), at a stop string, after ``max_gen_len``
     tokens, or where the model's context ends. As many rows are decoded together as the cache budget (and
-    ``MAX_STEP_LOGITS``) allows, longest prompts first; identical prompts are prefilled once.
+    ``MAX_STEP_LOGITS``) allows, longest prompts first; identical prompts are prefilled once. Where the model computes
+    otherwise beyond a length (``length_boundaries``), the rows that pass it wait for those that do not, and are then
+    read again as longer prompts.
     """
-    decoder = _Decoder(model, requests, sampling, settings)
-    while decoder.waiting or decoder.rows:
-        yield_point()
-        if decoder.wants_more_rows():
-            decoder.admit()
-        else:
-            decoder.step()
+    decoder = Decoder(scorer, requests, sampling, settings)
+    decoder.run(yield_point)
     return [result for result in decoder.results if result is not None]
 
 
-class _Decoder:
+class Decoder:
     """The running batch: ``rows[r]`` is the request decoded in row r of the tensors, None where it has finished."""
 
     def __init__(
-        self, model: Any, requests: Sequence[GenerationRequest], sampling: Sampling, settings: GenerationSettings
+        self,
+        scorer: TokenScorer,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        settings: GenerationSettings,
     ) -> None:
-        self.model = model
+        model = scorer.model
+        self.scorer = scorer
+        self.driving = scorer.driving
+        self.device = model.device
+        self.boundaries = length_boundaries(model.config)
         self.requests = requests
+        self.prompts = [request.prompt_ids for request in requests]
+        """What is read of each request before its rows are decoded."""
         self.sampling = sampling
         self.settings = settings
         self.context = context_length(model)
         self.results: list[GeneratedTokens | RequestError | None] = [
             refused_prompt(model, request.prompt_ids) for request in requests
         ]
+        self.groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        """The requests that may share a batch and have not been in one, by side of the boundaries and length."""
+        self.waiting: deque[int] = deque()  # those of the group that is decoded now
+        self.limit = self.context  # the most tokens that a row of it may have
         accepted = [index for index, refusal in enumerate(self.results) if refusal is None]
-        # Longest prompts first, so that a new prompt always fits into the used columns; equal prompts side by side.
-        accepted.sort(key=lambda index: (-len(requests[index].prompt_ids), requests[index].prompt_ids))
-        self.waiting = deque(accepted)
+        for index in accepted:
+            self._put_into_group(index)
         longest = max((self._most_tokens(index) for index in accepted), default=1)
-        vocabulary = model.config.get_text_config().vocab_size
-        self.max_rows = max(1, min(settings.max_cached_tokens // longest, MAX_STEP_LOGITS // vocabulary))
-        self.replaces_rows = has_replaceable_rows(model.config)
+        self.max_rows = max(1, min(settings.max_cached_tokens // longest, MAX_STEP_LOGITS // vocabulary_size(model)))
+        if scorer.driving.generation == "one at a time":
+            self.max_rows = 1
+        self.replaces_rows = scorer.driving.cache == "replaced rows"
         self.outputs: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.stop_ids = torch.tensor(sorted(settings.stop_ids), dtype=torch.long, device=model.device)
         self.rows: list[int | None] = []
-        self.cache: Any = None
+        self.memory: Memory
         self.mask_BT = self.positions_B = self.tokens_B = torch.empty(0, dtype=torch.long)
-        """Of each row: what the cache holds of it, and its next token with its position."""
+        """Of each row: what the memory holds of it, and its next token with its position."""
+
+    def run(self, yield_point: YieldPoint) -> None:
+        """Decode until every request has its result."""
+        while self.waiting or self.rows or self.groups:
+            if not self.waiting and not self.rows:
+                self._take_next_group()
+            yield_point()
+            if self.wants_more_rows():
+                self.admit()
+            else:
+                self.step()
+
+    def _put_into_group(self, request: int) -> None:
+        length = len(self.prompts[request])
+        exact = length if self.driving.generation == "of equal lengths" else 0
+        self.groups[side_of(length, self.boundaries), exact].append(request)
+
+    def _take_next_group(self) -> None:
+        """Longest prompts first, so that a new prompt always fits into the used columns; equal prompts side by side."""
+        side, exact = min(self.groups)
+        group = self.groups.pop((side, exact))
+        self.limit = self.boundaries[side] if side < len(self.boundaries) else self.context
+        self.waiting.extend(sorted(group, key=lambda index: (-len(self.prompts[index]), self.prompts[index])))
 
     def wants_more_rows(self) -> bool:
         """Whether to prefill now: at once when nothing runs, else when an eighth of the rows is free."""
@@ -100,32 +133,30 @@ class _Decoder:
         admitted, prompts = self._next_requests()
         prompt_of = {prompt: number for number, prompt in enumerate(prompts)}
         ids_PT, mask_PT = (  # so that every prompt ends in the last column
-            pad_sequence(rows, batch_first=True, padding_side="left").to(self.model.device)
+            pad_sequence(rows, batch_first=True, padding_side="left").to(self.device)
             for rows in ([torch.tensor(p) for p in prompts], [torch.ones(len(p), dtype=torch.long) for p in prompts])
         )
         positions_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        cache: Any = DynamicCache(config=self.model.config)
-        if self.replaces_rows:
-            cache = KVCache(len(cache.layers))
-        logits_PV = self._forward(ids_PT, mask_PT, positions_PT, cache)
-        source = [prompt_of[self.requests[index].prompt_ids] for index in admitted]
-        tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.model.device)])
-        unfinished = [place for place, index in enumerate(admitted) if self.results[index] is None]
+        memory: Memory = MEMORIES[self.driving.cache](self.scorer)
+        logits_PV = memory.read(ids_PT, mask_PT, positions_PT)
+        source = [prompt_of[self.prompts[index]] for index in admitted]
+        tokens_B = self._accept(admitted, logits_PV[torch.tensor(source, device=self.device)])
+        unfinished = [place for place, index in enumerate(admitted) if not self._leaves(index)]
         if unfinished:
-            places = torch.tensor(unfinished, device=self.model.device)
-            sources = torch.tensor([source[place] for place in unfinished], device=self.model.device)
+            places = torch.tensor(unfinished, device=self.device)
+            sources = [source[place] for place in unfinished]
             state = (tokens_B[places], mask_PT[sources], positions_PT[sources, -1] + 1)
-            self._give_rows([admitted[place] for place in unfinished], cache, sources, state)
+            self._give_rows([admitted[place] for place in unfinished], memory, sources, state)
 
     def _next_requests(self) -> tuple[list[int], list[tuple[int, ...]]]:
         """The waiting requests that fit into free rows and one prefill, and their distinct prompts."""
         num_free = self.max_rows - sum(row is not None for row in self.rows)
-        longest = len(self.requests[self.waiting[0]].prompt_ids)
+        longest = len(self.prompts[self.waiting[0]])
         max_prompts = max(1, self.settings.max_prefill_tokens // longest)
         admitted: list[int] = []
         prompts: dict[tuple[int, ...], None] = {}
         while self.waiting and len(admitted) < num_free:
-            prompt = self.requests[self.waiting[0]].prompt_ids
+            prompt = self.prompts[self.waiting[0]]
             if prompt not in prompts and len(prompts) == max_prompts:
                 break
             prompts[prompt] = None
@@ -135,28 +166,40 @@ class _Decoder:
     def step(self) -> None:
         """Decode one token for every row."""
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.rows), 1)], dim=-1)
-        logits_BV = self._forward(self.tokens_B.unsqueeze(-1), self.mask_BT, self.positions_B.unsqueeze(-1), self.cache)
-        self.positions_B = (self.positions_B + 1).clamp(max=self.context - 1)  # of finished rows, too
+        logits_BV = self.memory.read(self.tokens_B.unsqueeze(-1), self.mask_BT, self.positions_B.unsqueeze(-1))
+        self.positions_B = (self.positions_B + 1).clamp(max=self.limit - 1)  # of finished rows, too
         self.tokens_B = self._accept(self.rows, logits_BV)
-        self.rows = [None if row is None or self.results[row] is not None else row for row in self.rows]
+        self.rows = [None if row is None or self._leaves(row) else row for row in self.rows]
         self._give_up_space()
 
+    def _leaves(self, request: int) -> bool:
+        """Whether a request that has a new token is not decoded on in this group: it is finished, or beyond a boundary,
+        where all of it has to be read again."""
+        if self.results[request] is not None:
+            return True
+        length = len(self.requests[request].prompt_ids) + len(self.outputs[request])
+        if length - 1 not in self.boundaries:
+            return False
+        self.prompts[request] = (*self.requests[request].prompt_ids, *self.outputs[request])
+        self._put_into_group(request)
+        return True
+
     def _give_rows(
-        self, requests: list[int], cache: Any, sources: Tensor, state: tuple[Tensor, Tensor, Tensor]
+        self, requests: list[int], memory: Memory, sources: list[int], state: tuple[Tensor, Tensor, Tensor]
     ) -> None:
         """Put prefilled requests into the running batch: in place of finished rows first, then behind the others."""
         tokens_B, mask_BT, positions_B = state
         if not self.rows:
-            cache.reorder_cache(sources)
-            self.cache, self.rows = cache, list(requests)
+            memory.take_rows(sources)
+            self.memory, self.rows = memory, list(requests)
             self.tokens_B, self.mask_BT, self.positions_B = tokens_B, mask_BT, positions_B
             return
         free = [row for row, request in enumerate(self.rows) if request is None]
         if (num_more := len(requests) - len(free)) > 0:
             free += range(len(self.rows), len(self.rows) + num_more)
             self._take_rows([*range(len(self.rows)), *[0] * num_more])  # the new ones are overwritten below
-        rows_B = torch.tensor(free[: len(requests)], device=self.model.device)
-        self.cache.put_rows(rows_B, cache, sources)
+        rows_B = torch.tensor(free[: len(requests)], device=self.device)
+        self.memory.put_rows(rows_B, memory, torch.tensor(sources, device=self.device))
         self.mask_BT[rows_B] = 0
         self.mask_BT[rows_B, -mask_BT.shape[1] :] = mask_BT
         self.tokens_B[rows_B], self.positions_B[rows_B] = tokens_B, positions_B
@@ -170,20 +213,21 @@ class _Decoder:
         if not kept:
             self.rows = []
             return
-        if num_finished * 8 >= len(self.rows) and not (self.waiting and self.replaces_rows):
+        is_costly = num_finished * 8 >= len(self.rows) or self.driving.cache == "none"
+        if num_finished and is_costly and not (self.waiting and self.replaces_rows):
             self._take_rows(kept)
         used = max(
             len(self.requests[row].prompt_ids) + len(self.outputs[row]) - 1 for row in self.rows if row is not None
         )
         num_columns = self.mask_BT.shape[1]
         if self.replaces_rows and (num_columns - used) * 4 >= num_columns:
-            self.cache.drop_left(num_columns - used)
+            self.memory.drop_left(num_columns - used)
             self.mask_BT = self.mask_BT[:, num_columns - used :].contiguous()
 
     def _take_rows(self, rows: list[int]) -> None:
         """Make these the rows of the running batch; one may be named more than once."""
-        rows_B = torch.tensor(rows, device=self.model.device)
-        self.cache.reorder_cache(rows_B)
+        self.memory.take_rows(rows)
+        rows_B = torch.tensor(rows, device=self.device)
         self.rows = [self.rows[row] for row in rows]
         self.tokens_B, self.positions_B = self.tokens_B[rows_B], self.positions_B[rows_B]
         self.mask_BT = self.mask_BT[rows_B]
@@ -199,7 +243,7 @@ class _Decoder:
             too_early_B = counts_B < self.sampling.min_gen_len
             stops_BV = torch.zeros_like(logits_BV, dtype=torch.bool).index_fill_(1, self.stop_ids, True)
             logits_BV = logits_BV.masked_fill(stops_BV & too_early_B.unsqueeze(-1), float("-inf"))
-        tokens_B = sample(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
+        tokens_B = self.choose(rows, logits_BV, uniforms_B)
         logprobs_B = logits_BV.gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1).float() - total_B
         finite = torch.isfinite(total_B).tolist()
         for row, token, logprob, is_finite in zip(rows, tokens_B.tolist(), logprobs_B.tolist(), finite, strict=True):
@@ -208,6 +252,10 @@ class _Decoder:
                 self.logprobs[row].append(logprob)
                 self.results[row] = self._result(row, is_finite)
         return tokens_B
+
+    def choose(self, rows: Sequence[int | None], logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+        """The next token of each row."""
+        return sample(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
 
     def _result(self, request: int, is_finite: bool) -> GeneratedTokens | RequestError | None:
         """The result of a request if its last token ends it."""
@@ -233,15 +281,3 @@ class _Decoder:
     def _most_tokens(self, request: int) -> int:
         """Prompt and longest completion, in tokens."""
         return min(len(self.requests[request].prompt_ids) + self.sampling.max_gen_len, self.context)
-
-    def _forward(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any) -> Tensor:
-        """The logits of the last column, [B, V]."""
-        logits: Tensor = self.model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1]

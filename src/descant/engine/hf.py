@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from descant.engine import jobs
 from descant.engine.budgets import Budgets
 from descant.engine.checkpoint import copy_weights, read_model
+from descant.engine.driving import Driving
 from descant.engine.engine_spec import EngineSpec
 from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
@@ -26,10 +28,11 @@ from descant.engine.precision import (
     products_dtype,
     weights_dtype,
 )
+from descant.engine.probe import find_driving
 from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
-from descant.errors import DescantError, ModelLoadError, RequestError
+from descant.errors import DescantError, RequestError
 from descant.process_state import apply_settings, compute_settings, restored
 
 ResultT = TypeVar("ResultT")
@@ -75,19 +78,19 @@ class HFEngine:
         self.model = model.eval().requires_grad_(trainable).to(device_type()) if may_move else model
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
-        self.budgets = Budgets(self.model, max_batch_tokens, max_cached_tokens)
+        self.budgets = Budgets(self.model, Driving(), max_batch_tokens, max_cached_tokens)
         self.writer = ModelWriter(self.model if adapted is None else adapted, tokenizer)
         self.weights = WeightStore(self.model, counts_changes=owns_model)
         self.owns_model = owns_model
         self.products = products_dtype(self.precision) if spec is None else spec.products
         self._computation: list[Any] = []
-        if not owns_model:
-            with self._beside_others():
-                pass
-        elif spec is None:
+        if spec is not None:
+            self._drive(spec.driving)
+        elif owns_model:
             self._decide()
         else:
-            self.scorer = TokenScorer(self.model, spec.head_gives_logits)
+            with self._beside_others():
+                pass
         self.training_step: TrainingStep | None = None
         if trainable:
             self.training_step = TrainingStep(
@@ -118,6 +121,7 @@ class HFEngine:
         return (
             f"{type(self.model).__name__}, {num_parameters / 1e6:,.1f}M parameters, {self.model.device.type}, "
             f"{formats[0]}{f' with {formats[1]} products' if formats[1:] else ''}"
+            f"{f'; {self.driving}' if self.driving.is_slow else ''}"
         )
 
     def run(self, job: jobs.Job[ResultT], yield_point: jobs.YieldPoint) -> ResultT:
@@ -185,19 +189,25 @@ class HFEngine:
             self._computation = found
 
     def _decide(self) -> None:
-        """How to run the model, by what it computes."""
+        """How to drive the model, by what it computes; said if that is slow."""
+        before, products = getattr(self, "driving", None), None
         with module_mode(self.model, training=False):
-            try:
-                if not self.owns_model:
-                    self.products = own_products_dtype(self.model)
-                with computes_in(self.products, self.model.device.type):
-                    self.scorer = TokenScorer(self.model)
-            except DescantError:
-                raise
-            except Exception as error:
-                raise ModelLoadError(
-                    f"{type(self.model).__name__} cannot be run on token ids alone, as a causal language model: {error}"
-                ) from error
+            if not self.owns_model:
+                products = self.products = own_products_dtype(self.model)
+            elif "flash" in (self.model.config._attn_implementation or ""):
+                products = self.products  # kernels that compute in nothing else; float32 tells rounding from errors
+            with computes_in(products, self.model.device.type):
+                self._drive(find_driving(self.model))
+        if self.driving.is_slow and self.driving != before:
+            warnings.warn(
+                f"{type(self.model).__name__} is driven more slowly than others, since faster ways give other numbers "
+                f"than one forward pass on each sequence: {self.driving}",
+                stacklevel=2,
+            )
+
+    def _drive(self, driving: Driving) -> None:
+        self.driving = self.budgets.driving = driving
+        self.scorer = TokenScorer(self.model, driving)
 
     @contextmanager
     def _own_settings(self) -> Iterator[None]:
@@ -237,7 +247,7 @@ class HFEngine:
         budgets = self.budgets
         settings = GenerationSettings(self.stop_ids, budgets.max_cached_tokens, budgets.max_batch_tokens, decode)
         with self.evaluating():
-            return generate(self.model, job.requests, job.sampling, settings, yield_point)
+            return generate(self.scorer, job.requests, job.sampling, settings, yield_point)
 
     def _logprobs(self, job: jobs.Logprobs, yield_point: jobs.YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [refused_sequence(self.model, sequence) for sequence in job.sequences]

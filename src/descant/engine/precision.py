@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from descant.engine.forward import ForwardPass
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 """Weights and products in float32; float32 weights with products in bfloat16 (autocast); or all in bfloat16."""
@@ -41,7 +43,8 @@ def own_products_dtype(model: Any) -> torch.dtype | None:
         lambda *_: found.append(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
     )
     try:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        with suppress(Exception):  # of which the probe tells
+            ForwardPass(model)(torch.zeros(1, 1, dtype=torch.long, device=model.device))
     finally:
         hook.remove()
     return found[0] if found else None

@@ -12,14 +12,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from descant.engine.driving import Driving
+from descant.engine.forward import ForwardPass
 from descant.engine.jobs import WeightedSequence
-from descant.errors import (
-    ModelLoadError,
-    NonFiniteSequenceError,
-    NoTrainedTokensError,
-    RequestError,
-    SequenceTooLongError,
-)
+from descant.errors import NonFiniteSequenceError, NoTrainedTokensError, RequestError, SequenceTooLongError
 
 # B rows, T positions, H hidden size, V vocabulary, N trained tokens of a micro-batch
 
@@ -32,17 +28,16 @@ class TokenScorer:
 
     Only positions that predict a weighted token reach the output layer, at most ``MAX_LOGITS`` logits at a time (each
     chunk's are computed again in the backward pass), so no [B, T, V] tensor exists. Models whose logits are more than
-    the output layer on the last hidden state (soft-capping) are found by a probe, and scored by their own forward pass.
+    the output layer on the last hidden state (soft-capping) are scored by their own forward pass.
     """
 
-    def __init__(self, model: Any, head_gives_logits: bool | None = None) -> None:
+    def __init__(self, model: Any, driving: Driving) -> None:
         self.model = model
-        self.head: nn.Module | None = model.get_output_embeddings()
-        if head_gives_logits is None:
-            self.check_causal()
-            head_gives_logits = self._head_gives_the_logits()
-        if not head_gives_logits:
-            self.head = None
+        self.driving = driving
+        self.forward = ForwardPass(model)
+        self.head: nn.Module | None = None
+        if driving.head_gives_logits:
+            self.head, self._hidden = model.get_output_embeddings(), ForwardPass(model.base_model)
 
     def logprobs(self, sequences: Sequence[WeightedSequence]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (float32) and weights of all weighted tokens, both [N], in order of sequence and position.
@@ -58,13 +53,20 @@ class TokenScorer:
         )
         targets_N = ids_BT[rows_N, columns_N]
         if self.head is None:
-            logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
-            return _token_logprobs(logits_BTV[rows_N, columns_N - 1], targets_N), weights_N
-        hidden_BTH = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+            return _token_logprobs(self.logits(ids_BT, rows_N, columns_N - 1), targets_N), weights_N
+        hidden_BTH = self._hidden(ids_BT).last_hidden_state
         return self._head_logprobs(hidden_BTH[rows_N, columns_N - 1], targets_N), weights_N
 
+    def logits(self, ids_BT: Tensor, rows_N: Tensor, columns_N: Tensor) -> Tensor:
+        """The logits at a few positions of a batch that is padded on the right, [N, V]."""
+        if self.head is None:
+            logits_BTV: Tensor = self.forward(ids_BT).logits
+            return logits_BTV[rows_N, columns_N]
+        logits_NV: Tensor = self.head(self._hidden(ids_BT).last_hidden_state[rows_N, columns_N])
+        return logits_NV
+
     def _head_logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        chunk_size = max(1, MAX_LOGITS // self.model.get_input_embeddings().weight.shape[0])
+        chunk_size = max(1, MAX_LOGITS // vocabulary_size(self.model))
         if len(targets_N) <= chunk_size:
             return self._chunk_logprobs(hidden_NH, targets_N)
         chunks = zip(torch.split(hidden_NH, chunk_size), torch.split(targets_N, chunk_size), strict=True)
@@ -75,39 +77,6 @@ class TokenScorer:
         assert self.head is not None
         return _token_logprobs(self.head(hidden_NH), targets_N)
 
-    @torch.no_grad()
-    def _head_gives_the_logits(self) -> bool:
-        """Whether the logits are the head's output on the last hidden state, unchanged.
-
-        Soft-capping hardly shows on small logits, so the head's output is replaced by large known numbers once.
-        """
-        if self.head is None or self.model.base_model is self.model:
-            return False
-        probe = torch.arange(4, device=self.model.device).unsqueeze(0)
-        logits = self.model(input_ids=probe, use_cache=False).logits
-        hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        if not torch.allclose(self.head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-5):
-            return False
-        known = torch.linspace(-1000, 1000, logits.numel(), device=logits.device).view_as(logits).to(logits.dtype)
-        hook = self.head.register_forward_hook(lambda *_: known)
-        try:
-            return torch.equal(self.model(input_ids=probe, use_cache=False).logits, known)
-        finally:
-            hook.remove()
-
-    @torch.no_grad()
-    def check_causal(self) -> None:
-        """Raises ModelLoadError if a token changes what is predicted before it: the model reads both ways."""
-        probe = torch.arange(5, device=self.model.device).unsqueeze(0)
-        whole, cut = (self.model(input_ids=ids, use_cache=False).logits[:, :4] for ids in (probe, probe[:, :4]))
-        is_exact = whole.dtype == torch.float32 and not torch.is_autocast_enabled(whole.device.type)
-        tolerance = 1e-4 if is_exact else 5e-2
-        if (whole - cut).abs().max() > tolerance * whole.abs().max():
-            raise ModelLoadError(
-                f"{type(self.model).__name__} is not causal: a later token changes what it predicts before; a "
-                "decoder is needed"
-            )
-
 
 def split_by_sequence(values_N: Tensor, sequences: Sequence[WeightedSequence]) -> list[Tensor]:
     """Per-token values of a batch, cut into those of each sequence."""
@@ -116,6 +85,11 @@ def split_by_sequence(values_N: Tensor, sequences: Sequence[WeightedSequence]) -
 
 def _token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return -functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+
+def vocabulary_size(model: Any) -> int:
+    """The tokens that a model can read."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def context_length(model: Any) -> int:
@@ -155,7 +129,7 @@ def not_finite() -> NonFiniteSequenceError:
 
 
 def _unknown_token(model: Any, token_ids: Sequence[int]) -> RequestError | None:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(model)
     unknown = next((token for token in token_ids if not 0 <= token < vocabulary), None)
     if unknown is None:
         return None

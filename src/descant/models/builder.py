@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from descant.arguments import as_model_path, check_one_of
 from descant.engine.checkpoint import read_model, read_tokenizer
@@ -12,6 +12,7 @@ from descant.engine.jobs import Sampling
 from descant.engine.precision import Precision, default_precision, weights_dtype
 from descant.errors import ConfigurationError
 from descant.models.chat_template import Renderer
+from descant.models.generation_config import stop_ids_of, warn_of_settings_not_applied
 from descant.models.inference import InferenceModel
 from descant.models.training import TrainingModel
 from descant.models.workers.worker_thread import WorkerThread
@@ -71,7 +72,7 @@ class ModelBuilder:
 
         Raises:
             ModelLoadError: no such directory or hub id, no tokenizer or chat template, an adapter (LoRA), quantized
-                weights, or not a causal language model.
+                weights, or not a causal language model that can be driven (docs/models.md).
         """
         return await self._spawn(TrainingModel, name, _positive("max_batch_size", max_batch_size))
 
@@ -101,11 +102,12 @@ class ModelBuilder:
         renderer = Renderer(tokenizer, self.path)  # before the weights: it is quick to fail
         precision = self.precision or default_precision()
         model = read_model(self.path, weights_dtype(precision), self.attn_implementation, trainable=trainable)
-        renderer.check_fits(model, generation_stop_ids(model))
+        renderer.check_fits(model, stop_ids_of(model))
+        warn_of_settings_not_applied(model, repr(self.path))
         engine = HFEngine(
             model,
             renderer.tokenizer,
-            stop_ids=renderer.stop_ids | generation_stop_ids(model),
+            stop_ids=renderer.stop_ids | stop_ids_of(model),
             max_batch_tokens=max_batch_tokens,
             max_cached_tokens=self.kv_cache_len,
             trainable=trainable,
@@ -113,12 +115,6 @@ class ModelBuilder:
             gradient_checkpointing=self.gradient_checkpointing,
         )
         return engine, renderer
-
-
-def generation_stop_ids(model: Any) -> frozenset[int]:
-    """The tokens that end generation by the model's own configuration."""
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
 def _positive(name: str, value: int) -> int:

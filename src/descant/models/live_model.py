@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import LookAgain, Sampling
 from descant.errors import ConfigurationError, ModelLoadError
-from descant.models.builder import generation_stop_ids
 from descant.models.chat_template import Renderer
+from descant.models.generation_config import stop_ids_of, warn_of_settings_not_applied
 from descant.models.inference import InferenceModel
 from descant.models.workers.worker_thread import WorkerThread
 
@@ -46,8 +46,9 @@ def live_model(
         tokens_to_generate: the longest completion, unless a view says otherwise (``max_gen_len``).
 
     Raises:
-        ConfigurationError: something that is not a causal language model of Transformers.
-        ModelLoadError: a tokenizer that is not the model's or has no chat template, or a model that is not causal.
+        ConfigurationError: something that is not a causal language model of Transformers with its weights.
+        ModelLoadError: a tokenizer that is not the model's or has no chat template, or a model that cannot be driven
+            (docs/models.md).
     """
     inner = _unwrapped(module)
     adapted = inner if hasattr(inner, "get_base_model") else None
@@ -65,7 +66,8 @@ def live_model(
     if adapted is None and hasattr(causal_lm, "peft_config") and not causal_lm._hf_peft_config_loaded:
         raise ConfigurationError("module is the inside of a PeftModel and could not be saved: give the PeftModel")
     renderer = Renderer(_copied(tokenizer), type(causal_lm).__name__)
-    renderer.check_fits(causal_lm, generation_stop_ids(causal_lm))
+    renderer.check_fits(causal_lm, stop_ids_of(causal_lm))
+    warn_of_settings_not_applied(causal_lm, type(causal_lm).__name__)
     num_threads = torch.get_num_threads()
 
     def load() -> HFEngine:
@@ -73,7 +75,7 @@ def live_model(
         return HFEngine(
             causal_lm,
             renderer.tokenizer,
-            stop_ids=renderer.stop_ids | generation_stop_ids(causal_lm),
+            stop_ids=renderer.stop_ids | stop_ids_of(causal_lm),
             max_batch_tokens=max_batch_size,
             max_cached_tokens=kv_cache_len,
             trainable=False,
