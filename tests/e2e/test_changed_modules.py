@@ -99,7 +99,7 @@ def test_what_a_loop_has_made_of_a_module_is_refused_when_the_run_begins(gpt2_di
         raise TypeError("no pictures")
 
     loop.module.forward = types.MethodType(forward, loop.module)
-    with pytest.raises(ModelLoadError, match="GPT2LMHeadModel cannot be run on token ids alone"):
+    with pytest.raises(ModelLoadError, match="GPT2LMHeadModel cannot be called with token ids alone"):
         loop.run_synchronously(2, [ValidationLossCallback(VALIDATION, loop.model, 0.5)], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -102,7 +102,7 @@ async def test_a_tokenizer_of_another_model_is_refused_when_loading(qwen3_dir, t
 
 async def test_a_directory_without_a_tokenizer_is_refused_when_loading(qwen3_dir, tmp_path):
     shutil.copytree(qwen3_dir, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(ModelLoadError, match=r"tokenizer of .*model' .*(no tokens of text|cannot load)"):
+    with pytest.raises(ModelLoadError, match=r"model' has no tokenizer"):
         await ModelBuilder(tmp_path / "model").spawn_train("policy", max_batch_size=64)
 
 

@@ -60,9 +60,6 @@ class ModelWriter:
         return path.absolute()
 
     def _write(self, written: Path, max_shard_bytes: int) -> None:
-        offloaded = next((name for name, tensor in named_tensors(self._module).items() if tensor.is_meta), None)
-        if offloaded is not None:
-            raise SaveError(f"the weights {offloaded} are not in memory (on the meta device), so they cannot be saved")
         if getattr(self._module, "peft_config", None):
             self._write_adapter(written)
         else:

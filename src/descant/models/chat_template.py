@@ -102,7 +102,7 @@ class Renderer:
             ModelLoadError: tokens that the model does not have, tokens of the model that the tokenizer does not have,
                 or no tokens at all.
         """
-        vocabulary = model.get_input_embeddings().num_embeddings
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         added = self.tokenizer.added_tokens_decoder
         wrong = f"the tokenizer of {self.name!r} is not this model's: "
         if not self.tokenizer("the quick brown fox 0123456789", add_special_tokens=False)["input_ids"]:
