@@ -22,7 +22,7 @@ BEFORE = Path(__file__).parent / "house-0633e16.json"
 PROCESSES = 5
 
 LIMITS = {
-    "lines": 23_500,
+    "lines": 24_000,
     "largest file, lines": 500,
     "largest function, lines": 60,
     "runtime dependencies": 11,

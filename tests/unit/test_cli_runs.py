@@ -269,7 +269,7 @@ def run(recipe, *arguments):
 def test_a_recipe_runs(recipe):
     done = run(recipe, "--name", "try", "--run-dir", "here")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "try here\njob try is complete\n"
+    assert done.stdout == f"try {recipe.parent / 'here'}\njob try is complete\n"
 
 
 def test_a_recipe_that_fails_shows_its_own_part_of_the_traceback(recipe):

@@ -126,7 +126,7 @@ async def test_a_tracker_that_is_down_is_said_and_the_run_goes_on(gate, folder, 
         await recorder.record(1, {"loss": 1.0})
     (failed,) = query(folder / "run", "SELECT message FROM events WHERE kind = 'tracker_failed'")
     assert "answers 500; it is tried again, and nothing is lost" in failed[0]
-    assert f"`descant sync {folder / 'run'} --to {tracker}`" in capsys.readouterr().err
+    assert f"`descant sync run --to {tracker}`" in capsys.readouterr().err
     assert b"hunter2" not in (folder / "run" / "run.sqlite").read_bytes()
 
 

@@ -99,7 +99,7 @@ async def test_the_time_until_a_result_is_recorded_is_time_that_training_waits(t
 
     runner = CallbackRunner([Slow()], num_steps=2, run_dir=tmp_path)
     async with runner:
-        monkeypatch.setattr("descant.runner.calls.asyncio.to_thread", check)
+        monkeypatch.setattr("descant.runner.calls.off_loop", check)
         for step in (1, 2):
             await runner.after_step(step)
     assert series(tmp_path, "callbacks/slow/stall_s") == {0: 0.0, 1: 8.0, 2: 8.0}
