@@ -6,6 +6,7 @@ python examples/addition/train.py --model path/or/hub-id --train mine.jsonl --va
 
 import argparse
 import asyncio
+import os
 import sqlite3
 import sys
 import threading
@@ -135,8 +136,9 @@ def report(result: TrainingResult, saved: Path) -> None:
         )
     else:
         console.print(f"\nNothing could be graded in {result.num_steps} steps ({seconds}); the run log says why.")
-    console.print(f"model    {saved}\nrun log  {result.run_dir / 'run.sqlite'}", markup=False)
-    console.print(f"\n$ descant show {result.run_dir} --samples 2\n", style="bold", markup=False)
+    model, run_dir = os.path.relpath(saved), os.path.relpath(result.run_dir)
+    console.print(f"model    {model}\nrun log  {run_dir}/run.sqlite", markup=False)
+    console.print(f"\n$ descant show {run_dir} --samples 2\n", style="bold", markup=False)
     sys.stdout.flush()
     descant_command(["show", str(result.run_dir), "--samples", "2"], standalone_mode=False)
 

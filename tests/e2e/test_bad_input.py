@@ -35,7 +35,7 @@ TRAINER = {
     "not yet": ({"checkpoint_frequency": 0.2}, r"no argument 'checkpoint_frequency' yet: it belongs to the recipe API"),
     "notifier": ({"stage_notifier": print}, r"stage_notifier=.* must have report_progress"),
     "typo": ({"sample_per_batch": 3}, r"no argument 'sample_per_batch'; did you mean 'samples_per_batch'\?"),
-    "unknown": ({"warmup": 3}, r"no argument 'warmup'; arguments are .*dataset, model, lr, "),
+    "unknown": ({"warmup": 3}, r"no argument 'warmup'; arguments are dataset, model, .*lr, "),
     "callbacks": ({"callbacks": CountingCallback()}, r"is a CountingCallback; a list is needed"),
     "a class": ({"callbacks": [CountingCallback]}, r"callbacks\[0\] is the class CountingCallback; pass an instance"),
     "a function": ({"callbacks": [print]}, r"not a callback; subclass RecipeCallback"),

@@ -105,7 +105,7 @@ def test_commands_and_files_that_the_pages_name_exist():
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"`make (\w+)", text):
             assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
-        for path in re.findall(r"\b(?:tests|docs|examples)/[\w/.-]+\w", text):
+        for path in re.findall(r"(?<!\.\w\w/)(?<!\.com/)\b(?:tests|docs|examples)/[\w/.-]+\w", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
         for test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text.replace("\n", " ")):
             assert f"def {test[1]}" in (ROOT / test[0]).read_text()

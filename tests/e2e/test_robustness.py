@@ -254,8 +254,8 @@ async def test_on_end_is_called_when_the_disk_is_full(qwen3_dir, tmp_path, monke
         )  # fmt: skip
 
         class Remembered(recorder.RunLog):  # a failure of its writer thread is what a full disk looks like
-            def __init__(self, run_dir):
-                super().__init__(run_dir)
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
                 trainer.log = self
 
         monkeypatch.setattr(recorder, "RunLog", Remembered)

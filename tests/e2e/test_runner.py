@@ -307,7 +307,7 @@ async def test_after_its_time_is_up_a_call_cannot_use_a_model(qwen3_dir, tmp_pat
 async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.04)
     warned = threading.Event()
-    show = CallbackRunner.__init__.__globals__["RunRecorder"].show_warning
+    show = CallbackRunner.__post_init__.__globals__["RunRecorder"].show_warning
 
     def show_and_release(recorder, message):
         show(recorder, message)

@@ -425,7 +425,7 @@ def test_strict_and_contamination(gpt2_dir, tmp_path):
     )  # fmt: skip
     with pytest.raises(DatasetError, match="callbacks evaluate on prompts that are trained on"):
         other.train()
-    assert not (tmp_path / "dirty").exists()
+    assert not any((tmp_path / "dirty").iterdir())
 
 
 def test_a_live_model_sees_the_weights_as_they_are(gpt2_dir):

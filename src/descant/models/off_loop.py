@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from descant.models.requester import current_requester
@@ -25,7 +26,7 @@ async def off_loop(function: Callable[..., ResultT], *arguments: object) -> Resu
     """
     requester = current_requester()
     threads = _threads[requester is not None and requester.observer]
-    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, function, *arguments)
 
 
 def _make_threads() -> None:
