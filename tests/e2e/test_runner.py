@@ -332,11 +332,20 @@ async def test_a_call_that_blocks_the_loop_is_named_with_the_line(tmp_path, monk
 async def test_a_call_that_waits_is_not_blamed_for_a_thread_that_holds_the_interpreter(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog_module, "LIMIT_S", 0.04)
     library = ctypes.PyDLL(None)  # whose functions keep the interpreter
+    begun, interval = threading.Event(), sys.getswitchinterval()
+
+    def keep_the_interpreter():
+        begun.wait()
+        sys.setswitchinterval(interval)
+        for _ in range(10):
+            library.usleep(100_000)
 
     class Waits(CountingCallback):
         async def callback(self, current_percentage):
-            thread = threading.Thread(target=lambda: [library.usleep(100_000) for _ in range(10)])
+            thread = threading.Thread(target=keep_the_interpreter)
             thread.start()
+            sys.setswitchinterval(60.0)  # so that the thread has it once the loop waits, and not within a line of this
+            begun.set()
             while thread.is_alive():
                 await asyncio.sleep(0.01)
             return {}
