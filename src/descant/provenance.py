@@ -28,7 +28,9 @@ _GIT_TIMEOUT_S = 2.0
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRET_KEY = re.compile(  # of a key's words, joined by _: "OPENAI_API_KEY" and "openaiApiKey" are both openai_api_key
     r"(?:^|_)(?:pass(?:word|wd|phrase)s?|pwd|secrets?|credentials?|authorization|bearer|cookies?|apikeys?"
-    r"|(?<!(?:pad|eos|bos|unk|sep|cls|end|per)_)(?<!(?:mask|stop)_)(?<!(?:start|image)_)(?<!special_)token(?!_per_)"
+    r"|(?<!(?:pad|eos|bos|unk|sep|cls|end|per)_)(?<!(?:mask|stop)_)(?<!(?:start|image)_)(?<!special_)"
+    r"(?<!(?:next|prev|mean|tool)_)(?<!(?:first|audio)_)(?<!last_)(?<!prefix_)token"
+    r"(?!_(?:per|ids?|types?|budget|counts?|length|mean|accuracy|level|loss|probability|confidence|embeddings?)(?:_|$))"
     r"|(?:api|access|private|auth|account|service|encryption|signing|ssh|openai|anthropic|wandb|hf|azure|aws)_keys?"
     r"|(?:auth|sig|amz_signature)(?=$)"
     r")(?:_|$)"

@@ -366,3 +366,36 @@ def test_rows_that_could_be_misread_are_refused(row, reason):
 def test_pairs_in_the_form_of_ms_swift_are_told_how_to_be_written():
     row = {"messages": [USER, assistant()], "rejected_response": "5"}
     assert "write the last answer of 'messages' as 'chosen' and 'rejected_response' as" in refusal(row, load_pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label", False),
+        ("label", "false"),
+        ("kto_tag", 0),
+        ("kto_tag", "False"),
+        ("is_desirable", 0.0),
+        ("desirable", "0"),
+    ],
+)
+def test_undesirable_answers_are_not_trained(name, value):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(DatasetError, match="which marks an undesirable answer"):
+        load_threads([{"messages": messages, name: value}])
+    assert load_threads([{"messages": messages, name: True}])[0].get_turn_weights() == [0.0, 1.0]
+    assert load_threads([{"messages": messages[:1], name: value}])
+
+
+def test_a_key_of_a_message_that_is_false_is_named_too():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "is_target": False}]
+    with pytest.warns(UserWarning, match=r"1 messages have keys that are not read: 'is_target'"):
+        load_threads([{"messages": messages}])
+    messages[1] = {"role": "assistant", "content": "a", "learnable": False}
+    with pytest.raises(DatasetError, match=r"'learnable'.*may say what is trained"):
+        load_threads([{"messages": messages}])
+
+
+def test_columns_of_what_was_measured_are_metadata():
+    row = {"messages": [{"role": "user", "content": "q"}], "label": 0, "train_loss": 2.1, "mask_token": "[MASK]"}
+    assert load_threads([row])[0].metadata == {"label": 0, "train_loss": 2.1, "mask_token": "[MASK]"}

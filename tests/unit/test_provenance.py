@@ -43,7 +43,8 @@ def test_what_is_called_as_secrets_are_is_masked(key):
 
 @pytest.mark.parametrize(
     "key", ["num_tokens", "tokens_to_generate", "pad_token", "eos_token", "tokenizer", "grader_key", "log_key",
-            "author", "tokens_per_s", "key", "secretary"]
+            "author", "tokens_per_s", "key", "secretary", "token_budget",
+            "mean_token_accuracy", "token_type_ids", "first_token"]
 )  # fmt: skip
 def test_what_is_called_otherwise_is_not(key):
     assert masked({key: "x"}) == {key: "x"}

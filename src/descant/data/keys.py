@@ -19,13 +19,17 @@ MARKS = {
     "masked": _MASK,
 }
 """Marks: keys that say whether a turn, or all turns of a row, are trained, with the values that they may have."""
-_MARK = re.compile("(un)?train(ed|ing|able)?|loss(es)?|(un)?mask(s|ed)?|weight(s|ed)?|ignored?|skip(ped)?|excluded?")
+_MARK = re.compile(
+    "(un)?train(ed|ing|able)?|loss(es)?|(un)?mask(s|ed)?|weight(s|ed)?|ignored?|skip(ped)?|excluded?|learn(ed|able)?|supervised?|finetuned?|backprop"
+)
 """What has such a word in its name, and is none of the marks, could be one in a format that we do not know."""
 _BESIDE_MARK = re.compile(
     "is|no|not|do|dont|on|to|per|only|for|of|in|all|last|this|should|use|with|turns?|tokens?|messages?|sample|example|row|"
     "roles?|assistant|user|system|prompt|completion|response|answer|inputs?|outputs?|history|details?|eos|labels?"
 )
 """Other words make a column something else: ``train_on_inputs`` is a mark, ``train_id`` and ``weight_kg`` are not."""
+_NO_MARKS = (("train", "loss"), ("training", "loss"), ("mask", "token"))
+"""Names of what was measured, or of a token."""
 
 _WRITE_REASONING = "write it into the content as the model's template does (often <think>…</think>), or leave it out"
 _LEFT_OUT = {
@@ -105,9 +109,11 @@ def check_keys(values: Mapping[str, Any], read: frozenset[str], place: str) -> l
                 f"{place} has {quoted(key)} ({quoted(value)}), which is not read but may say what is trained; write "
                 "'weight' instead (1 is trained, 0 is not), or leave it out"
             )
-        if value is False or value in _EMPTY:
+        if value in _EMPTY:
             continue
         advice = _LEFT_OUT_WHOLE.get(_name(words)) or next((_LEFT_OUT[word] for word in words if word in _LEFT_OUT), "")
+        if advice and value is False:
+            continue
         if advice:
             raise BadRow(f"{place} has {quoted(key)}, which a thread cannot hold; {advice}")
         unread.append(key)
@@ -130,6 +136,8 @@ def _about_column(name: Any, read: frozenset[str]) -> str:
     if whole in read and whole != name:
         return f"which is not read; write {whole!r}"
     marks = [word for word in words if _MARK.fullmatch(word)]
+    if words in _NO_MARKS:
+        return ""
     if marks and all(word in marks or _BESIDE_MARK.fullmatch(word) for word in words):
         return (
             "which is not read here but may say what is trained; give the messages a 'weight' each (1 is trained, 0 is "

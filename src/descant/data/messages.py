@@ -185,7 +185,10 @@ def _read_links(turns: Turns, message: dict[str, Any], role: str, place: str) ->
     for key, value in (("name", name), ("tool_call_id", call_id)):
         expect(value, str | None, f"{place}.{key}", "a string")
         if value and role != "tool":
-            raise BadRow(f"{place} has {key!r}, but is a turn of {quoted(role)}; only tool turns may have one")
+            raise BadRow(
+                f"{place} has {key!r}, but is a turn of {quoted(role)}; only tool turns may have one: leave it out, or "
+                "write it into the content"
+            )
     if call_id is not None:
         turns.links[index] = ToolLink(call_id=call_id)
     if name:

@@ -14,6 +14,8 @@ from descant.text import quoted
 from descant.threads.thread import StringThread
 
 FORMS = ("messages", "prompt", "conversations", "input")
+_DESIRABLE = ("label", "kto_tag", "kto_label", "desirable", "is_desirable")
+"""Columns of KTO that say whether an answer is a good one."""
 """Columns that each hold a conversation: a row has one of them."""
 PAIRS = (("chosen", "rejected"), ("preferred_completion", "other_completion"))
 """Columns of preference pairs, the better one first."""
@@ -61,13 +63,19 @@ def thread_of_row(row: Any, unread: UnreadKeys, trained: TrainedTurns = "all") -
     of_row = mark_of(row)
     row = {name: value for name, value in row.items() if name not in MARKS}
     thread = turns.thread(metadata_of(row), tools, trained, 1.0 if of_row is None else of_row)
-    undesirable = [name for name in ("label", "kto_tag") if row.get(name) is False]
+    undesirable = [name for name in _DESIRABLE if name in row and _is_false(name, row[name])]
     if undesirable and any(thread.get_turn_weights()):
+        name = undesirable[0]
         raise BadRow(
-            f"{undesirable[0]!r} is false, which marks an undesirable answer (KTO) that would be trained; "
+            f"{name!r} is {quoted(row[name])}, which marks an undesirable answer (KTO) that would be trained; "
             "leave the row out, or move the column into a column 'metadata' if it says something else"
         )
     return thread
+
+
+def _is_false(name: str, value: Any) -> bool:
+    """Whether a column says no, also as Parquet and CSV do; a label that is 0 may well be that of a class."""
+    return value is False or str(value).lower() == "false" or (name != "label" and value in (0, "0"))
 
 
 def columns_of(row: Any) -> dict[str, Any]:
