@@ -1,7 +1,7 @@
 """Templates x threads x tokenizers: no token outside of a weighted turn carries weight, and no weighted turn is without
 its content. The oracle is a second writer of the same templates, in Python, which knows whose every character is.
 
-More cases: ``RENDER_CASES=20000 pytest tests/numerics/test_render_fuzz.py``
+More cases: ``DESCANT_FUZZ_CASES=20000 pytest tests/numerics/test_render_fuzz.py``
 """
 
 import functools
@@ -19,7 +19,7 @@ from descant.engine.jobs import GeneratedTokens
 from descant.errors import RenderError
 from descant.models.chat_template import Renderer
 
-NUM_CASES = int(os.environ.get("RENDER_CASES", "600"))
+NUM_CASES = int(os.environ.get("DESCANT_FUZZ_CASES", "600"))
 CASES_EACH = 4  # threads for every template and tokenizer
 ROLES = ("system", "user", "assistant", "tool")
 EMPTY_REASONING = "<think>\n\n</think>\n\n"
@@ -220,7 +220,8 @@ def check_prompt(chat, thread, rendered):
         return
     span = rendered.spans[-1]
     ids = rendered.token_ids[span.start : span.end]
-    has_ended = bool(ids) and ids[-1] in chat.stop_ids
+    first_end = next((i for i, token_id in enumerate(ids) if token_id in chat.stop_ids), None)
+    has_ended, ids = first_end is not None, ids[: None if first_end is None else first_end + 1]
     prompt = chat.render_prompt(thread.without_completion()) if len(thread) > 1 else None
     if prompt is None or not has_ended:
         return
