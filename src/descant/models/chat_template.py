@@ -172,10 +172,7 @@ class Renderer:
         """
         rendered = self.render(thread)
         span = rendered.spans[-1]
-        start, prompt = span.start, self.render_prompt(thread.without_completion()).token_ids if len(thread) > 1 else ()
-        if rendered.token_ids[: len(prompt)] == prompt:  # tags may open within what the model is given
-            start = max(start, len(prompt))
-        return self._content(rendered.token_ids[start : span.content_end])
+        return self._content(rendered.token_ids[span.start : span.content_end])
 
     def append_generated(
         self, prompt: TokenizedThread, generated: GeneratedTokens, stop_strings: Sequence[str] = ()
