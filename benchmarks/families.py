@@ -343,7 +343,7 @@ def first_line(error):
 
 
 def rows_of(families):
-    """Rows of the table, from a process of their own; where that dies or hangs, a row says so and another goes on."""
+    """Rows of the table, from a process of their own; where that dies or hangs, a row says so and the next is made."""
     rows = []
     while len(rows) < len(families):
         waiting = families[len(rows) :]

@@ -33,7 +33,7 @@ class MetricWatch:
 
     An evaluation that failed (its call failed, or returned without the metric, or with a value that is not finite) is
     told to callbacks that compare: its value is NaN, which is never better. So is one of which more samples failed than
-    of the best so far; one of which fewer failed is better whatever its value, since the best so far left out what
+    of the best so far; one of which fewer failed is better for any value, since the best so far left out what
     counts now. The best is thus the best of the evaluations of which the fewest samples failed.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""ForwardPass: calls of a module's forward, whatever its signature and its configuration say."""
+"""ForwardPass: calls of a module's forward for any signature and configuration."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class ReplaceableRows(Memory):
 
 
 class OwnCache(Memory):
-    """Whatever the model itself makes and returns: states of any kind, under the name that it has for them."""
+    """What the model itself makes and returns: states of any kind, under the name that it has for them."""
 
     def __init__(self, scorer: TokenScorer) -> None:
         super().__init__(scorer)

@@ -35,7 +35,7 @@ _Pairs = list[tuple[Tensor, Tensor]]
 """Logits that were found and those that are expected, [T, V]."""
 _Attempt = Callable[["_Sample"], _Pairs]
 _PROMPT_LENGTHS, _LENGTHS = (6, 3, 3), (8, 8, 6)
-"""The first prompt is longer, so that others are padded; the second row goes on while the third takes its place."""
+"""The first prompt is longer, so that others are padded; the second row continues while the third takes its place."""
 _TOLERANCES = {torch.bfloat16: 6e-2, torch.float16: 1e-2}
 _TOLERANCE = {"cpu": 1e-4, "cuda": 3e-3}  # of float32, which a GPU may compute in TF32
 """What rounding makes of logits in all layers and in other orders of summation, relative to the largest."""
@@ -243,7 +243,7 @@ def _ordinary_tokens(model: Any, start: int, number: int) -> list[int]:
 
 
 def _tolerance(model: Any, logits: Tensor) -> float:
-    """What rounding explains: of the coarsest format of the weights, or of the logits whatever their type says."""
+    """What rounding explains: of the coarsest format of the weights, or of the logits if they are rounded to it."""
     for dtype, tolerance in _TOLERANCES.items():
         has_weights = any(parameter.dtype == dtype for parameter in model.parameters())
         if has_weights or torch.equal(logits.to(dtype).to(logits.dtype), logits):

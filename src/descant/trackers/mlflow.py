@@ -199,7 +199,7 @@ class MLFlowLogger(TrackerLogger):
 
 
 def _absolute(tracking_uri: str) -> str:
-    """The same database, whatever a callback makes the working directory."""
+    """The same database, also if a callback changes the working directory."""
     database = _database(tracking_uri)
     return tracking_uri if database is None else f"{_SQLITE}{database.absolute()}"
 

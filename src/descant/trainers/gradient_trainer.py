@@ -57,7 +57,7 @@ class GradientTrainer(Trainer):
     positional = ("dataset", "model", "logger", "stage_notifier", "callbacks", "epochs")
 
     dataset: Sequence[Any] = field(kw_only=False)
-    """The samples: those that the list holds when the trainer is made, whatever becomes of the list."""
+    """The samples: those that the list holds when the trainer is made."""
 
     model: TrainingModel = field(kw_only=False, metadata=checked_by(_check_model))
     """What is trained, made by ``ModelBuilder.spawn_train``."""

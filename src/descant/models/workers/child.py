@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _beat(send: Callable[..., None], parent: int) -> None:
-    """Say that this process runs, whatever it computes."""
+    """Say that this process runs, also while it computes."""
     while os.getppid() == parent:  # else it has ended, and a fork of it has the other end of the pipe
         send("alive", None, None)
         time.sleep(BEAT_S)
