@@ -498,7 +498,7 @@ class Deleting(RecipeCallback):
 
     async def callback(self, current_percentage):
         if self.run.step == 5:
-            while FEEDS[0]._offset < 5:
+            while FEEDS[0]._step < 5 or FEEDS[0].num_waiting:  # the metrics of this step are on their way, too
                 await asyncio.sleep(0)
             shutil.rmtree(self.folder, ignore_errors=True)  # the tracker may just remove a file of its own
         return {}
