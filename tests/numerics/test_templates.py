@@ -56,9 +56,9 @@ NO_TOOLS = (  # the template refuses them, leaves them out, or writes no end aft
 REFUSED = {
     *((name, kind) for name in VISION for kind in THREADS),
     *((name, "tools") for name in NO_TOOLS),
-    ("gemma", "system"), ("mistral", "system"), ("deepseekv3", "tools"), ("glm4moe", "tools"),
+    ("gemma", "system"), ("mistral", "system"), ("deepseekv3", "tools"),
 }  # fmt: skip
-REFUSED |= {(f"{name}_training", kind) for name, kind in REFUSED if name not in ("deepseekv3", "glm4moe")}
+REFUSED |= {(f"{name}_training", kind) for name, kind in REFUSED if name != "deepseekv3"}
 PAIRS = [(name, kind) for name in sorted(TEMPLATES) for kind in THREADS]
 
 

@@ -33,9 +33,14 @@ class EndTokens:
         tokenizer, asked = template.tokenizer, StringThread().user("a")
         answered = asked.assistant(SENTINEL.format(0))
         end_of_turn_id = _after_content(template, answered)
-        end_of_call_id = _after_call(template, asked.assistant("", [ToolCall("f", {"x": SENTINEL.format(0)})]))
+        called = asked.assistant("", [ToolCall("f", {"x": SENTINEL.format(0)})])
+        end_of_call_id = _after_call(template, called)
+        if end_of_call_id is None:  # only the header of its result ends it, so the model has to write that to stop
+            end_of_call_id = next(iter(_added(template, _text_after(template, called.tool("b")))), None)
         stop_ids = _known(end_of_turn_id, end_of_call_id, tokenizer.eos_token_id)
         before_others_id = _before_others(template, answered)
+        # Some templates write no end: a turn lasts until the header of the next, which is looked for like an end
+        before_users_id = _first_added(template, _text_after(template, answered.user("b")))
 
         def texts(*token_ids: int | None) -> tuple[str, ...]:
             return tuple(tokenizer.added_tokens_decoder[token_id].content for token_id in sorted(_known(*token_ids)))
@@ -44,7 +49,7 @@ class EndTokens:
             end_of_turn_id,
             stop_ids,
             stop_ids | _known(before_others_id),
-            texts(end_of_turn_id, before_others_id, tokenizer.eos_token_id),
+            texts(end_of_turn_id, before_others_id, tokenizer.eos_token_id, before_users_id),
             texts(end_of_call_id),
         )
 
@@ -86,9 +91,14 @@ def _before_others(template: Template, answered: StringThread) -> int | None:
 
 def _after_call(template: Template, probe: StringThread) -> int | None:
     """The last added token after a tool call, which may have tokens of its own before it."""
-    added = template.tokenizer.added_tokens_decoder
-    ends = [token_id for token_id in reversed(_tokens(template, _text_after(template, probe))) if token_id in added]
-    return next((token_id for token_id in ends if added[token_id].special), ends[0] if ends else None)
+    decoder = template.tokenizer.added_tokens_decoder
+    ends = _added(template, _text_after(template, probe))[::-1]
+    return next((token_id for token_id in ends if decoder[token_id].special), ends[0] if ends else None)
+
+
+def _added(template: Template, text: str) -> list[int]:
+    """The tokens of a text that were added to the vocabulary."""
+    return [token_id for token_id in _tokens(template, text) if token_id in template.tokenizer.added_tokens_decoder]
 
 
 def _first_added(template: Template, text: str) -> int | None:
