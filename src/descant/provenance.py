@@ -16,11 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
-from inspect import getattr_static
 from pathlib import Path
 from typing import Any
-
-from descant.arguments import argument_names
 
 MASK = "***"
 _PACKAGES = ("descant", "torch", "transformers", "tokenizers", "numpy", "peft", "datasets")
@@ -82,18 +79,6 @@ def describe_environment() -> dict[str, Any]:
         "recipe": recipe,
     }
     return {key: masked(value) for key, value in found.items() if value is not None}
-
-
-def plain_settings(configured: object) -> dict[str, Any]:
-    """Arguments of an object's constructors, its bases' too, that it keeps under their names: plain values, paths."""
-    settings: dict[str, Any] = {}
-    for name in argument_names(type(configured)):
-        value = getattr_static(configured, name, None)
-        if isinstance(value, Path):
-            value = str(value.absolute())
-        if isinstance(value, str | int | float | bool):
-            settings[name] = masked(value, name)
-    return settings
 
 
 def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
 from descant.progress import Progress, exact_fraction
-from descant.provenance import plain_settings
 from descant.schedule import NEVER, Frequency, Plan, as_schedule
 from descant.seeds import derive_seed
+from descant.settings import plain_settings
 from descant.threads.thread import StringThread
 
 logger = logging.getLogger("descant")
@@ -357,16 +357,16 @@ class RecipeCallback(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What the run log and trackers keep of its arguments, as plain data: numbers and text that it has as
-        attributes of the same names, and how much it evaluates on. Override it for objects of yours."""
-        settings = {
+        attributes of the same names. (The run adds what ``validation_threads`` are.) Override it for objects of yours.
+        """
+        frequency = self.frequency
+        return {
             **plain_settings(self),
             "name": self.name,
             "class": type(self).__name__,
             "prefix": self.log_key_prefix,
-            "frequency": str(self.frequency),
+            "frequency": float(frequency) if isinstance(frequency, float | int | Fraction) else str(frequency),
         }
-        num_threads = len(self.validation_threads())
-        return {**settings, "num_validation_threads": num_threads} if num_threads else settings
 
     def warn(self, message: str, details: object = None) -> None:
         """Record a warning in the run log, or in Python's log when the callback is driven by hand; ``details`` may be a

@@ -19,12 +19,13 @@ from descant.callbacks.generation_callback import (
 )
 from descant.errors import ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, attempt_grades
+from descant.graders.combined_grader import CombinedGrader
 from descant.graders.concurrency_limit import ConcurrencyLimit
 from descant.graders.log_scope import LogScope, log_scope
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
-from descant.provenance import plain_settings
 from descant.schedule import Frequency
+from descant.settings import plain, plain_settings
 from descant.stats import SCORE_KEYS, pass_at_k, standard_error, summarize_scores
 from descant.table import Table
 from descant.threads.thread import StringThread
@@ -129,8 +130,7 @@ class GraderEvalCallback(GenerationCallback):
 
     def settings(self) -> dict[str, Any]:
         """Its plain arguments, and the grader with those of its own."""
-        grader = {**plain_settings(self.grader), "class": type(self.grader).__name__, "key": self.grader.grader_key}
-        return {**super().settings(), "grader": grader}
+        return {**super().settings(), "grader": _grader_settings(self.grader)}
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """Grade the completions and summarise the grades."""
@@ -206,6 +206,15 @@ class GraderEvalCallback(GenerationCallback):
             if (error := standard_error(estimates, [example.prompt_id for example in usable])) is not None:
                 metrics[f"pass@{k}_stderr"] = error
         return metrics
+
+
+def _grader_settings(grader: BaseGrader) -> dict[str, Any]:
+    """The arguments of a grader, those of the graders that it combines, and the function that it was made of."""
+    settings = {**plain_settings(grader), "class": type(grader).__name__, "key": grader.grader_key}
+    if isinstance(grader, CombinedGrader):
+        settings["graders"] = [{**_grader_settings(child), "name": child.grader_key} for child in grader.graders]
+    function = getattr(grader, "function", None)
+    return {**settings, "function": plain(function)} if callable(function) else settings
 
 
 def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Exception]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 
 from descant.data.arrow_rows import dataset_rows, parquet_rows
 from descant.data.json_rows import is_json_list, json_lines, json_list
+from descant.data.origin import Origin, file_facts
 from descant.data.rows import CONVERSATION_COLUMNS
 from descant.errors import ConfigurationError, DatasetError
 from descant.text import did_you_mean, quoted, shown
@@ -46,7 +47,7 @@ def rows_of(source: Any) -> Rows:
             )
         raise ConfigurationError("the source is a single row (a dict); pass a list of rows")
     if _is_dataset(source):
-        return Rows("the dataset", "dataset[%d]", "dataset[%d]", dataset_rows(source))
+        return Rows("the dataset", Origin("dataset[%d]", dataset_facts(source)), "dataset[%d]", dataset_rows(source))
     if type(source).__name__ == "DataFrame":
         raise ConfigurationError('the source is a DataFrame; pass df.to_dict("records")')
     if isinstance(source, bytes) or not isinstance(source, Iterable):
@@ -62,19 +63,34 @@ def _is_dataset(source: Any) -> bool:
     return all(hasattr(source, name) for name in ("column_names", "features", "iter"))
 
 
+def dataset_facts(dataset: Any) -> dict[str, Any]:
+    """What a dataset of the ``datasets`` library says of itself; its fingerprint changes with its content."""
+    info: Any = getattr(dataset, "info", None)
+    version, split = getattr(info, "version", None), getattr(dataset, "split", None)
+    facts = {
+        "dataset": getattr(info, "dataset_name", None),
+        "config": getattr(info, "config_name", None),
+        "version": version and str(version),
+        "split": split and str(split),
+        "fingerprint": getattr(dataset, "_fingerprint", None),
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
 def _rows_of_file(path: Path) -> Rows:
     """The rows of a file; its first bytes decide what it is, not its name."""
     head = _first_bytes(path)
     if head.startswith(b"version https://git-lfs"):
         raise DatasetError(f"{shown(path)} is only Git LFS's pointer to the data; fetch them with: git lfs pull")
-    unpack = head.startswith(b"\x1f\x8b")
+    unpack, facts = head.startswith(b"\x1f\x8b"), file_facts(path)
     if head.startswith(b"PAR1"):
         items = parquet_rows(path)
     elif is_json_list(path, unpack):
         items = json_list(path, unpack)
     else:
-        return Rows(shown(path), f"{shown(path).replace('%', '%%')}:%d", "line %d", json_lines(path, unpack))
-    template = f"{shown(path).replace('%', '%%')}[%d]"
+        template = Origin(f"{shown(path).replace('%', '%%')}:%d", facts)
+        return Rows(shown(path), template, "line %d", json_lines(path, unpack))
+    template = Origin(f"{shown(path).replace('%', '%%')}[%d]", facts)
     return Rows(shown(path), template, template, items)
 
 

@@ -17,6 +17,7 @@ from descant.engine.driving import Driving
 from descant.engine.engine_spec import EngineSpec
 from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
+from descant.engine.identity import identity
 from descant.engine.model_writer import ModelWriter
 from descant.engine.precision import (
     Precision,
@@ -124,6 +125,15 @@ class HFEngine:
             f"{f'; {self.driving}' if self.driving.is_slow else ''}"
         )
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "description": self.describe(),
+            **identity(self.model),
+            **({"precision": self.precision} if self.owns_model else {}),
+            "max_batch_size": self.budgets.max_batch_tokens,
+            "kv_cache_len": self.budgets.max_cached_tokens,
+        }
+
     def run(self, job: jobs.Job[ResultT], yield_point: jobs.YieldPoint) -> ResultT:
         """Run one job to its end, calling ``yield_point`` between decode steps and micro-batches."""
         with self._own_settings(), self._beside_others(), self._own_casts(), self.weights.active(job.weights):
@@ -157,6 +167,8 @@ class HFEngine:
                 return self.weights.keep_reference()
             case jobs.LookAgain():
                 return self.describe()
+            case jobs.DescribeModel():
+                return self._settings()
             case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
             case jobs.ExportWeights():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from descant.errors import RequestError
 
@@ -169,6 +169,14 @@ class WeightHandle:
 class LookAgain(Job[str]):
     """Architecture, size, device and precision as they are now; fails if other code, which trains the module, has made
     something of it that cannot be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeModel(Job[dict[str, Any]]):
+    """What the model is, as settings of a run: path, revision, adapters, a hash of the weights, budgets; as it is now,
+    and it fails as ``LookAgain``."""
+
+    weights: str = LIVE
 
 
 @dataclass(frozen=True, slots=True)

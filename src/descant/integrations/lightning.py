@@ -16,6 +16,7 @@ from descant.arguments import refuse_unknown
 from descant.callbacks.base import RecipeCallback
 from descant.engine.foreign_module import check_weights_are_whole
 from descant.errors import ConfigurationError
+from descant.integrations.optimizer_settings import optimizer_settings, scheduler_settings
 from descant.integrations.ranks import Ranks
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
@@ -105,6 +106,7 @@ class AddedCallbacks(Callback):
             first_step=self._step,
             name=type(pl_module).__name__.lower(),
             title=f"{type(pl_module).__name__}, {num_steps:,} steps",
+            config=_settings(trainer, pl_module),
             save_checkpoint=lambda _: self._request_checkpoint(trainer),
             **options,
         )
@@ -202,3 +204,21 @@ class AddedCallbacks(Callback):
         waiting, self._waiting = self._waiting, None
         if waiting:
             waiting.close(error)
+
+
+def _settings(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What the trainer and the module were given, as settings of the run."""
+    schedulers = [scheduler_settings(config.scheduler) for config in trainer.lr_scheduler_configs]
+    norm = trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None
+    settings = {
+        "trainer": type(trainer).__name__,
+        "module": type(module).__name__,
+        **optimizer_settings(trainer.optimizers),
+        "lr_scheduler": schedulers[0] if schedulers else None,
+        "epochs": trainer.max_epochs if trainer.max_steps < 0 else None,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "max_grad_norm": norm,
+        "precision": trainer.precision,
+        "hparams": dict(module.hparams),
+    }
+    return {name: value for name, value in settings.items() if value not in (None, {})}

@@ -15,6 +15,7 @@ from descant.callbacks.base import RecipeCallback
 from descant.engine.foreign_module import check_weights_are_whole
 from descant.errors import ConfigurationError
 from descant.integrations.ranks import Ranks
+from descant.integrations.trainer_settings import trainer_settings
 from descant.metrics import Metric, find_spec
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
@@ -112,16 +113,21 @@ class AddedCallbacks(TrainerCallback):
         """The calls that have failed."""
         return self.runner.failures if self.runner else []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         """Open the run log and make the calls that are due before the first step."""
         if self._trainer.model is not self._module:
             raise ConfigurationError("the trainer has another model than when add_callbacks was called; call it after")
         self._ranks = Ranks()
         if state.is_world_process_zero:
-            self._open(args, state, control)
+            settings = trainer_settings(self._trainer, given.get("optimizer"), given.get("lr_scheduler"))
+            self._open(args, state, control, settings)
         self._agree(control)
 
-    def _open(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+    def _open(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, settings: Mapping[str, Any]
+    ) -> None:
         self._close(RuntimeError("the training began anew"))  # with another batch size (auto_find_batch_size), say
         name = type(self._trainer).__name__
         options = dict(self._options)
@@ -135,7 +141,7 @@ class AddedCallbacks(TrainerCallback):
             **options,
             name=name.lower(),
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
-            config={"trainer": name, "arguments": args.to_sanitized_dict()},
+            config=settings,
             save_checkpoint=lambda _: self._request_save(args, state, control),
         )
         self._logged = {}

@@ -12,9 +12,11 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
+from descant.data.origin import describe_threads
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
 from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.inference import InferenceModel
 from descant.models.off_loop import off_loop
 from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
@@ -34,6 +36,7 @@ from descant.runner.requests import Requests, SaveCheckpoint
 from descant.runner.run_state import RunState
 from descant.runner.synchronous import SynchronousRunner
 from descant.schedule import Plan
+from descant.settings import plain
 from descant.threads.thread import StringThread
 
 _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
@@ -99,6 +102,9 @@ class CallbackRunner(RunOptions):
 
     training_set: Sequence[StringThread] | None = None
     """The threads that are trained on, if the loop trains on threads: see ``contamination``."""
+
+    models: Sequence[InferenceModel] = ()
+    """The models that are trained, for the settings in the run log, if no callback looks at them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,7 +192,7 @@ class CallbackRunner(RunOptions):
         self._state.started_at = time.monotonic()
         contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
-            models = await self._evaluations.look_again()
+            models = await self._evaluations.describe_models(self.models)
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
             specs = {"trainer": self.metric_specs, **self._keys.specs}
@@ -403,18 +409,29 @@ class CallbackRunner(RunOptions):
 
     # What is recorded
 
-    async def _describe(self, specs: Mapping[str, Sequence[MetricSpec]], models: Mapping[str, str]) -> dict[str, Any]:
+    async def _describe(
+        self, specs: Mapping[str, Sequence[MetricSpec]], models: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
         """The settings of the run, for the run log."""
+        own = {name: value for name, value in self.settings().items() if name in RunOptions.__dataclass_fields__}
+        config = {"title": self.title, "num_steps": self.num_steps, **own, **plain(self.config or {})}
+        (name, model), *others = [*models.items()] or [("", {})]
+        if model:
+            config["model"] = {"name": name, **plain(config.get("model") or {}), **model}
+        if self.training_set is not None:
+            config["dataset"] = await off_loop(describe_threads, self.training_set)
         return {
-            "title": self.title,
-            "num_steps": self.num_steps,
-            **{name: value for name, value in self.settings().items() if name in RunOptions.__dataclass_fields__},
-            **(self.config or {}),
-            **({"models": models} if models else {}),
-            "callbacks": [callback.settings() for callback in self.callbacks],
+            **config,
+            **({"models": dict(others)} if others else {}),
+            "callbacks": [await self._settings_of(callback) for callback in self.callbacks],
             "metrics": [asdict(spec) for declared in specs.values() for spec in declared],
             "environment": await off_loop(describe_environment),
         }
+
+    async def _settings_of(self, callback: RecipeCallback) -> dict[str, Any]:
+        threads = callback.validation_threads()
+        found = {"validation_set": await off_loop(describe_threads, threads)} if threads else {}
+        return {**callback.settings(), **found}
 
     def _check_step(self, step: int) -> None:
         if not isinstance(step, Integral) or step <= self.step:

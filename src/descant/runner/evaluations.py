@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from descant.callbacks.base import CallbackMode, RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
-from descant.engine.jobs import LIVE, LookAgain
+from descant.engine.jobs import LIVE, DescribeModel
 from descant.errors import ConfigurationError, DescantError, ModelLoadError
 from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.inference import InferenceModel
 from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
@@ -43,7 +45,7 @@ class Evaluations:
         self._in_flight = InFlight()
         self._buffers: list[WeightBuffers] = []
         models = [callback.model for callback in callbacks if isinstance(callback, ModelCallback)]
-        self._trained_by_others = {m._worker: m.name for m in models if m._worker.is_trained_by_others}
+        self._models = {(model._worker, model.weights): model for model in models}
         self._keeps_copies = any(c.watches is not None and c.watches.uses_weights for c in callbacks)
         self._modes = {c.name: self._mode(c, modes[c.name], placement) for c in callbacks}
 
@@ -71,21 +73,27 @@ class Evaluations:
         for buffers in self._buffers:
             await buffers.start()
 
-    async def look_again(self) -> dict[str, str]:
-        """Descriptions, by name, of the models that other code trains, as they are now.
+    async def describe_models(self, trained: Sequence[InferenceModel]) -> dict[str, dict[str, Any]]:
+        """The models of the run as settings, by name, as they are now: those that are trained first, also where other
+        code does it, then others that callbacks look at.
 
         Raises:
-            ConfigurationError, ModelLoadError: that code has made something of a model that cannot be run.
+            ConfigurationError, ModelLoadError: other code has made something of its model that cannot be run.
         """
-        descriptions = {}
-        for worker, name in self._trained_by_others.items():
+        known = {(model._worker, model.weights): model for model in trained} | self._models
+        in_order = sorted(
+            known.values(), key=lambda model: not (model in trained or model._worker.is_trained_by_others)
+        )
+        described: dict[str, dict[str, Any]] = {}
+        for model in in_order:
+            name = model.name if model.weights == LIVE else f"{model.name} ({model.weights})"
             try:
-                descriptions[name] = await worker.run(LookAgain())
+                described.setdefault(name, await model._worker.run(DescribeModel(model.weights)))
             except (ConfigurationError, ModelLoadError):
                 raise
             except DescantError:  # it was closed: a failure of the callbacks that use it
                 continue
-        return descriptions
+        return described
 
     async def begin(self, callback: RecipeCallback, *, is_final: bool) -> None:
         """Make a call, or as much of it as training waits for."""

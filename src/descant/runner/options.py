@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from fractions import Fraction
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +26,7 @@ from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.runner.contamination_check import Policy
 from descant.runner.recorder import Loggers, flat_loggers
+from descant.settings import plain
 
 KindT = TypeVar("KindT")
 
@@ -179,17 +178,3 @@ class RunOptions:
         """The arguments as the run log keeps them: plain values as they are, others as they describe themselves."""
         left_out = ("callbacks", "logger", "run_dir")  # the run log has them under names of their own
         return {each.name: plain(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}
-
-
-def plain(value: Any) -> Any:
-    """An argument as one of the settings."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Fraction | Path):
-        return str(value)
-    if isinstance(value, Sequence):
-        return {"num_samples": len(value)}
-    described = getattr(value, "description", None)
-    if described is not None:
-        return {"name": value.name, "description": described}
-    return re.sub(" at 0x[0-9a-f]+", "", repr(value))  # where it is in memory is no setting

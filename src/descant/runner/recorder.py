@@ -19,10 +19,11 @@ from uuid import uuid4
 
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
-from descant.provenance import masked_text, plain_config, plain_settings
+from descant.provenance import masked_text, plain_config
 from descant.runlog.run_log import RunLog
 from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
+from descant.settings import plain_settings
 from descant.table import Table
 from descant.text import cut, quoted
 from descant.trackers.feed import Feed, finish_feeds

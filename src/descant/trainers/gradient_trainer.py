@@ -13,10 +13,11 @@ from descant.arguments import check_finite_number, check_flag, check_whole_numbe
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
-from descant.runner.options import checked_by, options, plain
+from descant.runner.options import checked_by, options
+from descant.settings import plain
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
-from descant.trainers.lr_schedulers import CosineScheduler, Scheduler
+from descant.trainers.lr_schedulers import CosineScheduler, Scheduler, peak_rate
 
 
 def _check_scheduler(name: str, scheduler: Any) -> None:
@@ -98,8 +99,9 @@ class GradientTrainer(Trainer):
         return self.lr_scheduler or CosineScheduler(self.lr)
 
     def settings(self) -> dict[str, Any]:
-        """The arguments, with the scheduler that is used."""
-        return {**super().settings(), "lr_scheduler": plain(self.scheduler)}
+        """The arguments, with the scheduler that is used and its learning rate (if it is known: see ``peak_rate``)."""
+        settings = {**super().settings(), "lr": peak_rate(self.scheduler), "lr_scheduler": plain(self.scheduler)}
+        return {name: value for name, value in settings.items() if name != "lr" or value is not None}
 
     def plan(self) -> DataOrder:
         """Shuffled epochs, cut into steps."""

@@ -187,6 +187,7 @@ class Trainer(RunOptions, ABC):
             metric_specs=self.metric_specs,
             save_checkpoint=self.save_checkpoint,
             training_set=self.prompts(),
+            models=self.trained_models,
         )
 
     async def _report_progress(self, step: int, recorder: RunRecorder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 from descant.arguments import check_finite_number, is_finite_number
 from descant.errors import ConfigurationError
@@ -82,3 +83,11 @@ class CosineScheduler:
         if self.warmup_percentage == 0:
             return cosine(completion_percentage)
         return CombinedSchedule(lambda p: p * self.lr, cosine, self.warmup_percentage)(completion_percentage)
+
+
+def peak_rate(scheduler: Any) -> float | None:
+    """The highest learning rate of a scheduler, if it has it as ``lr``. It is not called: it might count its calls."""
+    if isinstance(scheduler, CombinedSchedule):
+        return max((rate for rate in map(peak_rate, (scheduler.a, scheduler.b)) if rate is not None), default=None)
+    lr = getattr(scheduler, "lr", None)
+    return float(lr) if is_finite_number(lr) else None
