@@ -121,7 +121,7 @@ def _change_table(
 def _answer(row: SampleRow) -> str:
     """The response, or why there is none."""
     response, error = row.cells.get("response"), row.cells.get("error")
-    return cell_text(response) if response is not None else f"({cell_text(error)})"
+    return f"({cell_text(error)})" if response is None and error is not None else cell_text(response)
 
 
 def _cell(row: SampleRow, column: str) -> str:

@@ -265,7 +265,7 @@ def show(
         raise typer.BadParameter("0 is no samples, and another option asks for some", param_hint="--samples")
     with _errors_as_lines(), RunReader(_find(run)) as reader:
         if as_json:
-            typer.echo(run_as_json(reader, options))
+            Page().out(run_as_json(reader, options), highlight=False)
         else:
             show_run(reader, options)
 

@@ -70,7 +70,7 @@ def _numbers(row: SampleRow) -> list[str]:
     num_tokens = row.cells.get("num_tokens")
     if isinstance(num_tokens, int):
         cut_off = "cut off at " if row.cells.get("finish_reason") == "length" else ""
-        facts.append(f"{cut_off}{figure(num_tokens)} tokens")
+        facts.append(f"{cut_off}{figure(num_tokens)} token{'s' * (num_tokens != 1)}")
     return facts
 
 
