@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from descant.recipes.config import InputConfig
     from descant.recipes.context import RecipeContext
     from descant.recipes.recipe import recipe_main
+    from descant.runlog.run_reader import RunReader
     from descant.runner.callback_runner import CallbackRunner
     from descant.runner.options import RunOptions
     from descant.schedule import at, every, every_minutes, every_steps
@@ -103,6 +104,7 @@ _NAMES = {
     "recipes.recipe": ("recipe_main",),
     "runner.callback_runner": ("CallbackRunner",),
     "runner.options": ("RunOptions",),
+    "runlog.run_reader": ("RunReader",),
     "schedule": ("at", "every", "every_minutes", "every_steps"),
     "table": ("Table",),
     "threads.thread": ("StringThread", "StringTurn"),
@@ -128,8 +130,8 @@ __all__ = [
     "EarlyStoppingCallback", "EvaluationPlacement", "ExactMatchGrader", "GenerateSamplesCallback", "Grade",
     "GraderEvalCallback", "IgnoreGradeException", "InferenceModel", "InputConfig", "JSONSchemaGrader",
     "JobNotifier", "Logger", "MLFlowLogger", "MetricSpec", "MetricWatch", "ModelBuilder", "ModelCallback",
-    "NumericGrader", "RecipeCallback", "RecipeContext", "RegexGrader", "RemoteCalls", "RunOptions", "RunView",
-    "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutLogger", "StdoutStageNotifier",
+    "NumericGrader", "RecipeCallback", "RecipeContext", "RegexGrader", "RemoteCalls", "RunOptions", "RunReader",
+    "RunView", "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutLogger", "StdoutStageNotifier",
     "StringThread", "StringTurn", "TBMetricsLogger", "Table", "TokenizedThread", "Tool", "ToolCall",
     "TrackerLogger", "TrackioLogger", "TrainingModel", "TrainingResult", "ValidationLossCallback", "WandbLogger",
     "at", "callback", "every", "every_minutes", "every_steps", "find_contamination", "get_prod_logger",

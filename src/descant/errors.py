@@ -87,6 +87,10 @@ class IgnoreGradeException(DescantError):
         super().__init__(message or "not applicable")
 
 
+NOT_APPLICABLE = "not applicable: "
+"""What the error of a sample begins with, in tables, whose grader does not apply to it."""
+
+
 class ObserverError(DescantError):
     """A callback tried to train or update a model."""
 

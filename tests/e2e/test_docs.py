@@ -59,7 +59,7 @@ def run(arguments, cwd):
 def test_every_page_is_tested():
     assert [page.name for page in NOTEBOOKS] == [
         "callbacks.md", "data.md", "graders.md", "integrations.md", "modes.md", "quickstart.md", "recipes.md",
-        "testing.md", "trackers.md", "writing-a-callback.md",
+        "run-log.md", "testing.md", "trackers.md", "writing-a-callback.md",
     ]  # fmt: skip
     assert {page.name: len(blocks(page, "python")) for page in PAGES if page.name in PROGRAMS} == {"README.md": 1}
 

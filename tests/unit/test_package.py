@@ -29,6 +29,7 @@ def test_public_names():
         "GraderEvalCallback", "IgnoreGradeException", "InferenceModel", "InputConfig",
         "JSONSchemaGrader", "JobNotifier", "Logger", "MLFlowLogger", "MetricSpec", "MetricWatch", "ModelBuilder",
         "ModelCallback", "NumericGrader", "RecipeCallback", "RecipeContext", "RegexGrader", "RemoteCalls", "RunOptions",
+        "RunReader",
         "RunView", "SFT",
         "SimpleProgressNotifier", "StageNotifier", "StdoutJobNotifier", "StdoutLogger", "StdoutStageNotifier",
         "StringThread", "StringTurn", "TBMetricsLogger", "Table", "TokenizedThread", "Tool", "ToolCall",

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from descant import Table
-from descant.errors import RunLogError
+from descant.errors import ConfigurationError, RunLogError
 from descant.runlog.run_log import SCHEMA, RunLog
 from descant.runlog.run_reader import RunReader, find_runs
 
@@ -288,3 +288,59 @@ async def test_a_closed_reader_says_so(tmp_path):
         pass
     with pytest.raises(RunLogError, match="is closed"):
         reader.series("loss")
+
+
+async def write_for_pandas(run_dir):
+    log = RunLog(run_dir)
+    await log.log_metrics(3, {"b": 3.0, "a": math.nan})
+    await log.log_metrics(1, {"a": 1, "note": "first"})
+    await log.log_metrics(3, {"b": 4.0})  # it was computed again
+    rows = [["x", "1+1=", 0.5, "inner"], ["y", "2+2=", math.inf, None]]
+    await log.log_metrics(1, {"t": Table(["example_id", "prompt", "grade", "step"], rows)}, "watch")
+    await log.log_metrics(3, {"plain": Table(["prompt"], [["3+3="]])}, "other")
+    await log.close()
+    return run_dir
+
+
+async def test_metrics_are_a_frame_of_steps_and_keys(tmp_path):
+    with nothing_touched(await write_for_pandas(tmp_path)), RunReader(tmp_path) as reader:
+        frame, chosen = reader.to_pandas(), reader.to_pandas("b", "a")
+        message = "the run has no metric 'nota'; did you mean 'note'"
+        with pytest.raises(ConfigurationError, match=message):
+            reader.to_pandas("a", "nota")
+    assert (frame.index.name, list(frame.index), list(frame.columns)) == ("step", [1, 3], ["a", "b", "note"])
+    assert frame["b"].dropna().to_dict() == {3: 4.0}
+    assert frame["a"].to_dict() == pytest.approx({1: 1.0, 3: math.nan}, nan_ok=True)
+    assert frame["note"].dropna().to_dict() == {1: "first"}
+    assert list(chosen.columns) == ["b", "a"]
+    assert list(chosen.index) == [1, 3]
+
+
+async def test_samples_are_a_frame_of_rows(tmp_path):
+    with RunReader(await write_for_pandas(tmp_path)) as reader:
+        everything, watched = reader.samples_to_pandas(), reader.samples_to_pandas("watch", step=1, example_id="y")
+        nothing = reader.samples_to_pandas("nothing")
+    where = ["callback", "step", "key", "position", "example_id"]
+    assert list(everything.columns) == [*where, "prompt", "grade", "cells.step"]
+    assert everything[where].values.tolist() == [
+        ["watch", 1, "t", 0, "x"], ["watch", 1, "t", 1, "y"], ["other", 3, "plain", 0, "0"],
+    ]  # fmt: skip
+    assert everything["cells.step"][0] == "inner"
+    assert watched["grade"].tolist() == [math.inf]
+    assert (list(nothing.columns), len(nothing)) == (where, 0)
+
+
+async def test_a_run_without_metrics_is_an_empty_frame(tmp_path):
+    await RunLog(tmp_path).close()
+    with RunReader(tmp_path) as reader:
+        assert reader.to_pandas().shape == (0, 0)
+        with pytest.raises(ConfigurationError, match="no metric 'loss'; there are: none"):
+            reader.to_pandas("loss")
+
+
+async def test_without_pandas_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with RunReader(await write(tmp_path)) as reader:
+        for frame in (reader.to_pandas, reader.samples_to_pandas):
+            with pytest.raises(ConfigurationError, match=r"needs pandas.*: pip install 'descant\[pandas\]'"):
+                frame()

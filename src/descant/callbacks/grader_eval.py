@@ -17,7 +17,7 @@ from descant.callbacks.generation_callback import (
     GenerationCallback,
     GenerationOptions,
 )
-from descant.errors import ConfigurationError, IgnoreGradeException
+from descant.errors import NOT_APPLICABLE, ConfigurationError, IgnoreGradeException
 from descant.graders.base import BaseGrader, Grade, attempt_grades
 from descant.graders.combined_grader import CombinedGrader
 from descant.graders.concurrency_limit import ConcurrencyLimit
@@ -234,5 +234,5 @@ def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Ex
 def _describe(error: Exception) -> str:
     """Its type and words, with the notes that say where it arose."""
     if isinstance(error, IgnoreGradeException):
-        return f"not applicable: {error}"
+        return f"{NOT_APPLICABLE}{error}"
     return "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])

@@ -6,15 +6,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from descant import __version__
 from descant.cli.compare import comparison_lines
 from descant.cli.new import write_recipe
 from descant.cli.runs import foreign_content_as_error, run_list_lines
-from descant.cli.show import Page, show_run, silence_output
+from descant.cli.samples import Selection
+from descant.cli.show import Page, ShowOptions, show_run, silence_output
+from descant.cli.show_json import run_as_json
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader, find_runs
@@ -176,7 +179,18 @@ def runs(
         page.section("", list(lines))
 
 
-@app.command()
+class _ShowCommand(TyperCommand):
+    """A command whose option ``--samples`` may come without its number, which typer does not have."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """``--samples`` without a number is an option of its own."""
+        pairs = zip(args, [*args[1:], ""], strict=False)
+        alone = [name == "--samples" and not number.lstrip("-").isdecimal() for name, number in pairs]
+        given = ["--samples-alone" if is_alone else argument for argument, is_alone in zip(args, alone, strict=True)]
+        return super().parse_args(ctx, given)
+
+
+@app.command(cls=_ShowCommand)
 def show(
     run: Annotated[
         Path | None,
@@ -188,7 +202,24 @@ def show(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Rows of each table of samples; by default 4; 0 for no samples at all."),
+        typer.Option(
+            min=0,
+            metavar="[N]",
+            help="Rows of each table of samples; by default 4; 0 for none. Without a number: only samples.",
+        ),
+    ] = None,
+    samples_alone: Annotated[bool, typer.Option("--samples-alone", hidden=True)] = False,
+    full: Annotated[bool, typer.Option("--full", help="Only samples, each whole: texts, reasoning, error.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only samples that failed to generate or grade.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="Only samples, the lowest grades first.")] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only answers that changed from the first to the latest evaluation.")
+    ] = False,
+    step: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Only samples of the evaluation at this step. With --changed: from this step. Repeatable."
+        ),
     ] = None,
     callback: Annotated[str | None, typer.Option(metavar="NAME", help="Samples of this callback only.")] = None,
     prompt: Annotated[
@@ -202,6 +233,7 @@ def show(
             metavar="PATTERN", help="Only metrics, those whose key contains this, or matches it, with * and ?."
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show a run, finished or not: curves, costs, samples, one prompt across the run, warnings, failures.
 
@@ -209,11 +241,33 @@ def show(
     COLUMNS sets another width.
 
     \b
-    Example:
+    Examples:
       descant show runs/sft-20261123-131637 --keys "validation/*" --prompt "25+60="
+      descant show --samples 20 --worst --full
+      descant show --changed --callback validation
     """
+    flags: dict[Selection, bool] = {"failed": failed, "worst": worst, "changed": changed}
+    selections = [name for name, is_wanted in flags.items() if is_wanted]
+    if len(selections) > 1:
+        raise typer.BadParameter(f"it does not go with --{selections[0]}", param_hint=f"--{selections[1]}")
+    options = ShowOptions(
+        num_samples=samples,
+        samples_alone=samples_alone,
+        callback=callback,
+        prompt=prompt,
+        selection=selections[0] if selections else "all",
+        steps=step or (),
+        in_full=full,
+        failures=failures,
+        keys=keys,
+    )
+    if samples == 0 and options.has_samples_alone:
+        raise typer.BadParameter("0 is no samples, and another option asks for some", param_hint="--samples")
     with _errors_as_lines(), RunReader(_find(run)) as reader:
-        show_run(reader, num_samples=samples, callback=callback, prompt=prompt, failures=failures, keys=keys)
+        if as_json:
+            Page().out(run_as_json(reader, options), highlight=False)
+        else:
+            show_run(reader, options)
 
 
 @app.command()

@@ -39,7 +39,7 @@ def curve_lines(
     ``specs`` is what the run declares of its metrics, ``callbacks`` has the prefix of each callback's keys by name.
     """
     groups: dict[str, list[MetricSummary]] = {}
-    for metric in _choose(metrics, pattern):
+    for metric in choose_metrics(metrics, pattern):
         groups.setdefault(_group(metric.key, callbacks), []).append(metric)
     declared = {metric.key: find_spec(specs, metric.key) or MetricSpec(metric.key) for metric in metrics.values()}
     rows: list[list[str] | str] = []
@@ -67,7 +67,8 @@ def curve_lines(
         yield from grid_lines(headers, rows, width, right=_NUMBERS, has_keys=True)
 
 
-def _choose(metrics: Mapping[str, MetricSummary], pattern: str | None) -> list[MetricSummary]:
+def choose_metrics(metrics: Mapping[str, MetricSummary], pattern: str | None) -> list[MetricSummary]:
+    """The metrics whose key contains the pattern, or matches it; without one those that are shown as curves."""
     if pattern is None:
         return [metric for key, metric in metrics.items() if not key.startswith(HIDDEN)]
     is_glob = bool(set(pattern) & set("*?["))

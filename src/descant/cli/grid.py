@@ -1,16 +1,18 @@
-"""grid_lines: rows and columns of untrusted text that fit the width."""
+"""Untrusted text that fits the width: grid_lines for rows and columns, labelled_lines for texts of any length."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from descant.text import printable
 
 _INDENT = 2
 _GAP = 2
+_NARROWEST_LABEL, _WIDEST_LABEL = 9, 16
 
 
 def grid_lines(
@@ -46,6 +48,23 @@ def grid_lines(
             line.append(" " * _GAP)
         line.rstrip()
         yield line
+
+
+def labelled_lines(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:
+    """Untrusted texts of any length behind their labels, wrapped at words, at most ``width`` cells wide."""
+    label_width = min(max([_NARROWEST_LABEL, *(cell_len(label) for label, _ in fields)]), _WIDEST_LABEL)
+    room = max(1, width - _INDENT - label_width - _GAP)
+    console = Console(width=width)
+    for label, text in fields:
+        shown = cut(label, label_width)
+        for written in (text if text.strip() else repr(text)).replace("\r\n", "\n").split("\n"):
+            for piece in Text(printable(written.expandtabs(4))).wrap(console, room, overflow="fold"):
+                piece.rstrip()
+                line = Text(" " * _INDENT).append(shown, "dim")
+                line.append(" " * (label_width + _GAP - cell_len(shown))).append_text(piece)
+                line.rstrip()
+                yield line
+                shown = ""
 
 
 def heading(text: str, width: int) -> Text:

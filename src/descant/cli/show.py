@@ -6,23 +6,33 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
 
-from descant.cli.answers import latest_sample_lines, prompt_lines
+from descant.cli.answers import prompt_lines, sample_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
 from descant.cli.events import failure_lines, warning_lines
 from descant.cli.grid import heading
 from descant.cli.runs import date, declared_metrics, foreign_content_as_error
+from descant.cli.samples import Selection, choose_samples
 from descant.errors import ConfigurationError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration, printable
 
 _LEAST_WIDTH = 40
 _NUM_SAMPLES = 4
+_NUM_SAMPLES_ALONE = 10
+_SAMPLES = {
+    "all": "latest samples",
+    "failed": "failed samples",
+    "worst": "worst samples",
+    "changed": "changed answers",
+}
+_PROMPT = "the same prompt across the run"
 
 
 class Page(Console):
@@ -52,43 +62,92 @@ def silence_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_run(
-    reader: RunReader,
-    *,
-    num_samples: int | None,
-    callback: str | None,
-    prompt: str | None,
-    failures: bool,
-    keys: str | None,
-) -> None:
-    """Print a run: head, curves, costs, samples, a prompt across the run, events; see the options of the command.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions:
+    """The options of ``descant show``, see there."""
 
-    With ``keys``, metrics alone, and what else is asked for.
-    """
+    num_samples: int | None = None
+    samples_alone: bool = False
+    callback: str | None = None
+    prompt: str | None = None
+    selection: Selection = "all"
+    steps: Sequence[int] = ()
+    in_full: bool = False
+    failures: bool = True
+    keys: str | None = None
+
+    @property
+    def has_samples_alone(self) -> bool:
+        """Whether samples are all that is asked for."""
+        return self.samples_alone or self.in_full or self.selection != "all" or bool(self.steps)
+
+    @property
+    def is_page(self) -> bool:
+        """Whether everything is shown."""
+        return self.keys is None and not self.has_samples_alone
+
+    @property
+    def follows_prompt(self) -> bool:
+        """Whether the samples are one prompt at every step."""
+        return self.prompt is not None and self.selection == "all" and not self.steps
+
+    @property
+    def shows_samples(self) -> bool:
+        """Whether there are samples on the page."""
+        if self.num_samples is None:
+            return self.is_page or self.has_samples_alone or self.callback is not None
+        return self.num_samples > 0
+
+
+def show_run(reader: RunReader, options: ShowOptions) -> None:
+    """Print a run: head, curves, costs, samples, a prompt across the run, events; or what the options ask for."""
     page = Page()
     width = page.width
-    if num_samples is None:
-        num_samples = 0 if keys is not None and callback is None else _NUM_SAMPLES
     with foreign_content_as_error(reader):
         prefixes = {callback["name"]: callback.get("prefix") for callback in reader.config.get("callbacks", [])}
-        callbacks = _chosen_callbacks(reader, list(prefixes), callback)
+        callbacks = chosen_callbacks(reader, options.callback)
         # What cannot be shown is an error before anything is printed.
-        curves = list(curve_lines(reader.metrics, declared_metrics(reader.config), prefixes, keys, width))
-        prompts = list(prompt_lines(reader, callbacks, prompt, width)) if num_samples or prompt is not None else []
+        curves: list[Text] = []
+        if options.is_page or options.keys is not None:
+            curves = list(curve_lines(reader.metrics, declared_metrics(reader.config), prefixes, options.keys, width))
+        samples = list(_sample_sections(reader, callbacks, options, width))
         page.section("", _head_lines(reader, width))
         page.section("metrics", curves)
-        if keys is None:
+        if options.is_page:
             page.section("callbacks", cost_lines(reader.metrics, list(prefixes), width))
-        if num_samples:
-            page.section("latest samples", latest_sample_lines(reader, callbacks, num_samples, width))
-        page.section("the same prompt across the run", prompts)
-        if keys is None:
+        for title, lines in samples:
+            page.section(title, lines)
+        if options.is_page:
             page.section("warnings", warning_lines(reader.events))
-            page.section("failures", failure_lines(reader.events, tracebacks=failures))
+            page.section("failures", failure_lines(reader.events, tracebacks=options.failures))
 
 
-def _chosen_callbacks(reader: RunReader, configured: Sequence[str], wanted: str | None) -> list[str]:
+def _sample_sections(
+    reader: RunReader, callbacks: Sequence[str], options: ShowOptions, width: int
+) -> Iterator[tuple[str, list[Text]]]:
+    """The samples that are asked for, and one prompt across the run on a page that has everything."""
+    alone = options.has_samples_alone
+    if options.shows_samples and not (alone and options.follows_prompt):
+        limit = options.num_samples or (_NUM_SAMPLES_ALONE if alone else _NUM_SAMPLES)
+        prompt = options.prompt if alone else None
+        lines: list[Text] = []
+        for chosen in choose_samples(reader, callbacks, options.selection, options.steps, prompt):
+            if options.in_full and lines:
+                lines.append(Text())
+            lines += sample_lines(reader, chosen, options.selection, limit, width, in_full=options.in_full)
+            if alone and limit < len(chosen.rows):
+                shows_all = f"{limit:,} of {len(chosen.rows):,} are shown; --samples {len(chosen.rows)} shows all"
+                lines += [*[Text()] * options.in_full, Text(f"  {shows_all}", style="dim")]
+        if alone and not lines:
+            lines.append(Text("  none so far", style="dim"))
+        yield _SAMPLES[options.selection], lines
+    if options.follows_prompt or (options.shows_samples and not alone):
+        yield _PROMPT, list(prompt_lines(reader, callbacks, options.prompt, width, in_full=options.in_full))
+
+
+def chosen_callbacks(reader: RunReader, wanted: str | None) -> list[str]:
     """The callbacks whose samples are shown: all of them, or the one that is wanted."""
+    configured = [callback["name"] for callback in reader.config.get("callbacks", [])]
     with_samples = [callback for callback, _ in reader.sample_steps]
     known = list(dict.fromkeys([*configured, *with_samples]))
     if wanted is None:

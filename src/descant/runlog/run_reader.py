@@ -14,16 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from descant.errors import RunLogError
+from descant.errors import ConfigurationError, RunLogError
 from descant.runlog.journal import Record, decode_cells, point_value, read_records
 from descant.runlog.parts import Part, read_parts
 from descant.runlog.run_log import FORMAT
+from descant.text import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
+_WHERE = ("callback", "step", "key", "position", "example_id")
 NUM_RECORDS_AT_ONCE = 200
 """Records that are read together."""
 
@@ -95,7 +100,8 @@ class Sink:
 class RunReader:
     """Reads a run log, also while it is written: the run as it was when the reader was opened.
 
-    No file in the run directory is created or changed, and the run does not wait. It is a context manager.
+    No file in the run directory is created or changed, and the run does not wait. It is a context manager. See
+    docs/run-log.md.
 
     Args:
         path: the run directory, or the ``run.sqlite`` in it.
@@ -121,6 +127,9 @@ class RunReader:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"RunReader({str(self.run_dir)!r})"
 
     def close(self) -> None:
         """Close the file."""
@@ -232,6 +241,45 @@ class RunReader:
             SampleRow(name, at, table, example, position, self._from_json(cells, decode_cells))
             for name, at, table, example, position, cells in rows
         ]
+
+    def to_pandas(self, *keys: str) -> pandas.DataFrame:
+        """The metrics as a DataFrame with one row per step and one column per key, all of them or those given.
+
+        A key that was not recorded at a step is NaN there, as a value that was NaN is; ``series`` tells them apart.
+
+        Raises:
+            ConfigurationError: pandas is not installed, or there is no metric of that key.
+        """
+        pandas = _import_pandas()
+        points: dict[str, dict[int, float | str]] = {key: {} for key in keys}
+        for step, key, number, text in self._query("SELECT step, key, number, text FROM metrics ORDER BY step"):
+            if not keys or key in points:
+                points.setdefault(key, {})[step] = point_value(number, text)
+        if missing := [key for key in keys if not points[key]]:
+            hint = did_you_mean(missing[0], self.keys(), f"there are: {', '.join(self.keys()) or 'none'}")
+            raise ConfigurationError(f"the run has no metric {missing[0]!r}; {hint}")
+        steps = sorted({step for by_step in points.values() for step in by_step})
+        columns = {key: pandas.Series(points[key]) for key in keys or sorted(points)}
+        return pandas.DataFrame(columns, index=pandas.Index(steps, name="step"))
+
+    def samples_to_pandas(
+        self, callback: str | None = None, step: int | None = None, example_id: str | None = None
+    ) -> pandas.DataFrame:
+        """``samples`` as a DataFrame with one row per row of a table: its ``callback``, ``step``, ``key``, ``position``
+        and ``example_id``, then its cells by column. A cell whose column has one of these names is ``cells.<name>``.
+
+        Raises:
+            ConfigurationError: pandas is not installed.
+        """
+        pandas = _import_pandas()
+        rows = []
+        for row in self.samples(callback, step, example_id):
+            where = {name: getattr(row, name) for name in _WHERE}
+            cells = {f"cells.{name}" if name in where else name: cell for name, cell in row.cells.items()}
+            if cells.get("cells.example_id") == row.example_id:
+                del cells["cells.example_id"]
+            rows.append({**where, **cells})
+        return pandas.DataFrame(rows, columns=None if rows else _WHERE)
 
     def records(self, offset: int = 0) -> Iterator[Record]:
         """Everything that was recorded, call by call, after record number ``offset``."""
@@ -370,6 +418,16 @@ class RunReader:
     def _point(self, key: str, step: int) -> tuple[int, float | str]:
         (value,) = self._query("SELECT number, text FROM metrics WHERE step = ? AND key = ?", step, key)
         return step, point_value(*value)
+
+
+def _import_pandas() -> Any:
+    try:
+        import pandas  # noqa: PLC0415
+    except ImportError:
+        raise ConfigurationError(
+            "a DataFrame needs pandas, which is not installed: pip install 'descant[pandas]'"
+        ) from None
+    return pandas
 
 
 def find_runs(directory: Path) -> list[Path]:

@@ -1,0 +1,73 @@
+"""run_as_json: ``descant show --json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from descant.cli.curves import choose_metrics
+from descant.cli.json_output import json_text
+from descant.cli.runs import declared_metrics, foreign_content_as_error
+from descant.cli.samples import choose_samples
+from descant.cli.show import ShowOptions, chosen_callbacks
+from descant.metrics import MetricSpec, find_spec
+from descant.runlog.run_reader import MetricSummary, RunReader
+
+
+def run_as_json(reader: RunReader, options: ShowOptions) -> str:
+    """What ``show_run`` prints as one JSON document; see docs/show.md for what is in it."""
+    with foreign_content_as_error(reader):
+        callbacks = chosen_callbacks(reader, options.callback)
+        document: dict[str, Any] = {
+            "run_dir": str(reader.run_dir),
+            "outcome": reader.outcome,
+            "reason": reader.reason,
+            "started_at": reader.started_at,
+            "ended_at": reader.ended_at,
+            "last_written_at": reader.last_written_at,
+            "latest_step": reader.latest_step,
+        }
+        if options.is_page:
+            document["config"] = reader.config
+        if options.is_page or options.keys is not None:
+            document["metrics"] = _metrics(reader, options.keys)
+        if options.shows_samples or options.follows_prompt:
+            document["samples"] = list(_samples(reader, callbacks, options))
+        if options.is_page:
+            dropped = () if options.failures else ("details",)
+            events = map(asdict, reader.events)
+            document["events"] = [{k: v for k, v in event.items() if k not in dropped} for event in events]
+        return json_text(document)
+
+
+def _metrics(reader: RunReader, pattern: str | None) -> dict[str, Any]:
+    """Every metric with its declaration and summary; those that were asked for also with all points."""
+    specs = declared_metrics(reader.config)
+    metrics: dict[str, Any] = {}
+    for metric in choose_metrics(reader.metrics, pattern) if pattern else reader.metrics.values():
+        spec = find_spec(specs, metric.key) or MetricSpec(metric.key)
+        metrics[metric.key] = {"unit": spec.unit, "better": spec.better, "headline": spec.headline, **_summary(metric)}
+        if pattern is not None:
+            metrics[metric.key]["points"] = list(reader.series(metric.key).items())
+    return metrics
+
+
+def _summary(metric: MetricSummary) -> dict[str, Any]:
+    return {
+        "num_points": metric.num_points,
+        "num_nan": metric.num_nan,
+        "minimum": metric.minimum,
+        "maximum": metric.maximum,
+        "first": metric.first,
+        "last": metric.last,
+    }
+
+
+def _samples(reader: RunReader, callbacks: Sequence[str], options: ShowOptions) -> Iterator[dict[str, Any]]:
+    """All rows that were chosen, of each table the first ones if a number is given."""
+    steps = sorted({step for of in reader.sample_steps.values() for step in of}) if options.follows_prompt else ()
+    for chosen in choose_samples(reader, callbacks, options.selection, steps or options.steps, options.prompt):
+        for index, row in enumerate(chosen.rows[: options.num_samples or None]):
+            before = {"before": asdict(chosen.before[index])} if chosen.before else {}
+            yield {**asdict(row), **before}
