@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ class WithoutPositions(GPT2LMHeadModel):
         return super().forward(input_ids, past_key_values, attention_mask=attention_mask, use_cache=use_cache)
 
 
+class CallsItCache(GPT2LMHeadModel):
+    """What it has read so far has the name that it has in Transformers 5.24 and later."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache}
+        output = super().forward(input_ids, cache, **inputs).to_tuple()
+        return SimpleNamespace(logits=output[0], cache=output[1] if use_cache else None)
+
+
 class TokensAlone(GPT2LMHeadModel):
     """Its forward takes token ids and nothing else."""
 
@@ -80,6 +90,7 @@ def live(module, **settings):
     ("kind", "driving"),
     [
         (GPT2LMHeadModel, FAST),
+        (CallsItCache, FAST),
         (WithoutPositions, Driving(True, "of any lengths", "its own", "of equal lengths")),
         (TokensAlone, Driving(True, "of any lengths", "none", "of any lengths")),
         (SeesTheBatch, Driving(True, "one at a time", "its own", "one at a time")),

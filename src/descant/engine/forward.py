@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""What models of Transformers call the argument, and the output, for what they have read so far."""
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What models call the argument, and the output, for what they have read so far; ``cache`` from Transformers 5.24."""
 _ASKED_FOR = {
     "return_dict": True,
     "output_router_logits": False,  # set in training, and not computable in decoding
@@ -33,6 +35,9 @@ class ForwardPass:
         configs = (module.config, module.config.get_text_config())
         self._configs = list({id(config): config for config in configs}.values())
         self._is_hidden = takes_any and "input_ids" not in self._names  # behind a wrapper's (*args, **kwargs)
+        names = fields(BaseModelOutputWithPast) if self._is_hidden else parameters
+        self.cache_name = next((name for name in _CACHE_NAMES if name in {each.name for each in names}), "")
+        """Its argument for what it has read so far; empty if it has none."""
 
     def takes(self, name: str) -> bool:
         """Whether it has an argument of that name."""
@@ -44,6 +49,12 @@ class ForwardPass:
         given = {name: value for name, value in inputs.items() if self.takes(name)}
         with self._plain_outputs():
             return self.module(input_ids=ids_BT, **given)
+
+    @staticmethod
+    def cache_in(output: Any) -> Any:
+        """What it has read so far, from its output; None if that is not there."""
+        found = vars(output)  # no attributes: those for older names warn
+        return next((cache for name in _CACHE_NAMES if (cache := found.get(name)) is not None), None)
 
     @contextmanager
     def _plain_outputs(self) -> Iterator[None]:

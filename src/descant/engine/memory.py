@@ -7,9 +7,8 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
-from descant.engine.forward import CACHE_NAMES
 from descant.engine.kv_cache import KVCache
 from descant.engine.score import TokenScorer
 
@@ -53,8 +52,8 @@ class ReplaceableRows(Memory):
             use_cache=True,
             attention_mask=mask_BC,
             position_ids=positions_BT,
-            past_key_values=self._cache,
             logits_to_keep=1,
+            **{self.scorer.forward.cache_name: self._cache},
         )
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
@@ -77,30 +76,34 @@ class OwnCache(Memory):
 
     def __init__(self, scorer: TokenScorer) -> None:
         super().__init__(scorer)
-        self._cache: dict[str, Any] = {}
+        self._cache: Any = None
         self._num_rows = 0
 
     def read(self, ids_BT: Tensor, mask_BC: Tensor, positions_BT: Tensor) -> Tensor:
         """Read the next tokens of every row; returns the logits behind the last, [B, V]."""
-        padding = {}
+        forward = self.scorer.forward
+        inputs: dict[str, Any] = {} if self._cache is None else {forward.cache_name: self._cache}
         if self.scorer.driving.generation == "of any lengths":
-            # a state has no columns, so a mask says which of the new tokens enter it
-            num_masked = mask_BC.shape[1] if self.scorer.forward.takes("past_key_values") else ids_BT.shape[1]
-            padding = {"attention_mask": mask_BC[:, -num_masked:], "position_ids": positions_BT}
-        output = self.scorer.forward(ids_BT, use_cache=True, logits_to_keep=1, **padding, **self._cache)
-        found = {name: getattr(output, name, None) for name in CACHE_NAMES}
-        self._cache = {name: cache for name, cache in found.items() if cache is not None}
-        if not self._cache:
+            num_masked = mask_BC.shape[1] if self._has_columns() else ids_BT.shape[1]
+            inputs |= {"attention_mask": mask_BC[:, -num_masked:], "position_ids": positions_BT}
+        output = forward(ids_BT, use_cache=True, logits_to_keep=1, **inputs)
+        self._cache = forward.cache_in(output)
+        if self._cache is None:
             raise NotImplementedError("its forward pass returns no cache")
         self._num_rows = len(ids_BT)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 
+    def _has_columns(self) -> bool:
+        """Whether a mask is for all that was read: a state has no columns, so one says which new tokens enter it."""
+        if self.scorer.forward.cache_name != "cache":
+            return self.scorer.forward.cache_name == "past_key_values"
+        return isinstance(self._cache, Cache) and not all(self._cache.is_linear)
+
     def take_rows(self, rows: list[int]) -> None:
-        """Make these the rows."""
+        """Make these the rows; one may be named more than once."""
         if rows != [*range(self._num_rows)]:  # some caches cannot be reordered
-            for cache in self._cache.values():
-                cache.reorder_cache(torch.tensor(rows, device=self.scorer.model.device))
+            self._cache.reorder_cache(torch.tensor(rows, device=self.scorer.model.device))
 
 
 class NoCache(Memory):
