@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 from descant.arguments import check_text
@@ -65,7 +66,8 @@ class GenerateSamplesCallback(GenerationCallback):
             thread_set, model, frequency, log_key_prefix, argument="thread_set", temperature=temperature, **options
         )
         self.log_key = log_key
-        self.metric_specs = (MetricSpec(log_key), *LENGTH_SPECS)
+        lengths = (replace(spec, detail=not spec.counts_failures) for spec in LENGTH_SPECS)  # of a few, to be read
+        self.metric_specs = (MetricSpec(log_key), *lengths)
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """The table and the lengths."""

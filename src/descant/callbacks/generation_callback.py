@@ -20,10 +20,10 @@ from descant.threads.tokenized import TokenizedThread
 
 LENGTH_SPECS = (
     MetricSpec("generation_length_mean", "tokens", headline=True),
-    MetricSpec("generation_length_std", "tokens"),
-    MetricSpec("generation_length_stderr", "tokens"),
+    MetricSpec("generation_length_std", "tokens", detail=True),
+    MetricSpec("generation_length_stderr", "tokens", detail=True),
     MetricSpec("num_failed", "samples", better="lower", headline=True, counts_failures=True),
-    MetricSpec("num_samples", "samples"),
+    MetricSpec("num_samples", "samples", detail=True),
 )
 """The metrics of every callback that generates."""
 SAMPLE_COLUMNS = (

@@ -30,15 +30,16 @@ from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
+_SPREAD = ("std", "min", "max", "count", "stderr")
 _SPECS = (
     MetricSpec("rewards/score/mean", better="higher", headline=True),
-    *(MetricSpec(f"rewards/score/{key}") for key in ("std", "min", "max", "count", "stderr")),
+    *(MetricSpec(f"rewards/{part}score/{key}", detail=True) for part in ("", "*/") for key in _SPREAD),
     MetricSpec("rewards/num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("rewards/num_ignored", "samples", headline=True),
     MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
     MetricSpec("rewards/*"),  # what else the grader logs
     *LENGTH_SPECS,
-    MetricSpec("num_generated", "samples"),
+    MetricSpec("num_generated", "samples", detail=True),
     MetricSpec("samples"),
 )
 
@@ -189,8 +190,8 @@ class GraderEvalCallback(GenerationCallback):
     def _pass_specs(self) -> Iterator[MetricSpec]:
         for k in self._ks():
             yield MetricSpec(f"pass@{k}", "fraction of prompts", better="higher", headline=True)
-            yield MetricSpec(f"pass@{k}_stderr", "fraction of prompts")
-            yield MetricSpec(f"pass@{k}_num_prompts", "prompts")
+            yield MetricSpec(f"pass@{k}_stderr", "fraction of prompts", detail=True)
+            yield MetricSpec(f"pass@{k}_num_prompts", "prompts", detail=True)
 
     def _pass_metrics(self, grades_of_example: Mapping[Example, Sequence[float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}

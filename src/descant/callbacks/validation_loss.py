@@ -94,12 +94,12 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
         self.metric_specs = (
             MetricSpec(log_key, _UNIT, better="lower", headline=True),
             MetricSpec(self._key("perplexity"), better="lower", headline=True),
-            MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower"),
-            MetricSpec(self._key("stderr"), _UNIT),
-            MetricSpec(self._key("loss_per_sample_stderr"), _UNIT),
+            MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower", detail=True),
+            MetricSpec(self._key("stderr"), _UNIT, detail=True),
+            MetricSpec(self._key("loss_per_sample_stderr"), _UNIT, detail=True),
             MetricSpec(self._key("num_failed"), "threads", better="lower", headline=True, counts_failures=True),
-            MetricSpec(self._key("num_samples"), "threads"),
-            MetricSpec(self._key("num_tokens"), "tokens"),
+            MetricSpec(self._key("num_samples"), "threads", detail=True),
+            MetricSpec(self._key("num_tokens"), "tokens", detail=True),
             MetricSpec(self._key("samples")),
         )
         self._rendered: list[TokenizedThread | RenderError] = []

@@ -41,7 +41,7 @@ _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
 TRAINING_SPECS = (
     MetricSpec("training/loss", better="lower", headline=True),
     MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
-    MetricSpec("training/step_s", "s", better="lower"),
+    MetricSpec("training/step_s", "s", better="lower", detail=True),
 )
 
 

@@ -34,8 +34,9 @@ class TBMetricsLogger(TrackerLogger):
     infinity. TensorBoard keeps 10 texts per tag in memory unless it is started with ``--samples_per_plugin text=1000``.
 
     Args:
-        run_name: the folder of the first run that the logger is given; that of the second is ``<run_name>-2``. Where
-            another run has that folder already, ``-`` and the start of the run's id are added.
+        run_name: the folder of the first run that the logger is given; that of the second is ``<run_name>-2``. None:
+            each run's folder is called like the run directory. Where another run has that folder already, ``-`` and the
+            start of the run's id are added.
         logging_dir: what ``tensorboard --logdir`` is given.
         monitoring_link: where that TensorBoard is.
         max_cell_length: characters of a string or a cell that are written.
@@ -48,14 +49,14 @@ class TBMetricsLogger(TrackerLogger):
 
     def __init__(
         self,
-        run_name: str,
+        run_name: str | None,
         logging_dir: str | Path,
         monitoring_link: str | None = None,
         *,
         max_cell_length: int = MAX_CELL_LENGTH,
     ) -> None:
         require_extra("tensorboard", "TBMetricsLogger")
-        if not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts:
+        if run_name is not None and (not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts):
             raise ConfigurationError(f"run_name={run_name!r} is no name for a folder in {logging_dir}: use letters")
         self.run_name = run_name
         self._given_dir = logging_dir
@@ -81,7 +82,7 @@ class TBMetricsLogger(TrackerLogger):
         is_gone = self._writer is not None and self._is_gone()
         self._close_writer()
         writers = import_module("tensorboard.summary.writer.event_file_writer")
-        parts = (shortened(part, _MAX_FOLDER_NAME) for part in Path(f"{self.run_name}{run.suffix}").parts)
+        parts = (shortened(part, _MAX_FOLDER_NAME) for part in Path(self.name_of(run)).parts)
         folder = _claim_folder(self.logging_dir.joinpath(*parts), run.run_id)
         self.starts_empty = is_gone or not any(folder.glob(_EVENT_FILES))
         self._writer = writers.EventFileWriter(str(folder))

@@ -29,8 +29,8 @@ class TrackioLogger(TrackerLogger):
 
     Args:
         project_name: of the dashboard.
-        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
-            of all runs that the logger is given.
+        run_name: for people, since the run is found again by the id that descant gives it; by default the name of the
+            run directory. It is also the name of the group of all runs that the logger is given.
         max_cell_length: characters of a string or a cell that are written.
 
     Raises:
@@ -39,7 +39,9 @@ class TrackioLogger(TrackerLogger):
 
     tracker = "trackio"
 
-    def __init__(self, project_name: str, run_name: str, *, max_cell_length: int = MAX_CELL_LENGTH) -> None:
+    def __init__(
+        self, project_name: str, run_name: str | None = None, *, max_cell_length: int = MAX_CELL_LENGTH
+    ) -> None:
         require_extra("trackio", "TrackioLogger")
         self.project_name = project_name
         self.run_name = run_name
@@ -62,8 +64,7 @@ class TrackioLogger(TrackerLogger):
         _storage().validate_project_name(self.project_name)
         self._fragments = import_module("trackio.fragments").FragmentWriter()
         self.run = run
-        name = f"{self.run_name}{run.suffix}"
-        self._identity = {"project": self.project_name, "run": name, "run_id": run.run_id}
+        self._identity = {"project": self.project_name, "run": self.name_of(run), "run_id": run.run_id}
         self._config = {}
         self.starts_empty = self._is_empty()
         self.write_config(run.config)

@@ -40,8 +40,9 @@ class WandbLogger(TrackerLogger):
 
     Args:
         project_name: the project of the run.
-        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
-            of all runs that the logger is given, unless ``WANDB_RUN_GROUP`` is set.
+        run_name: for people, since the run is found again by the id that descant gives it; by default the name of the
+            run directory. It is also the name of the group of all runs that the logger is given, unless
+            ``WANDB_RUN_GROUP`` is set.
         entity: user or team, W&B's default if None.
         max_cell_length: characters of a string or a cell that are written.
 
@@ -54,7 +55,7 @@ class WandbLogger(TrackerLogger):
     def __init__(
         self,
         project_name: str,
-        run_name: str,
+        run_name: str | None = None,
         entity: str | None = None,
         *,
         max_cell_length: int = MAX_CELL_LENGTH,
@@ -98,8 +99,8 @@ class WandbLogger(TrackerLogger):
             settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
         self._wandb_run = wandb.init(
             project=self.project_name,
-            name=f"{self.run_name}{run.suffix}",
-            group=os.environ.get("WANDB_RUN_GROUP") or shortened(self.run_name, _MAX_GROUP_NAME),
+            name=self.name_of(run),
+            group=os.environ.get("WANDB_RUN_GROUP") or shortened(self.run_name or "", _MAX_GROUP_NAME) or None,
             entity=self.entity,
             id=_wandb_id(run.run_id),
             resume="allow",
