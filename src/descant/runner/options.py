@@ -161,7 +161,7 @@ class RunOptions:
     tracker_detail: TrackerDetail = field(
         default="main", metadata=checked_by(check_one_of, allowed=get_args(TrackerDetail))
     )
-    """What trackers are sent: "main" leaves out metrics that are declared as details (``MetricSpec.detail``: counts,
+    """What trackers are sent: "main" leaves out metrics declared as details (``MetricSpec.detail``: counts,
     constants, spreads) and what callbacks cost, which is one table at the end; "all" is everything. The run log and
     loggers that are plain functions always have everything."""
 
