@@ -30,8 +30,8 @@ class MetricSpec:
         better: which values are better; None where neither is.
         headline: whether it is what one looks at first.
         counts_failures: whether it is the number of samples that failed and are not in the other metrics of its call.
-        detail: whether it is for a closer look (a count, a constant, a spread): it is recorded, and trackers get it with
-            ``tracker_detail="all"`` only.
+        detail: whether it is for a closer look (a count, a constant, a spread): it is recorded, but trackers get it
+            only with ``tracker_detail="all"``.
     """
 
     key: str

@@ -26,9 +26,9 @@ class GenerateSamplesCallback(GenerationCallback):
     """A table of completions for a fixed set of threads.
 
     Metrics:
-        ``generation/<log_key>``: Table with ``system``, ``prompt``, ``response`` (None where generation failed),
-        ``example_id`` (the same at every evaluation), ``completion_index``, ``reference``, ``num_tokens``,
-        ``finish_reason``, ``error``.
+        ``generation/<log_key>``: Table with ``prompt`` (without its system turn; see ``StringThread.as_text``),
+            ``response`` (None where generation failed), ``reference``, ``error``, ``num_tokens``, ``finish_reason``,
+            ``system``, ``completion_index``, ``example_id`` (the same at every evaluation).
         ``generation/generation_length_mean``, ``..._std``: tokens, end-of-turn excluded; population standard deviation.
         ``generation/generation_length_stderr``: the standard error of that mean, prompts being the independent units.
         ``generation/num_samples``: completions; ``generation/num_failed``: threads without one, if any.

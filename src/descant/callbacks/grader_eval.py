@@ -61,7 +61,8 @@ class GraderEvalCallback(GenerationCallback):
         ``<log_key>/generation_length_stderr``: the standard error of that mean.
         ``<log_key>/num_samples``: graded samples; ``<log_key>/num_generated``: completions, which the lengths are of;
         ``<log_key>/num_failed``: threads without a completion, if any.
-        ``<log_key>/samples``: Table of all samples with their ``grade``, ``reasoning`` and ``error``.
+        ``<log_key>/samples``: Table of all samples: ``prompt``, ``response``, ``reference``, ``grade``, ``reasoning``,
+            and what ``GenerateSamplesCallback`` has besides.
 
     The grader may be the one that training uses: an evaluation reads and clears its own logs only. It is given copies
     of the threads: what it does to their metadata is not seen by the next evaluation.
@@ -211,7 +212,8 @@ class GraderEvalCallback(GenerationCallback):
 
 def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Exception]) -> Table:
     """One row per completion; ``graded`` holds, in order, what became of those that could be generated."""
-    table = Table([*SAMPLE_COLUMNS, "grade", "reasoning"])
+    behind = SAMPLE_COLUMNS.index("reference") + 1
+    table = Table([*SAMPLE_COLUMNS[:behind], "grade", "reasoning", *SAMPLE_COLUMNS[behind:]])
     remaining = iter(graded)
     for completion in completions:
         cells = completion.cells()

@@ -40,7 +40,7 @@ _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wa
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
 TRAINING_SPECS = (
     MetricSpec("training/loss", better="lower", headline=True),
-    MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
+    MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True, detail=True),
     MetricSpec("training/step_s", "s", better="lower", detail=True),
 )
 

@@ -19,6 +19,8 @@ from descant.table import Table
 
 STEP_KEY = "progress/step"
 """The metric that says to which step the others of a call belong."""
+OWN_GROUP = "z_descant"
+"""Where trackers have what descant records of itself. All of them sort groups of charts by name: this one is last."""
 
 
 class Logger(ABC):

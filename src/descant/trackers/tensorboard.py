@@ -16,7 +16,7 @@ from typing import Any
 from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import printable, shortened
-from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
+from descant.trackers.logger import OWN_GROUP, RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"
@@ -91,10 +91,10 @@ class TBMetricsLogger(TrackerLogger):
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings as a table of the text ``config``, at step 0."""
+        """Write the settings as a table of the text ``z_descant/config``, at step 0: behind those of evaluations."""
         if config:
             rows = [[key, bounded(str(value), self.max_cell_length)] for key, value in config.items()]
-            self._add([self._text("config", _markdown_table(["setting", "value"], rows))], step=0)
+            self._add([self._text(f"{OWN_GROUP}/config", _markdown_table(["setting", "value"], rows))], step=0)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Write and flush one event with everything of the step."""
@@ -107,7 +107,7 @@ class TBMetricsLogger(TrackerLogger):
     def finish(self, outcome: str) -> None:
         """Write the outcome as text and close the event file."""
         if self._writer is not None:
-            self._add([self._text("outcome", _markdown(outcome))], step=0)
+            self._add([self._text(f"{OWN_GROUP}/outcome", _markdown(outcome))], step=0)
         self._close_writer()
         self.run = None
 

@@ -11,6 +11,7 @@ from shlex import quote
 from typing import Any
 
 from descant.table import Table
+from descant.text import with_hash
 from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
@@ -47,6 +48,7 @@ class TrackioLogger(TrackerLogger):
         self.run_name = run_name
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._config: dict[str, Any] = {}
+        self._keys: dict[str, str] = {}
         self._identity: dict[str, str] = {}
         self._fragments: Any = None
 
@@ -80,11 +82,11 @@ class TrackioLogger(TrackerLogger):
         """Store one row of values."""
         values: dict[str, Any] = {}
         for key, value in metrics.items():
-            values[_name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
+            values[self._name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
             stored = import_module("trackio").Table(columns=shown.headers, data=shown.rows)
-            values[_name(key)] = stored._to_dict(project=self.project_name, run=self._identity["run"], step=step)
+            values[self._name(key)] = stored._to_dict(project=self.project_name, run=self._identity["run"], step=step)
         self._store(step, time_s, values)
 
     def finish(self, outcome: str) -> None:
@@ -94,6 +96,16 @@ class TrackioLogger(TrackerLogger):
         if self.run is not None:
             self.write_config({"outcome": outcome})
         self.run = None
+
+    def _name(self, key: str) -> str:
+        """The key with dots in place of all slashes but the first, since Trackio draws what has more of them in a box
+        below all other charts of its group. Names that Trackio reserves get ``__`` in front, as Trackio itself does
+        it. Where two keys of a run would have one name, the second gets a hash."""
+        group, slash, rest = key.partition("/")
+        name = f"{group}{slash}{rest.replace('/', '.')}"
+        if name in import_module("trackio.utils").RESERVED_KEYS or name.startswith("__"):
+            name = f"__{name}"
+        return name if self._keys.setdefault(name, key) == key else with_hash(name, key)
 
     def _is_empty(self) -> bool:
         """Whether Trackio has nothing of the run; on a network file system that is not known before it has collected
@@ -124,12 +136,6 @@ class TrackioLogger(TrackerLogger):
 
 def _storage() -> Any:
     return import_module("trackio.sqlite_storage").SQLiteStorage
-
-
-def _name(key: str) -> str:
-    """The key; names that Trackio reserves get ``__`` in front, as Trackio itself does it."""
-    reserved = import_module("trackio.utils").RESERVED_KEYS
-    return f"__{key}" if key in reserved or key.startswith("__") else key
 
 
 def _plain(text: str) -> str:

@@ -7,10 +7,7 @@ from typing import Any
 
 from descant.metrics import RUNNER_SPECS, MetricSpec, find_spec
 from descant.runlog.journal import Record
-from descant.trackers.logger import TrackerLogger
-
-OWN_GROUP = "z_descant"
-"""Where trackers have what descant records of itself. All of them sort groups of charts by name: this one is last."""
+from descant.trackers.logger import OWN_GROUP, TrackerLogger
 
 
 class TrackerView:
@@ -48,7 +45,7 @@ def is_detail(specs: list[MetricSpec], key: str) -> bool:
 
 
 def _name_of_group(key: str) -> str:
-    """The key, with ``z_descant`` in place of what stands before descant's own names."""
+    """The key, with ``OWN_GROUP`` in place of what stands before descant's own names."""
     if find_spec(RUNNER_SPECS, key) is None:
         return key
     return f"{OWN_GROUP}/{key.removeprefix('callbacks/').removeprefix('progress/')}"

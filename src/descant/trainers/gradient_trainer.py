@@ -44,7 +44,7 @@ class GradientTrainer(Trainer):
     """
 
     metric_specs: ClassVar[Sequence[MetricSpec]] = (
-        MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
+        MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True, detail=True),
         MetricSpec("training/learning_rate"),
         MetricSpec("training/grad_norm"),
         MetricSpec("training/num_tokens", "tokens", detail=True),
