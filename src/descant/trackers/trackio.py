@@ -51,6 +51,8 @@ class TrackioLogger(TrackerLogger):
         self._keys: dict[str, str] = {}
         self._identity: dict[str, str] = {}
         self._fragments: Any = None
+        self._first_entry: str | None = None  # that was written since the run was started
+        self._is_lost = False
 
     @property
     def viewer(self) -> str:
@@ -68,7 +70,8 @@ class TrackioLogger(TrackerLogger):
         self.run = run
         self._identity = {"project": self.project_name, "run": self.name_of(run), "run_id": run.run_id}
         self._config = {}
-        self.starts_empty = self._is_empty()
+        self.starts_empty, self._first_entry = self._is_lost or self._is_empty(), None
+        self._is_lost = False
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -91,7 +94,8 @@ class TrackioLogger(TrackerLogger):
 
     def finish(self, outcome: str) -> None:
         """The outcome becomes part of the run's config."""
-        if self.run is not None and self._is_empty():
+        if self.run is not None and self._was_deleted():
+            self._is_lost = True
             raise FileNotFoundError(f"the run was deleted from Trackio's project {self.project_name}")
         if self.run is not None:
             self.write_config({"outcome": outcome})
@@ -113,6 +117,17 @@ class TrackioLogger(TrackerLogger):
         is_known = import_module("trackio.utils").get_storage_mode() != "jsonl"
         return is_known and not _storage().get_log_count(**self._identity)
 
+    def _was_deleted(self) -> bool:
+        """Whether the first entry that was written is not there any more: a database is made anew by the next one."""
+        if self._first_entry is None:
+            return not self.starts_empty and self._is_empty()
+        path = _storage().get_project_db_path(self.project_name)
+        if not path.exists():
+            return True
+        with _storage()._get_connection(path) as connection:
+            query = "SELECT count(*) FROM metrics WHERE log_id = ?"
+            return not connection.execute(query, (self._first_entry,)).fetchone()[0]
+
     def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
         timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
         entry = {**self._identity, "metrics": values, "step": step}
@@ -132,6 +147,8 @@ class TrackioLogger(TrackerLogger):
             config=config,
             log_ids=[digest],
         )
+        if values:
+            self._first_entry = self._first_entry or digest
 
 
 def _storage() -> Any:

@@ -32,7 +32,8 @@ class WandbLogger(TrackerLogger):
     """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
 
     W&B's own step counter only rises, so it is left alone: a late value is charted at its step, and the summary has the
-    value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
+    value of the latest step, not the one that came last; and the best one, where it is declared which values are
+    better. The tables of all evaluations are one incremental table
     per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
     ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
     variables. The console is not captured, W&B's own metadata (command line, git remote) is not collected, since
@@ -70,6 +71,7 @@ class WandbLogger(TrackerLogger):
         self._offline_dir: str | None = None
         self._tables: dict[str, Any] = {}
         self._latest: dict[str, tuple[int, float | str]] = {}
+        self._with_best: set[str] = set()
 
     @property
     def training_monitoring_link(self) -> str | None:
@@ -87,7 +89,6 @@ class WandbLogger(TrackerLogger):
         Raises:
             ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
         """
-        self.starts_empty = self._is_gone()
         with suppress(FileNotFoundError):
             self._finish_run(exit_code=1)
         if is_online() and not {"WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"} & set(os.environ):
@@ -109,8 +110,9 @@ class WandbLogger(TrackerLogger):
             config=dict(run.config),
             settings=settings,
         )
-        self._wandb_run.define_metric("*", step_metric=STEP_KEY)
+        self._define_metrics(run.config)
         offline = self._wandb_run.settings.mode != "online"
+        self.starts_empty = offline and self._is_alone()
         self._link = None if offline else self._wandb_run.url
         self._offline_dir = self._wandb_run.settings.sync_dir if offline else None
         self._tables.clear()  # an incremental table belongs to one wandb.Run
@@ -134,8 +136,11 @@ class WandbLogger(TrackerLogger):
         self._check_files()
         late = {name for name in values if self._latest.get(name, (step,))[0] > step}
         self._latest |= {name: (step, value) for name, value in values.items() if name not in late}
-        if late:
-            self._wandb_run.summary.update({name: self._latest[name][1] for name in late})
+        for name in late:
+            summary, key = self._wandb_run.summary, name
+            if name in self._with_best:
+                summary, key = summary[name], "last"
+            summary[key] = self._latest[name][1]
 
     def finish(self, outcome: str) -> None:
         """Finish the W&B run: as failed, unless training was completed or stopped."""
@@ -145,9 +150,25 @@ class WandbLogger(TrackerLogger):
         self._finish_run(exit_code=0 if outcome in ("completed", "stopped") else 1)
         self.run = None
 
+    def _define_metrics(self, config: Mapping[str, Any]) -> None:
+        """The axis of all charts; and where a run declares which values of a metric are better, its best one is in the
+        summary beside the latest: ``validation/loss.min`` and ``validation/loss.last``."""
+        self._wandb_run.define_metric("*", step_metric=STEP_KEY)
+        for spec in config.get("metrics") or ():
+            if spec.get("better") and "*" not in spec["key"]:
+                name, best = _name(spec["key"]), "min" if spec["better"] == "lower" else "max"
+                self._wandb_run.define_metric(name, step_metric=STEP_KEY, summary=f"{best},last")
+                self._with_best.add(name)
+
     def _is_gone(self) -> bool:
         """Whether there was a run offline, and its folder is not there any more."""
         return self._offline_dir is not None and not Path(self._offline_dir).exists()
+
+    def _is_alone(self) -> bool:
+        """Whether the folder of the run is the only one of its id: nothing that was written before is there."""
+        settings = self._wandb_run.settings
+        folders = Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}")
+        return all(folder.resolve() == Path(settings.sync_dir).resolve() for folder in folders)
 
     def _check_files(self) -> None:
         if self._is_gone():
