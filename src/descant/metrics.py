@@ -69,6 +69,12 @@ def find_spec(specs: Iterable[MetricSpec], key: str) -> MetricSpec | None:
     return next((spec for spec in specs if spec.covers(key)), None)
 
 
+def is_detail(specs: Iterable[MetricSpec], key: str) -> bool:
+    """Whether a metric is declared as a detail; one that is not declared is none."""
+    spec = find_spec(specs, key)
+    return spec is not None and spec.detail
+
+
 def as_metric(value: Any) -> Metric:
     """A number, string or table as plain Python values; numpy and torch scalars are unpacked.
 

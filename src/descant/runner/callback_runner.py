@@ -13,7 +13,7 @@ from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.errors import CallbackError, ConfigurationError
-from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
+from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, is_detail
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.off_loop import off_loop
 from descant.process_state import caches_casts, preserved_process_state
@@ -212,6 +212,11 @@ class CallbackRunner(RunOptions):
         """What leaving does, but for the signals; ``error`` is what has ended the training, if it has failed."""
         self._is_open = False
         await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def is_for_trackers(self, key: str) -> bool:
+        """Whether trackers get a metric of a callback, see ``tracker_detail``."""
+        declared = [spec for specs in self._keys.specs.values() for spec in specs]
+        return self.tracker_detail == "all" or not is_detail(declared, key)
 
     def check_background(self) -> None:
         """Refuse models that cannot be evaluated in the background now, and not when the run begins; waits for them."""

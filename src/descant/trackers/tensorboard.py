@@ -94,14 +94,14 @@ class TBMetricsLogger(TrackerLogger):
         """Write the settings as a table of the text ``z_descant/config``, at step 0: behind those of evaluations."""
         if config:
             rows = [[key, bounded(str(value), self.max_cell_length)] for key, value in config.items()]
-            self._add([self._text(f"{OWN_GROUP}/config", _markdown_table(["setting", "value"], rows))], step=0)
+            self._add([self._text(f"{OWN_GROUP}/config", markdown_table(["setting", "value"], rows))], step=0)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Write and flush one event with everything of the step."""
         values = [self._value(key, value) for key, value in metrics.items()]
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
-            values.append(self._text(key, _markdown_table(shown.headers, shown.rows)))
+            values.append(self._text(key, markdown_table(shown.headers, shown.rows)))
         self._add(values, step, time_s)
 
     def finish(self, outcome: str) -> None:
@@ -165,7 +165,8 @@ def _claim_folder(folder: Path, run_id: str) -> Path:
     raise ConfigurationError(f"{folder} belongs to another run: choose another run_name")
 
 
-def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table for TensorBoard's text page, in which nothing of the cells is taken for Markdown or HTML."""
     first, *others = ([_markdown("" if cell is None else str(cell)) for cell in line] for line in (headers, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in (first, ["---"] * len(headers), *others))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from descant.metrics import RUNNER_SPECS, MetricSpec, find_spec
+from descant.metrics import RUNNER_SPECS, MetricSpec, find_spec, is_detail
 from descant.runlog.journal import Record
 from descant.trackers.logger import OWN_GROUP, TrackerLogger
 
@@ -36,12 +36,6 @@ class TrackerView:
         if key not in self._names:
             self._names[key] = _name_of_group(key) if self._has_details or not is_detail(self._specs, key) else None
         return self._names[key]
-
-
-def is_detail(specs: list[MetricSpec], key: str) -> bool:
-    """Whether a metric is declared as a detail; one that is not declared is none."""
-    spec = find_spec(specs, key)
-    return spec is not None and spec.detail
 
 
 def _name_of_group(key: str) -> str:

@@ -69,7 +69,7 @@ class WandbLogger(TrackerLogger):
         self._wandb_run: Any = None
         self._link: str | None = None
         self._offline_dir: str | None = None
-        self._tables: dict[str, Any] = {}
+        self._tables = WandbTables()
         self._latest: dict[str, tuple[int, float | str]] = {}
         self._with_best: set[str] = set()
 
@@ -115,7 +115,7 @@ class WandbLogger(TrackerLogger):
         self.starts_empty = offline and self._is_alone()
         self._link = None if offline else self._wandb_run.url
         self._offline_dir = self._wandb_run.settings.sync_dir if offline else None
-        self._tables.clear()  # an incremental table belongs to one wandb.Run
+        self._tables = WandbTables()  # an incremental table belongs to one wandb.Run
         self.run = run
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ class WandbLogger(TrackerLogger):
         for key, table in tables.items():
             if table.rows:
                 shown = tracker_rows(table, step, self.max_cell_length)
-                name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
+                name, grown = self._tables.grown(key, shown)
                 row[name] = grown
         self._wandb_run.log(row)
         self._check_files()
@@ -186,9 +186,16 @@ class WandbLogger(TrackerLogger):
                 f"W&B has not taken everything in time; `wandb sync {quote(folder)}` sends it"
             ) from error
 
-    def _grown_table(self, name: str, rows: Table) -> tuple[str, Any]:
-        """The incremental table of a name with more rows; rows with other columns go to ``<name>-2`` and so on."""
-        number = 1
+
+class WandbTables:
+    """The incremental tables of one W&B run."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Any] = {}
+
+    def grown(self, key: str, rows: Table) -> tuple[str, Any]:
+        """The table of a key with more rows, and its name; rows with other columns go to ``<name>-2`` and so on."""
+        name, number = shortened(_name(key), _MAX_TABLE_NAME), 1
         while True:
             numbered = name if number == 1 else f"{name}-{number}"
             table = self._tables.get(numbered)
