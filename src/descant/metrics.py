@@ -30,6 +30,8 @@ class MetricSpec:
         better: which values are better; None where neither is.
         headline: whether it is what one looks at first.
         counts_failures: whether it is the number of samples that failed and are not in the other metrics of its call.
+        detail: whether it is for a closer look (a count, a constant, a spread): it is recorded, but trackers get it
+            only with ``tracker_detail="all"``.
     """
 
     key: str
@@ -37,6 +39,7 @@ class MetricSpec:
     better: Literal["lower", "higher"] | None = None
     headline: bool = False
     counts_failures: bool = False
+    detail: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, str) or not self.key or not isinstance(self.unit, str):
@@ -51,9 +54,25 @@ class MetricSpec:
         return re.fullmatch(".*".join(map(re.escape, self.key.split("*"))), key, re.DOTALL) is not None
 
 
+COSTS_KEY = "callbacks/costs"
+"""What all callbacks of a run have cost: a table, recorded at its end."""
+RUNNER_SPECS = (
+    MetricSpec("progress/step", "steps", detail=True),
+    MetricSpec("completion_percentage", detail=True),
+    MetricSpec("callbacks/*", detail=True),
+)
+"""What the runner records of every run and every call; it belongs to no callback."""
+
+
 def find_spec(specs: Iterable[MetricSpec], key: str) -> MetricSpec | None:
     """The first declaration of a key, if it is declared."""
     return next((spec for spec in specs if spec.covers(key)), None)
+
+
+def is_detail(specs: Iterable[MetricSpec], key: str) -> bool:
+    """Whether a metric is declared as a detail; one that is not declared is none."""
+    spec = find_spec(specs, key)
+    return spec is not None and spec.detail
 
 
 def as_metric(value: Any) -> Metric:

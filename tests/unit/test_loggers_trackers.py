@@ -33,7 +33,7 @@ from descant.table import Table
 from descant.text import printable
 from descant.trackers.logger import RunInfo
 from descant.trackers.mlflow import MLFlowLogger, mlflow_name
-from descant.trackers.tensorboard import TBMetricsLogger, _markdown, _markdown_table
+from descant.trackers.tensorboard import TBMetricsLogger, _markdown, markdown_table
 from descant.trackers.trackio import TrackioLogger
 from descant.trackers.wandb import WandbLogger
 
@@ -289,7 +289,7 @@ class TestTensorBoard:
         from tensorboard.plugin_util import markdown_to_safe_html
 
         as_line = "\n".join(printable(line) for line in text.split("\n"))
-        shown = markdown_to_safe_html(_markdown_table(["c"], [[text]]))
+        shown = markdown_to_safe_html(markdown_table(["c"], [[text]]))
         assert [_text(cell).strip() for cell in re.findall("<td>(.*?)</td>", shown, flags=re.DOTALL)] == [
             as_line.strip()
         ]

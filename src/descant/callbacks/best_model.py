@@ -35,7 +35,10 @@ class BestModelCallback(RecipeCallback):
 
     is_deferrable = False
     watches: MetricWatch
-    metric_specs = (MetricSpec("value", headline=True), MetricSpec("step", "steps", headline=True))
+    metric_specs = (
+        MetricSpec("value", headline=True, detail=True),
+        MetricSpec("step", "steps", headline=True, detail=True),
+    )
 
     def __init__(
         self,

@@ -65,9 +65,9 @@ class CheckpointCallback(RecipeCallback):
 
     is_deferrable = False
     metric_specs = (
-        MetricSpec("step", "steps", headline=True),
+        MetricSpec("step", "steps", headline=True, detail=True),
         MetricSpec("path", headline=True),
-        MetricSpec("num_kept", headline=True),
+        MetricSpec("num_kept", headline=True, detail=True),
     )
 
     def __init__(

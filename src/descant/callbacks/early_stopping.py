@@ -36,9 +36,9 @@ class EarlyStoppingCallback(RecipeCallback):
     is_deferrable = False
     watches: MetricWatch
     metric_specs = (
-        MetricSpec("best", headline=True),
-        MetricSpec("best_step", "steps", headline=True),
-        MetricSpec("num_without_improvement", headline=True),
+        MetricSpec("best", headline=True, detail=True),
+        MetricSpec("best_step", "steps", headline=True, detail=True),
+        MetricSpec("num_without_improvement", headline=True, detail=True),
     )
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 from descant.arguments import check_text
@@ -25,9 +26,9 @@ class GenerateSamplesCallback(GenerationCallback):
     """A table of completions for a fixed set of threads.
 
     Metrics:
-        ``generation/<log_key>``: Table with ``system``, ``prompt``, ``response`` (None where generation failed),
-        ``example_id`` (the same at every evaluation), ``completion_index``, ``reference``, ``num_tokens``,
-        ``finish_reason``, ``error``.
+        ``generation/<log_key>``: Table with ``prompt`` (without its system turn; see ``StringThread.as_text``),
+            ``response`` (None where generation failed), ``reference``, ``error``, ``num_tokens``, ``finish_reason``,
+            ``system``, ``completion_index``, ``example_id`` (the same at every evaluation).
         ``generation/generation_length_mean``, ``..._std``: tokens, end-of-turn excluded; population standard deviation.
         ``generation/generation_length_stderr``: the standard error of that mean, prompts being the independent units.
         ``generation/num_samples``: completions; ``generation/num_failed``: threads without one, if any.
@@ -65,7 +66,8 @@ class GenerateSamplesCallback(GenerationCallback):
             thread_set, model, frequency, log_key_prefix, argument="thread_set", temperature=temperature, **options
         )
         self.log_key = log_key
-        self.metric_specs = (MetricSpec(log_key), *LENGTH_SPECS)
+        lengths = (replace(spec, detail=not spec.counts_failures) for spec in LENGTH_SPECS)  # of a few, to be read
+        self.metric_specs = (MetricSpec(log_key), *lengths)
 
     async def report(self, measurement: list[Completion]) -> dict[str, Any]:
         """The table and the lengths."""

@@ -20,16 +20,17 @@ from descant.threads.tokenized import TokenizedThread
 
 LENGTH_SPECS = (
     MetricSpec("generation_length_mean", "tokens", headline=True),
-    MetricSpec("generation_length_std", "tokens"),
-    MetricSpec("generation_length_stderr", "tokens"),
+    MetricSpec("generation_length_std", "tokens", detail=True),
+    MetricSpec("generation_length_stderr", "tokens", detail=True),
     MetricSpec("num_failed", "samples", better="lower", headline=True, counts_failures=True),
-    MetricSpec("num_samples", "samples"),
+    MetricSpec("num_samples", "samples", detail=True),
 )
 """The metrics of every callback that generates."""
 SAMPLE_COLUMNS = (
-    "system", "prompt", "response", "example_id", "completion_index", "reference", "num_tokens", "finish_reason",
-    "error",
+    "prompt", "response", "reference", "error", "num_tokens", "finish_reason", "system", "completion_index",
+    "example_id",
 )  # fmt: skip
+"""What one reads comes first. Tables with grades have them behind the reference."""
 
 
 class GenerationOptions(ModelOptions, total=False):
@@ -55,20 +56,18 @@ class Completion:
 
     def cells(self) -> dict[str, Any]:
         """The columns that every table of samples has, see ``SAMPLE_COLUMNS``."""
-        turns = self.example.thread.get_turns()
-        system = turns.pop(0).content if turns[0].role == "system" else ""
-        prompt = turns[0].content if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+        system, prompt = self.example.thread.split_system()
         generated = self.result if isinstance(self.result, TokenizedThread) else None
         return {
-            "system": system,
-            "prompt": prompt,
+            "prompt": prompt.as_text(),
             "response": generated and generated.thread.last_content(),
-            "example_id": self.example.example_id,
-            "completion_index": self.index,
             "reference": self.example.reference,
+            "error": None if generated else f"{type(self.result).__name__}: {self.result}",
             "num_tokens": generated and generated.len_last_turn(),
             "finish_reason": generated and generated.finish_reason,
-            "error": None if generated else f"{type(self.result).__name__}: {self.result}",
+            "system": system,
+            "completion_index": self.index,
+            "example_id": self.example.example_id,
         }
 
 

@@ -31,15 +31,16 @@ from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
+_SPREAD = ("std", "min", "max", "count", "stderr")
 _SPECS = (
     MetricSpec("rewards/score/mean", better="higher", headline=True),
-    *(MetricSpec(f"rewards/score/{key}") for key in ("std", "min", "max", "count", "stderr")),
+    *(MetricSpec(f"rewards/{part}score/{key}", detail=True) for part in ("", "*/") for key in _SPREAD),
     MetricSpec("rewards/num_failed", "samples", better="lower", headline=True, counts_failures=True),
     MetricSpec("rewards/num_ignored", "samples", headline=True),
     MetricSpec("rewards/*/score/mean", better="higher", headline=True),  # of the graders in a CombinedGrader
     MetricSpec("rewards/*"),  # what else the grader logs
     *LENGTH_SPECS,
-    MetricSpec("num_generated", "samples"),
+    MetricSpec("num_generated", "samples", detail=True),
     MetricSpec("samples"),
 )
 
@@ -61,7 +62,8 @@ class GraderEvalCallback(GenerationCallback):
         ``<log_key>/generation_length_stderr``: the standard error of that mean.
         ``<log_key>/num_samples``: graded samples; ``<log_key>/num_generated``: completions, which the lengths are of;
         ``<log_key>/num_failed``: threads without a completion, if any.
-        ``<log_key>/samples``: Table of all samples with their ``grade``, ``reasoning`` and ``error``.
+        ``<log_key>/samples``: Table of all samples: ``prompt``, ``response``, ``reference``, ``grade``, ``reasoning``,
+            and what ``GenerateSamplesCallback`` has besides.
 
     The grader may be the one that training uses: an evaluation reads and clears its own logs only. It is given copies
     of the threads: what it does to their metadata is not seen by the next evaluation.
@@ -189,8 +191,8 @@ class GraderEvalCallback(GenerationCallback):
     def _pass_specs(self) -> Iterator[MetricSpec]:
         for k in self._ks():
             yield MetricSpec(f"pass@{k}", "fraction of prompts", better="higher", headline=True)
-            yield MetricSpec(f"pass@{k}_stderr", "fraction of prompts")
-            yield MetricSpec(f"pass@{k}_num_prompts", "prompts")
+            yield MetricSpec(f"pass@{k}_stderr", "fraction of prompts", detail=True)
+            yield MetricSpec(f"pass@{k}_num_prompts", "prompts", detail=True)
 
     def _pass_metrics(self, grades_of_example: Mapping[Example, Sequence[float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -219,7 +221,8 @@ def _grader_settings(grader: BaseGrader) -> dict[str, Any]:
 
 def _sample_table(completions: Sequence[Completion], graded: Sequence[Grade | Exception]) -> Table:
     """One row per completion; ``graded`` holds, in order, what became of those that could be generated."""
-    table = Table([*SAMPLE_COLUMNS, "grade", "reasoning"])
+    behind = SAMPLE_COLUMNS.index("reference") + 1
+    table = Table([*SAMPLE_COLUMNS[:behind], "grade", "reasoning", *SAMPLE_COLUMNS[behind:]])
     remaining = iter(graded)
     for completion in completions:
         cells = completion.cells()

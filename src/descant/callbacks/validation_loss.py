@@ -52,7 +52,8 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
         ``validation/loss_per_sample``: the mean of every thread's own loss per token.
         ``validation/loss_stderr``, ``validation/loss_per_sample_stderr``: standard errors of the two, prompts being the
         independent units (``stats.standard_error``); left out where there is one prompt.
-        ``validation/loss_samples``: Table with ``example_id``, ``prompt``, ``loss``, ``num_tokens``, ``error``.
+        ``validation/loss_samples``: Table with ``prompt``, ``reference`` (the completion that is scored), ``loss``,
+            ``num_tokens``, ``error``, ``example_id``.
         ``validation/loss_num_samples``: how many threads that is; ``validation/loss_num_failed``: how many could not be
         scored, if any. They are in no mean. (With another ``log_key``: ``num_samples``, ``num_failed``,
         ``stderr``, ``samples``.)
@@ -93,13 +94,13 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
         self.log_key, self.limit = log_key, limit
         self.metric_specs = (
             MetricSpec(log_key, _UNIT, better="lower", headline=True),
-            MetricSpec(self._key("perplexity"), better="lower", headline=True),
-            MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower"),
-            MetricSpec(self._key("stderr"), _UNIT),
-            MetricSpec(self._key("loss_per_sample_stderr"), _UNIT),
+            MetricSpec(self._key("perplexity"), better="lower", headline=True, detail=True),
+            MetricSpec(self._key("loss_per_sample"), _UNIT, better="lower", detail=True),
+            MetricSpec(self._key("stderr"), _UNIT, detail=True),
+            MetricSpec(self._key("loss_per_sample_stderr"), _UNIT, detail=True),
             MetricSpec(self._key("num_failed"), "threads", better="lower", headline=True, counts_failures=True),
-            MetricSpec(self._key("num_samples"), "threads"),
-            MetricSpec(self._key("num_tokens"), "tokens"),
+            MetricSpec(self._key("num_samples"), "threads", detail=True),
+            MetricSpec(self._key("num_tokens"), "tokens", detail=True),
             MetricSpec(self._key("samples")),
         )
         self._rendered: list[TokenizedThread | RenderError] = []
@@ -169,13 +170,13 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
 
     def _sample_table(self, measurement: Sequence[ThreadLoss | ItemFailure]) -> Table:
         """One row per thread: which are hard, and which could not be scored."""
-        table = Table(["example_id", "prompt", "loss", "num_tokens", "error"])
+        table = Table(["prompt", "reference", "loss", "num_tokens", "error", "example_id"])
         for example, loss in zip(self.examples, measurement, strict=True):
-            prompt = "\n\n".join(turn.content for turn in example.thread.messages() if turn.role != "system")
-            if isinstance(loss, ThreadLoss):
-                table.add_row([example.example_id, prompt, loss.mean, loss.num_tokens, None])
-            else:
-                table.add_row([example.example_id, prompt, None, None, f"{type(loss).__name__}: {loss}"])
+            _, prompt = example.thread.without_completion().split_system()
+            completion = None if example.thread.completion() is None else example.thread.turn_texts()[-1]
+            error = None if isinstance(loss, ThreadLoss) else f"{type(loss).__name__}: {loss}"
+            found = [loss.mean, loss.num_tokens] if isinstance(loss, ThreadLoss) else [None, None]
+            table.add_row([prompt.as_text(), completion, *found, error, example.example_id])
         return table
 
     def _key(self, key: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 from descant.cli.runs import SILENT_S, foreign_content_as_error
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader
 from descant.text import did_you_mean, duration
-from descant.trackers.configured import TRACKERS, make_tracker, names_of
+from descant.trackers.configured import TRACKERS, make_tracker
 from descant.trackers.feed import replay
 from descant.trackers.logger import TrackerLogger
 
@@ -64,6 +63,5 @@ def _tracker(run_dir: Path, name: str) -> TrackerLogger:
                 f"ends, it delivers by itself; if it was killed, it can be delivered {duration(SILENT_S)} later"
             )
         recipe = (reader.config.get("environment") or {}).get("recipe") or {}
-        project, run = names_of(SimpleNamespace(recipe_name=recipe.get("name"), name=reader.run_dir.resolve().name))
         recorded = (reader.config.get("trackers") or {}).get(name)
-    return make_tracker(kind, project, run, recorded)
+    return make_tracker(kind, recipe.get("name") or "descant", recorded)

@@ -16,6 +16,7 @@ from descant.engine.foreign_module import check_weights_are_whole
 from descant.errors import ConfigurationError
 from descant.integrations.ranks import Ranks
 from descant.integrations.trainer_settings import trainer_settings
+from descant.integrations.trainer_tables import TrainerTables
 from descant.metrics import Metric, find_spec
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
@@ -36,11 +37,12 @@ def add_callbacks(trainer: Trainer, callbacks: _Callbacks, **options: Any) -> Ad
     ... # doctest: +SKIP
 
     A step is an update of the optimizer (``state.global_step``), the planned steps are ``state.max_steps``. Callbacks
-    see the weights after exactly that many updates. Numbers that they return go to the trainer's own trackers and to
-    ``state.log_history``, with the prefix ``eval_`` by which Transformers knows evaluations; everything, tables too,
-    is in the run log. ``request_stop`` ends the training; ``request_checkpoint`` makes a checkpoint of the trainer's.
-    Where several processes train (DistributedDataParallel), each of them adds the same callbacks: they run in the
-    first, for which the others wait after each step.
+    see the weights after exactly that many updates. What they return goes to ``state.log_history`` (numbers, with the
+    prefix ``eval_`` by which Transformers knows evaluations) and to the trackers that the trainer reports to (numbers
+    without details, see ``tracker_detail``, and tables); everything is in the run log. ``request_stop`` ends the
+    training; ``request_checkpoint`` makes a checkpoint of the trainer's. Where several processes train
+    (DistributedDataParallel), each of them adds the same callbacks: they run in the first, for which the others wait
+    after each step.
 
     Args:
         trainer: not started yet.
@@ -101,6 +103,8 @@ class AddedCallbacks(TrainerCallback):
         self._callbacks = callbacks
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
+        self._tables = TrainerTables(trainer)
+        self._failed_trackers: set[str] = set()
         self._ranks: Ranks | None = None
         checked = CallbackRunner(callbacks, num_steps=1, **options)
         checked.check_background()  # what cannot work is refused now
@@ -133,6 +137,8 @@ class AddedCallbacks(TrainerCallback):
         options = dict(self._options)
         if options.get("run_dir") is not None:
             options["run_dir"] = unused_run_dir(Path(options["run_dir"]), may_be_there=True)
+        self._tables, self._failed_trackers = TrainerTables(self._trainer), set()
+        options["logger"] = [options.get("logger"), self._tables]
         self.runner = CallbackRunner(
             self._callbacks,
             num_steps=max(state.max_steps, state.global_step),  # a run may be resumed behind its end
@@ -209,11 +215,20 @@ class AddedCallbacks(TrainerCallback):
         new = {key: value for key, value in evaluations.items() if self._logged.get(key) != step}
         self._logged |= dict.fromkeys(new, step)
         self._log(state, control, step, new)
+        for tracker, error in self._tables.write().items():
+            if tracker not in self._failed_trackers and self._waiting:
+                message = f"{tracker}, to which the trainer reports, has not got the tables of step {step}: {error}"
+                self._waiting.record_event("tracker_failed", tracker, message, error)
+            self._failed_trackers.add(tracker)
 
     def _log(self, state: TrainerState, control: TrainerControl, step: int, metrics: Mapping[str, Metric]) -> None:
         """Give metrics of a step to the trainer's history and trackers, as ``Trainer.log`` does, which subclasses
         override with what belongs to their training metrics."""
+        assert self.runner is not None
         numbers = {f"eval_{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
+        main = {
+            key: number for key, number in numbers.items() if self.runner.is_for_trackers(key.removeprefix("eval_"))
+        }
         if not numbers:
             return
         present, should_log = state.global_step, control.should_log
@@ -221,7 +236,7 @@ class AddedCallbacks(TrainerCallback):
         state.log_history.append(cast("Any", {**numbers, "epoch": epoch, "step": step}))
         AddedCallbacks._is_logging, state.global_step = True, step
         try:
-            self._trainer.callback_handler.on_log(self._trainer.args, state, control, dict(numbers))
+            self._trainer.callback_handler.on_log(self._trainer.args, state, control, main)
         finally:  # the trainer's own log is still to come
             AddedCallbacks._is_logging, state.global_step, control.should_log = False, present, should_log
 

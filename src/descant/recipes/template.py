@@ -3,6 +3,8 @@
 descant run RECIPE_NAME.py --config RECIPE_NAME.toml
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from descant import (
@@ -29,6 +31,9 @@ class Config(InputConfig):
     max_batch_size: int = Field(4096, ge=1, description="tokens that go through the model at once; bounds memory")
     max_gen_len: int = Field(64, ge=1, description="tokens of an answer, at most")
     frequency: float = Field(0.1, gt=0, le=1, description="the share of the run between two evaluations")
+    trackers: list[Literal["trackio", "wandb", "mlflow", "tensorboard"]] = Field(
+        [], description="where curves and tables are sent; the run log has them in any case"
+    )
     seed: int = Field(0, ge=0, description="everything random is made from it")
 
 
@@ -40,7 +45,7 @@ async def main(ctx: RecipeContext, config: Config) -> None:
     result = await SFT(
         dataset=train,
         model=model,
-        logger=get_prod_logger(ctx),  # the trackers that the environment configures; the run log is written in any case
+        logger=get_prod_logger(ctx, config.trackers),
         callbacks=[
             GraderEvalCallback(
                 validation, model, await config.grader.load(), config.frequency, max_gen_len=config.max_gen_len

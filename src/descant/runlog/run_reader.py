@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from descant.errors import ConfigurationError, RunLogError
+from descant.metrics import COSTS_KEY
 from descant.runlog.journal import Record, decode_cells, point_value, read_records
 from descant.runlog.parts import Part, read_parts
 from descant.runlog.run_log import FORMAT
@@ -29,6 +30,7 @@ _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps",
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
 _WHERE = ("callback", "step", "key", "position", "example_id")
+_SAMPLES = f"(SELECT * FROM samples WHERE key <> '{COSTS_KEY}')"  # which is no callback's
 NUM_RECORDS_AT_ONCE = 200
 """Records that are read together."""
 
@@ -222,7 +224,7 @@ class RunReader:
     def sample_steps(self) -> dict[tuple[str, str], list[int]]:
         """The tables that callbacks returned, as (callback, key), each with its steps."""
         steps: dict[tuple[str, str], list[int]] = {}
-        for callback, key, step in self._query("SELECT DISTINCT callback, key, step FROM samples ORDER BY 1, 2, 3"):
+        for callback, key, step in self._query(f"SELECT DISTINCT callback, key, step FROM {_SAMPLES} ORDER BY 1, 2, 3"):
             steps.setdefault((callback, key), []).append(step)
         return steps
 
@@ -235,7 +237,7 @@ class RunReader:
         where = f"WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
         columns = "callback, step, key, example_id, position, cells"
         rows = self._query(
-            f"SELECT {columns} FROM samples {where} ORDER BY step, callback, key, position", *given.values()
+            f"SELECT {columns} FROM {_SAMPLES} {where} ORDER BY step, callback, key, position", *given.values()
         )
         return [
             SampleRow(name, at, table, example, position, self._from_json(cells, decode_cells))
@@ -307,7 +309,7 @@ class RunReader:
 
     def _examples(self, condition: str, argument: str) -> list[tuple[str, str]]:
         return self._query(
-            f"SELECT callback, example_id FROM samples WHERE {condition} GROUP BY callback, example_id "
+            f"SELECT callback, example_id FROM {_SAMPLES} WHERE {condition} GROUP BY callback, example_id "
             "ORDER BY callback, min(step), min(position)",
             argument,
         )

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeGuard
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.data.origin import describe_threads
 from descant.errors import CallbackError, ConfigurationError
-from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
+from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, is_detail
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
 from descant.models.off_loop import off_loop
@@ -43,8 +43,8 @@ _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wa
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
 TRAINING_SPECS = (
     MetricSpec("training/loss", better="lower", headline=True),
-    MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
-    MetricSpec("training/step_s", "s", better="lower"),
+    MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True, detail=True),
+    MetricSpec("training/step_s", "s", better="lower", detail=True),
 )
 
 
@@ -218,6 +218,11 @@ class CallbackRunner(RunOptions):
         """What leaving does, but for the signals; ``error`` is what has ended the training, if it has failed."""
         self._is_open = False
         await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def is_for_trackers(self, key: str) -> bool:
+        """Whether trackers get a metric of a callback, see ``tracker_detail``."""
+        declared = [spec for specs in self._keys.specs.values() for spec in specs]
+        return self.tracker_detail == "all" or not is_detail(declared, key)
 
     def check_background(self) -> None:
         """Refuse models that cannot be evaluated in the background now, and not when the run begins; waits for them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from descant.callbacks.base import CallbackMode
 from descant.schedule import Plan
+from descant.table import Table
 from descant.text import duration
 
 
@@ -197,6 +198,28 @@ class Costs:
 
     def _training_to_come_s(self, step: int) -> float:
         return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
+
+
+def cost_table(costs: Iterable[CallbackCost], run_s: float) -> Table:
+    """What each callback has cost a run of ``run_s`` seconds, and how many of its calls and samples failed."""
+    return Table.from_dicts(
+        {
+            "callback": cost.name,
+            "mode": cost.mode,
+            "calls": cost.num_runs,
+            "seconds": round(cost.seconds, 3),
+            "seconds_per_call": round(cost.mean_s, 3),
+            "share_of_run": round(cost.seconds / run_s, 4) if run_s else None,
+            "seconds_in_parallel": round(cost.busy_s, 3),
+            "tokens": cost.num_tokens,
+            "failed_calls": cost.num_failed,
+            "failed_samples": cost.num_failed_samples,
+            "skipped_calls": cost.num_skipped,
+            "replaced_calls": cost.num_replaced,
+            "deferred_calls": cost.num_deferred,
+        }
+        for cost in costs
+    )
 
 
 def _in_parallel(cost: CallbackCost) -> str:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, get_args
 
 from descant.arguments import (
     argument_names,
@@ -29,6 +29,7 @@ from descant.runner.recorder import Loggers, flat_loggers
 from descant.settings import plain
 
 KindT = TypeVar("KindT")
+TrackerDetail = Literal["main", "all"]
 
 
 def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
@@ -155,6 +156,13 @@ class RunOptions:
         default=None, metadata=checked_by(_check_kind, kind=EvaluationPlacement)
     )
     """Where the mode "background" evaluates; by default in a process of its own."""
+
+    tracker_detail: TrackerDetail = field(
+        default="main", metadata=checked_by(check_one_of, allowed=get_args(TrackerDetail))
+    )
+    """What trackers are sent: "main" leaves out metrics declared as details (``MetricSpec.detail``: counts,
+    constants, spreads) and what callbacks cost, which is one table at the end; "all" is everything. The run log and
+    loggers that are plain functions always have everything."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments that do not exist, in words that help."""

@@ -18,10 +18,10 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.errors import ConfigurationError
-from descant.metrics import Metric, MetricSpec
+from descant.metrics import COSTS_KEY, Metric, MetricSpec
 from descant.provenance import masked_text, plain_config
 from descant.runlog.run_log import RunLog
-from descant.runner.costs import CallbackCost
+from descant.runner.costs import CallbackCost, cost_table
 from descant.schedule import Plan
 from descant.settings import plain_settings
 from descant.table import Table
@@ -115,6 +115,8 @@ class RunRecorder:
         steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
         summary = f"{outcome} after {steps}; the run is in {self._shown_run_dir}"
         self._console.close(summary, self._costs, duration_s)
+        if any(cost.num_runs for cost in self._costs):
+            await self._run_log.log_metrics(self.step, {COSTS_KEY: cost_table(self._costs, duration_s)}, "runner")
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
 
@@ -167,7 +169,7 @@ class RunRecorder:
         for logger in self._loggers:
             if isinstance(logger, Logger):
                 await self._ask(logger, partial(logger.log_config, plain))
-        run = RunInfo(run_id, self.run_dir.resolve().name, self.run_dir, plain)
+        run = RunInfo(run_id, self.run_dir.resolve().name, self.run_dir, plain, started_at=time.time())
         for name, tracker in trackers.items():
             self._feeds.append(Feed(tracker, name, run, self._run_log, self._report_from_thread))
 
@@ -279,9 +281,11 @@ def flat_loggers(name: str, logger: Any) -> list[LoggerFunction]:
         found = [each for one in several for each in flat_loggers(name, one)]
         return list({id(each): each for each in found}.values())
     if not callable(logger):
-        raise ConfigurationError(
-            f"{name}={logger!r} must be callable with a dict of metrics, or a list of such, or None"
+        needed = "must be callable with a dict of metrics, or a list of such, or None"
+        hint = (
+            f"; for trackers by name: {name}=get_prod_logger(trackers=[{logger!r}])" if isinstance(logger, str) else ""
         )
+        raise ConfigurationError(f"{name}={logger!r} {needed}{hint}")
     return [logger]
 
 

@@ -61,6 +61,10 @@ class SynchronousRunner:
         """See ``CallbackRunner.record``."""
         self._loop.run(self.runner.record(metrics))
 
+    def record_event(self, kind: str, source: str, message: str, details: BaseException) -> None:
+        """See ``RunRecorder.record_event``."""
+        self._loop.run(self.runner.recorder.record_event(self.runner.step, kind, source, message, details))
+
     def make_final_calls(self) -> None:
         """See ``CallbackRunner.make_final_calls``."""
         self._loop.run(self.runner.make_final_calls())

@@ -146,6 +146,15 @@ class StringThread:
         thread._links = links if any(link != _NO_LINK for link in links) else ()
         return thread
 
+    def split_system(self) -> tuple[str, StringThread]:
+        """The content of the system turn that it begins with ("" without one), and the thread without it."""
+        if not self._roles or self._roles[0] != "system":
+            return "", self
+        thread = self._copy()
+        thread._roles, thread._contents, thread._weights = self._roles[1:], self._contents[1:], self._weights[1:]
+        thread._links = self._links[1:]
+        return self._contents[0], thread
+
     # Loss weights
 
     def with_weight_all_assistant_turns(self) -> StringThread:
@@ -205,6 +214,26 @@ class StringThread:
         if not self._contents:
             raise DescantError("an empty thread has no last content")
         return self._contents[-1]
+
+    def as_text(self) -> str:
+        """The turns as people read them, each below its role in brackets; a single user turn is just its content.
+
+        >>> print(StringThread().user("2+2=").assistant("", [ToolCall("add", {"a": 2, "b": 2})]).as_text())
+        [user]
+        2+2=
+        <BLANKLINE>
+        [assistant]
+        → add(a=2, b=2)
+        """
+        if self._roles == ("user",):
+            return self._contents[0]
+        return "\n\n".join(f"[{role}]\n{text}" for role, text in zip(self._roles, self.turn_texts(), strict=True))
+
+    def turn_texts(self) -> list[str]:
+        """Each turn as people read it: its content, and below it a line for each of its tool calls."""
+        return [
+            _with_calls(content, link, "\n") for content, link in zip(self._contents, self._all_links(), strict=True)
+        ]
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates and chat-completion endpoints expect them: role, content, ``tool_calls``.
@@ -288,7 +317,10 @@ class StringThread:
         return len(self._roles)
 
     def __repr__(self) -> str:
-        turns = ", ".join(f"{role}: {content!r}" for role, content in self.get_turns())
+        turns = ", ".join(
+            f"{role}: {_with_calls(repr(content) if content or not link.tool_calls else '', link, ' ')}"
+            for role, content, link in zip(self._roles, self._contents, self._all_links(), strict=True)
+        )
         return f"StringThread({turns})"
 
     def _append(
@@ -312,6 +344,11 @@ class StringThread:
         thread._links, thread._source, thread._row = self._links, self._source, self._row
         thread.metadata, thread.tools = self.metadata, self.tools
         return thread
+
+
+def _with_calls(content: str, link: ToolLink, separator: str) -> str:
+    """The content of a turn, if it has any, and its tool calls."""
+    return separator.join([*([content] if content else []), *(f"→ {call}" for call in link.tool_calls)])
 
 
 def _checked_tools(tools: Iterable[Tool]) -> tuple[Tool, ...]:

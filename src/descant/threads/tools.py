@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from descant.errors import ConfigurationError
-from descant.text import quoted
+from descant.text import printable, quoted
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class ToolCall:
                 f"{reason}"
             )
         object.__setattr__(self, "arguments", text)
+
+    def __str__(self) -> str:
+        """The call as people read it, on one line: ``add(a=2, b=2)``."""
+        values = json.loads(str(self.arguments)).items()
+        arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values)
+        return printable(f"{self.name}({arguments})")
 
     def as_message(self) -> dict[str, Any]:
         """The call as chat templates expect it, its arguments as an object."""

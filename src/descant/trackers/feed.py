@@ -26,6 +26,7 @@ from descant.runlog.journal import Record, read_records
 from descant.runlog.run_log import SAVE_SINK, RunLog
 from descant.runlog.run_reader import NUM_RECORDS_AT_ONCE, RunReader, Sink
 from descant.trackers.logger import RunInfo, TrackerLogger
+from descant.trackers.view import TrackerView
 
 _REST_S = 0.2  # to deliver takes a third of a millisecond of the processor, for one record as for many
 _FIRST_RETRY_S = 1.0
@@ -65,6 +66,7 @@ class Feed:
             )
         self._number: int = 1 if self._previous is None else self._previous._number + 1
         self._run = replace(run, suffix=f"-{self._number}" if self._number > 1 else "")
+        self._view = TrackerView(run.config)
         tracker._feed = self
         self._offset = 0
         self._step = 0
@@ -168,7 +170,7 @@ class Feed:
                 if self._is_abandoned:
                     return
                 self._step = record.step
-                self.tracker.write(record.step, record.time_s, record.metrics, record.tables)
+                self._view.deliver(record, self.tracker)
                 self._offset = record.id
         finally:
             self._save_offset()
@@ -240,14 +242,22 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = Fa
         sink = reader.sinks.get(name) or Sink(0, reader.config.get("run_id", uuid4().hex), "")
         if everything and sink.offset:
             sink = replace(sink, offset=0, run_id=uuid4().hex)
-        offset, num_records = sink.offset, 0
+        offset, num_records, view = sink.offset, 0, TrackerView(reader.config)
         try:
             tracker.start(
-                RunInfo(sink.run_id, reader.run_dir.resolve().name, reader.run_dir, reader.config, sink.suffix)
+                RunInfo(
+                    sink.run_id,
+                    reader.run_dir.resolve().name,
+                    reader.run_dir,
+                    reader.config,
+                    sink.suffix,
+                    started_at=reader.started_at,
+                    ended_at=reader.ended_at,
+                )
             )
             offset = 0 if tracker.starts_empty else offset
             for record in reader.records(offset):
-                tracker.write(record.step, record.time_s, record.metrics, record.tables)
+                view.deliver(record, tracker)
                 offset, num_records = record.id, num_records + 1
             tracker.finish(reader.outcome or "interrupted")
         finally:

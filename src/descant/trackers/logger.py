@@ -7,6 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,8 @@ from descant.table import Table
 
 STEP_KEY = "progress/step"
 """The metric that says to which step the others of a call belong."""
+OWN_GROUP = "z_descant"
+"""Where trackers have what descant records of itself. All of them sort groups of charts by name: this one is last."""
 
 
 class Logger(ABC):
@@ -51,8 +54,9 @@ class RunInfo:
         name: of the run directory, for people.
         run_dir: where the run log is.
         config: settings of trainer, callbacks and environment, as plain JSON values; secrets are masked.
-        suffix: to be added to the logger's run name, which is the name of the group: "" for the first run that a logger
-            is given, "-2" for its second.
+        suffix: to be added to the logger's run name, if it has one: "" for the first run that a logger is given, "-2"
+            for its second.
+        started_at, ended_at: in seconds since 1970; None where it is not known, or the run has not ended.
     """
 
     run_id: str
@@ -60,6 +64,8 @@ class RunInfo:
     run_dir: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     suffix: str = ""
+    started_at: float | None = None
+    ended_at: float | None = None
 
 
 class TrackerLogger(Logger):
@@ -96,6 +102,9 @@ class TrackerLogger(Logger):
     def viewer(self) -> str | None:
         """The command that shows what is written, if one is needed."""
         return None
+
+    run_name: str | None = None
+    """The name of its first run, and of the group of all its runs; None: each run is called like its directory."""
 
     run: RunInfo | None = None
     """The run that is written, between ``start`` and ``finish``."""
@@ -138,6 +147,10 @@ class TrackerLogger(Logger):
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write settings of the run that was started, in addition to those that it has."""
 
+    def name_of(self, run: RunInfo) -> str:
+        """What a run is called in the tracker."""
+        return run.name if self.run_name is None else f"{self.run_name}{run.suffix}"
+
     def close(self) -> None:
         """Finish as "completed"; harmless if the run has ended."""
         self._closed = True
@@ -150,7 +163,9 @@ class TrackerLogger(Logger):
             raise ConfigurationError(f"this {type(self).__name__} was closed; make another one to log more")
         if self.run is None:
             run_id = uuid.uuid4().hex
-            run = RunInfo(run_id, getattr(self, "run_name", run_id), Path(), config or {})
+            now = time.time()
+            name = self.run_name or datetime.fromtimestamp(now).strftime("run-%Y%m%d-%H%M%S")
+            run = RunInfo(run_id, name, Path(), config or {}, started_at=now)
             self.start(run)
             self.run = run
 

@@ -39,8 +39,8 @@ class MLFlowLogger(TrackerLogger):
 
     Args:
         project_name: of the experiment; it is made if it is not there.
-        run_name: for people; the run is found again by the id that descant gives it. It is also the tag
-            ``descant.group`` of all runs that the logger is given.
+        run_name: for people, since the run is found again by the id that descant gives it; None is the name of the run
+            directory. It is also the tag ``descant.group`` of all runs that the logger is given.
         tracking_uri: of the server (``http://...``), or ``sqlite:///mlflow.db``.
         monitoring_link: where people look, if it is not the tracking server.
         experiment_tags: of the experiment.
@@ -57,7 +57,7 @@ class MLFlowLogger(TrackerLogger):
     def __init__(
         self,
         project_name: str,
-        run_name: str,
+        run_name: str | None,
         tracking_uri: str,
         monitoring_link: str | None = None,
         experiment_tags: Mapping[str, str] | None = None,
@@ -77,6 +77,7 @@ class MLFlowLogger(TrackerLogger):
         self._client: Any = None
         self._run_id = ""
         self._tables: MLFlowTables | None = None
+        self._written_until_s: float | None = None
         self._keys: dict[str, str] = {}
         self._strings: dict[str, tuple[int, str]] = {}
 
@@ -104,11 +105,13 @@ class MLFlowLogger(TrackerLogger):
             self._run_id = found[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
         else:
-            tags = {_GROUP_TAG: self.run_name, **self.run_tags, _RUN_ID_TAG: run.run_id}
-            name = f"{self.run_name}{run.suffix}"
-            self._run_id = self._client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+            group = {} if self.run_name is None else {_GROUP_TAG: self.run_name}
+            tags = {**group, **self.run_tags, _RUN_ID_TAG: run.run_id}
+            created = self._client.create_run(experiment_id, _as_ms(run.started_at), tags, self.name_of(run))
+            self._run_id = created.info.run_id
         self._tables = MLFlowTables(self._client, self._run_id)
         self._strings.clear()
+        self._written_until_s = run.ended_at
         if self._link is None and self.tracking_uri.startswith("http"):
             self._link = f"{address_of(self.tracking_uri)}/#/experiments/{experiment_id}/runs/{self._run_id}"
         self.run = run
@@ -134,10 +137,11 @@ class MLFlowLogger(TrackerLogger):
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Log metrics and tags in batches, then add to the tables; writing the same again changes nothing."""
+        self._written_until_s = max(time_s, self._written_until_s or 0)
         self._check_database()
         entities = import_module("mlflow.entities")
         assert self._tables is not None
-        time_ms = round(time_s * 1000)
+        time_ms = _as_ms(time_s)
         numbers, tags, changes = [], [], Table(["step", "key", "value"])
         for key, value in metrics.items():
             if not isinstance(value, str):
@@ -161,11 +165,13 @@ class MLFlowLogger(TrackerLogger):
                 self._strings[key] = (step, value)
 
     def finish(self, outcome: str) -> None:
-        """End the MLflow run: FINISHED, KILLED (interrupted, cancelled) or FAILED, with the outcome as a tag."""
+        """End the MLflow run: FINISHED, KILLED (interrupted, cancelled) or FAILED, with the outcome as a tag, at the
+        time at which the run has ended and not now."""
         if self.run is not None:
             self._check_database()
             self._client.set_tag(self._run_id, "descant.outcome", outcome)
-            self._client.set_terminated(self._run_id, _STATUS.get(outcome, "FAILED"))
+            ended_at = self.run.ended_at or self._written_until_s
+            self._client.set_terminated(self._run_id, _STATUS.get(outcome, "FAILED"), _as_ms(ended_at))
         self.run = None
 
     def _check_database(self) -> None:
@@ -196,6 +202,10 @@ class MLFlowLogger(TrackerLogger):
         for key, value in self.experiment_tags.items():
             self._client.set_experiment_tag(experiment.experiment_id, key, value)
         return str(experiment.experiment_id)
+
+
+def _as_ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
 def _absolute(tracking_uri: str) -> str:

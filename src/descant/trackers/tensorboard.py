@@ -16,7 +16,7 @@ from typing import Any
 from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import printable, shortened
-from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
+from descant.trackers.logger import OWN_GROUP, RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
 _RUN_ID_FILE = "descant-run-id"
@@ -34,8 +34,9 @@ class TBMetricsLogger(TrackerLogger):
     infinity. TensorBoard keeps 10 texts per tag in memory unless it is started with ``--samples_per_plugin text=1000``.
 
     Args:
-        run_name: the folder of the first run that the logger is given; that of the second is ``<run_name>-2``. Where
-            another run has that folder already, ``-`` and the start of the run's id are added.
+        run_name: the folder of the first run that the logger is given; that of the second is ``<run_name>-2``. None:
+            each run's folder is called like the run directory. Where another run has that folder already, ``-`` and the
+            start of the run's id are added.
         logging_dir: what ``tensorboard --logdir`` is given.
         monitoring_link: where that TensorBoard is.
         max_cell_length: characters of a string or a cell that are written.
@@ -48,14 +49,14 @@ class TBMetricsLogger(TrackerLogger):
 
     def __init__(
         self,
-        run_name: str,
+        run_name: str | None,
         logging_dir: str | Path,
         monitoring_link: str | None = None,
         *,
         max_cell_length: int = MAX_CELL_LENGTH,
     ) -> None:
         require_extra("tensorboard", "TBMetricsLogger")
-        if not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts:
+        if run_name is not None and (not run_name or Path(run_name).is_absolute() or ".." in Path(run_name).parts):
             raise ConfigurationError(f"run_name={run_name!r} is no name for a folder in {logging_dir}: use letters")
         self.run_name = run_name
         self._given_dir = logging_dir
@@ -81,7 +82,7 @@ class TBMetricsLogger(TrackerLogger):
         is_gone = self._writer is not None and self._is_gone()
         self._close_writer()
         writers = import_module("tensorboard.summary.writer.event_file_writer")
-        parts = (shortened(part, _MAX_FOLDER_NAME) for part in Path(f"{self.run_name}{run.suffix}").parts)
+        parts = (shortened(part, _MAX_FOLDER_NAME) for part in Path(self.name_of(run)).parts)
         folder = _claim_folder(self.logging_dir.joinpath(*parts), run.run_id)
         self.starts_empty = is_gone or not any(folder.glob(_EVENT_FILES))
         self._writer = writers.EventFileWriter(str(folder))
@@ -90,23 +91,23 @@ class TBMetricsLogger(TrackerLogger):
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings as a table of the text ``config``, at step 0."""
+        """Write the settings as a table of the text ``z_descant/config``, at step 0: behind those of evaluations."""
         if config:
             rows = [[key, bounded(str(value), self.max_cell_length)] for key, value in config.items()]
-            self._add([self._text("config", _markdown_table(["setting", "value"], rows))], step=0)
+            self._add([self._text(f"{OWN_GROUP}/config", markdown_table(["setting", "value"], rows))], step=0)
 
     def write(self, step: int, time_s: float, metrics: Mapping[str, float | str], tables: Mapping[str, Table]) -> None:
         """Write and flush one event with everything of the step."""
         values = [self._value(key, value) for key, value in metrics.items()]
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
-            values.append(self._text(key, _markdown_table(shown.headers, shown.rows)))
+            values.append(self._text(key, markdown_table(shown.headers, shown.rows)))
         self._add(values, step, time_s)
 
     def finish(self, outcome: str) -> None:
         """Write the outcome as text and close the event file."""
         if self._writer is not None:
-            self._add([self._text("outcome", _markdown(outcome))], step=0)
+            self._add([self._text(f"{OWN_GROUP}/outcome", _markdown(outcome))], step=0)
         self._close_writer()
         self.run = None
 
@@ -164,7 +165,8 @@ def _claim_folder(folder: Path, run_id: str) -> Path:
     raise ConfigurationError(f"{folder} belongs to another run: choose another run_name")
 
 
-def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table for TensorBoard's text page, in which nothing of the cells is taken for Markdown or HTML."""
     first, *others = ([_markdown("" if cell is None else str(cell)) for cell in line] for line in (headers, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in (first, ["---"] * len(headers), *others))
 

@@ -11,6 +11,7 @@ from shlex import quote
 from typing import Any
 
 from descant.table import Table
+from descant.text import with_hash
 from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
 from descant.trackers.rows import MAX_CELL_LENGTH, bounded, checked_cell_length, tracker_rows
 
@@ -29,8 +30,8 @@ class TrackioLogger(TrackerLogger):
 
     Args:
         project_name: of the dashboard.
-        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
-            of all runs that the logger is given.
+        run_name: for people, since the run is found again by the id that descant gives it; by default the name of the
+            run directory. It is also the name of the group of all runs that the logger is given.
         max_cell_length: characters of a string or a cell that are written.
 
     Raises:
@@ -39,14 +40,19 @@ class TrackioLogger(TrackerLogger):
 
     tracker = "trackio"
 
-    def __init__(self, project_name: str, run_name: str, *, max_cell_length: int = MAX_CELL_LENGTH) -> None:
+    def __init__(
+        self, project_name: str, run_name: str | None = None, *, max_cell_length: int = MAX_CELL_LENGTH
+    ) -> None:
         require_extra("trackio", "TrackioLogger")
         self.project_name = project_name
         self.run_name = run_name
         self.max_cell_length = checked_cell_length(max_cell_length)
         self._config: dict[str, Any] = {}
+        self._keys: dict[str, str] = {}
         self._identity: dict[str, str] = {}
         self._fragments: Any = None
+        self._first_entry: str | None = None  # that was written since the run was started
+        self._is_lost = False
 
     @property
     def viewer(self) -> str:
@@ -62,10 +68,10 @@ class TrackioLogger(TrackerLogger):
         _storage().validate_project_name(self.project_name)
         self._fragments = import_module("trackio.fragments").FragmentWriter()
         self.run = run
-        name = f"{self.run_name}{run.suffix}"
-        self._identity = {"project": self.project_name, "run": name, "run_id": run.run_id}
+        self._identity = {"project": self.project_name, "run": self.name_of(run), "run_id": run.run_id}
         self._config = {}
-        self.starts_empty = self._is_empty()
+        self.starts_empty, self._first_entry = self._is_lost or self._is_empty(), None
+        self._is_lost = False
         self.write_config(run.config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -79,26 +85,48 @@ class TrackioLogger(TrackerLogger):
         """Store one row of values."""
         values: dict[str, Any] = {}
         for key, value in metrics.items():
-            values[_name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
+            values[self._name(key)] = _plain(bounded(value, self.max_cell_length)) if isinstance(value, str) else value
         for key, table in tables.items():
             shown = tracker_rows(table, step, self.max_cell_length)
             stored = import_module("trackio").Table(columns=shown.headers, data=shown.rows)
-            values[_name(key)] = stored._to_dict(project=self.project_name, run=self._identity["run"], step=step)
+            values[self._name(key)] = stored._to_dict(project=self.project_name, run=self._identity["run"], step=step)
         self._store(step, time_s, values)
 
     def finish(self, outcome: str) -> None:
         """The outcome becomes part of the run's config."""
-        if self.run is not None and self._is_empty():
+        if self.run is not None and self._was_deleted():
+            self._is_lost = True
             raise FileNotFoundError(f"the run was deleted from Trackio's project {self.project_name}")
         if self.run is not None:
             self.write_config({"outcome": outcome})
         self.run = None
+
+    def _name(self, key: str) -> str:
+        """The key with dots in place of all slashes but the first, since Trackio draws what has more of them in a box
+        below all other charts of its group. Names that Trackio reserves get ``__`` in front, as Trackio itself does
+        it. Where two keys of a run would have one name, the second gets a hash."""
+        group, slash, rest = key.partition("/")
+        name = f"{group}{slash}{rest.replace('/', '.')}"
+        if name in import_module("trackio.utils").RESERVED_KEYS or name.startswith("__"):
+            name = f"__{name}"
+        return name if self._keys.setdefault(name, key) == key else with_hash(name, key)
 
     def _is_empty(self) -> bool:
         """Whether Trackio has nothing of the run; on a network file system that is not known before it has collected
         its fragments."""
         is_known = import_module("trackio.utils").get_storage_mode() != "jsonl"
         return is_known and not _storage().get_log_count(**self._identity)
+
+    def _was_deleted(self) -> bool:
+        """Whether the first entry that was written is not there any more: a database is made anew by the next one."""
+        if self._first_entry is None:
+            return not self.starts_empty and self._is_empty()
+        path = _storage().get_project_db_path(self.project_name)
+        if not path.exists():
+            return True
+        with _storage()._get_connection(path) as connection:
+            query = "SELECT count(*) FROM metrics WHERE log_id = ?"
+            return not connection.execute(query, (self._first_entry,)).fetchone()[0]
 
     def _store(self, step: int, time_s: float, values: dict[str, Any], config: dict[str, Any] | None = None) -> None:
         timestamp = datetime.fromtimestamp(time_s, UTC).isoformat()
@@ -119,16 +147,12 @@ class TrackioLogger(TrackerLogger):
             config=config,
             log_ids=[digest],
         )
+        if values:
+            self._first_entry = self._first_entry or digest
 
 
 def _storage() -> Any:
     return import_module("trackio.sqlite_storage").SQLiteStorage
-
-
-def _name(key: str) -> str:
-    """The key; names that Trackio reserves get ``__`` in front, as Trackio itself does it."""
-    reserved = import_module("trackio.utils").RESERVED_KEYS
-    return f"__{key}" if key in reserved or key.startswith("__") else key
 
 
 def _plain(text: str) -> str:

@@ -32,7 +32,8 @@ class WandbLogger(TrackerLogger):
     """Writes to a W&B run, with ``progress/step`` as the axis of every chart.
 
     W&B's own step counter only rises, so it is left alone: a late value is charted at its step, and the summary has the
-    value of the latest step, not the one that came last. The tables of all evaluations are one incremental table
+    value of the latest step, not the one that came last; and the best one, where it is declared which values are
+    better. The tables of all evaluations are one incremental table
     per key, with a column ``step``; NaN and infinity in cells are strings. ``WANDB_MODE=offline`` writes to
     ``<run_dir>/wandb`` (or ``WANDB_DIR``), for ``wandb sync`` later. Other settings are W&B's own environment
     variables. The console is not captured, W&B's own metadata (command line, git remote) is not collected, since
@@ -40,8 +41,9 @@ class WandbLogger(TrackerLogger):
 
     Args:
         project_name: the project of the run.
-        run_name: for people; the run is found again by the id that descant gives it. It is also the name of the group
-            of all runs that the logger is given, unless ``WANDB_RUN_GROUP`` is set.
+        run_name: for people, since the run is found again by the id that descant gives it; by default the name of the
+            run directory. It is also the name of the group of all runs that the logger is given, unless
+            ``WANDB_RUN_GROUP`` is set.
         entity: user or team, W&B's default if None.
         max_cell_length: characters of a string or a cell that are written.
 
@@ -54,7 +56,7 @@ class WandbLogger(TrackerLogger):
     def __init__(
         self,
         project_name: str,
-        run_name: str,
+        run_name: str | None = None,
         entity: str | None = None,
         *,
         max_cell_length: int = MAX_CELL_LENGTH,
@@ -67,8 +69,9 @@ class WandbLogger(TrackerLogger):
         self._wandb_run: Any = None
         self._link: str | None = None
         self._offline_dir: str | None = None
-        self._tables: dict[str, Any] = {}
+        self._tables = WandbTables()
         self._latest: dict[str, tuple[int, float | str]] = {}
+        self._with_best: set[str] = set()
 
     @property
     def training_monitoring_link(self) -> str | None:
@@ -86,7 +89,6 @@ class WandbLogger(TrackerLogger):
         Raises:
             ConnectionError: the server does not answer. W&B itself would not let the program end before it does.
         """
-        self.starts_empty = self._is_gone()
         with suppress(FileNotFoundError):
             self._finish_run(exit_code=1)
         if is_online() and not {"WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"} & set(os.environ):
@@ -98,8 +100,8 @@ class WandbLogger(TrackerLogger):
             settings.finish_timeout, settings.finish_timeout_raises = _FINISH_TIMEOUT_S, True
         self._wandb_run = wandb.init(
             project=self.project_name,
-            name=f"{self.run_name}{run.suffix}",
-            group=os.environ.get("WANDB_RUN_GROUP") or shortened(self.run_name, _MAX_GROUP_NAME),
+            name=self.name_of(run),
+            group=os.environ.get("WANDB_RUN_GROUP") or shortened(self.run_name or "", _MAX_GROUP_NAME) or None,
             entity=self.entity,
             id=_wandb_id(run.run_id),
             resume="allow",
@@ -108,11 +110,12 @@ class WandbLogger(TrackerLogger):
             config=dict(run.config),
             settings=settings,
         )
-        self._wandb_run.define_metric("*", step_metric=STEP_KEY)
+        self._define_metrics(run.config)
         offline = self._wandb_run.settings.mode != "online"
+        self.starts_empty = offline and self._is_alone()
         self._link = None if offline else self._wandb_run.url
         self._offline_dir = self._wandb_run.settings.sync_dir if offline else None
-        self._tables.clear()  # an incremental table belongs to one wandb.Run
+        self._tables = WandbTables()  # an incremental table belongs to one wandb.Run
         self.run = run
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -127,14 +130,17 @@ class WandbLogger(TrackerLogger):
         for key, table in tables.items():
             if table.rows:
                 shown = tracker_rows(table, step, self.max_cell_length)
-                name, grown = self._grown_table(shortened(_name(key), _MAX_TABLE_NAME), shown)
+                name, grown = self._tables.grown(key, shown)
                 row[name] = grown
         self._wandb_run.log(row)
         self._check_files()
         late = {name for name in values if self._latest.get(name, (step,))[0] > step}
         self._latest |= {name: (step, value) for name, value in values.items() if name not in late}
-        if late:
-            self._wandb_run.summary.update({name: self._latest[name][1] for name in late})
+        for name in late:
+            summary, key = self._wandb_run.summary, name
+            if name in self._with_best:
+                summary, key = summary[name], "last"
+            summary[key] = self._latest[name][1]
 
     def finish(self, outcome: str) -> None:
         """Finish the W&B run: as failed, unless training was completed or stopped."""
@@ -144,9 +150,25 @@ class WandbLogger(TrackerLogger):
         self._finish_run(exit_code=0 if outcome in ("completed", "stopped") else 1)
         self.run = None
 
+    def _define_metrics(self, config: Mapping[str, Any]) -> None:
+        """The axis of all charts; and where a run declares which values of a metric are better, its best one is in the
+        summary beside the latest: ``validation/loss.min`` and ``validation/loss.last``."""
+        self._wandb_run.define_metric("*", step_metric=STEP_KEY)
+        for spec in config.get("metrics") or ():
+            if spec.get("better") and "*" not in spec["key"]:
+                name, best = _name(spec["key"]), "min" if spec["better"] == "lower" else "max"
+                self._wandb_run.define_metric(name, step_metric=STEP_KEY, summary=f"{best},last")
+                self._with_best.add(name)
+
     def _is_gone(self) -> bool:
         """Whether there was a run offline, and its folder is not there any more."""
         return self._offline_dir is not None and not Path(self._offline_dir).exists()
+
+    def _is_alone(self) -> bool:
+        """Whether the folder of the run is the only one of its id: nothing that was written before is there."""
+        settings = self._wandb_run.settings
+        folders = Path(settings.wandb_dir).glob(f"*run-*-{settings.run_id}")
+        return all(folder.resolve() == Path(settings.sync_dir).resolve() for folder in folders)
 
     def _check_files(self) -> None:
         if self._is_gone():
@@ -164,9 +186,16 @@ class WandbLogger(TrackerLogger):
                 f"W&B has not taken everything in time; `wandb sync {quote(folder)}` sends it"
             ) from error
 
-    def _grown_table(self, name: str, rows: Table) -> tuple[str, Any]:
-        """The incremental table of a name with more rows; rows with other columns go to ``<name>-2`` and so on."""
-        number = 1
+
+class WandbTables:
+    """The incremental tables of one W&B run."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Any] = {}
+
+    def grown(self, key: str, rows: Table) -> tuple[str, Any]:
+        """The table of a key with more rows, and its name; rows with other columns go to ``<name>-2`` and so on."""
+        name, number = shortened(_name(key), _MAX_TABLE_NAME), 1
         while True:
             numbered = name if number == 1 else f"{name}-{number}"
             table = self._tables.get(numbered)

@@ -45,12 +45,12 @@ class GradientTrainer(Trainer):
     """
 
     metric_specs: ClassVar[Sequence[MetricSpec]] = (
-        MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True),
+        MetricSpec("training/tokens_per_s", "tokens/s", better="higher", headline=True, detail=True),
         MetricSpec("training/learning_rate"),
         MetricSpec("training/grad_norm"),
-        MetricSpec("training/num_tokens", "tokens"),
-        MetricSpec("training/num_samples", "samples"),
-        MetricSpec("training/step_s", "s", better="lower"),
+        MetricSpec("training/num_tokens", "tokens", detail=True),
+        MetricSpec("training/num_samples", "samples", detail=True),
+        MetricSpec("training/step_s", "s", better="lower", detail=True),
         MetricSpec("training/num_skipped_samples", "samples", better="lower"),
         MetricSpec("training/skipped_update", better="lower"),
     )
