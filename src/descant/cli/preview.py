@@ -21,7 +21,10 @@ def preview_recipe(
         sys.stdout.reconfigure(errors="backslashreplace")
     with tempfile.TemporaryDirectory(prefix="descant-preview-") as directory:
         ctx.run_in(Path(directory))
-        num_previewed.set(num_samples)
-        with errors_as_exit_codes(path, is_running=True):
-            recipe.run(ctx)
+        token = num_previewed.set(num_samples)
+        try:
+            with errors_as_exit_codes(path, is_running=True):
+                recipe.run(ctx)
+        finally:
+            num_previewed.reset(token)
     print("the recipe has ended without a trainer or callbacks of descant: there was nothing to preview")

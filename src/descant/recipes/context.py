@@ -14,7 +14,7 @@ from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier, StdoutJobNotifier
 from descant.provenance import recipe_of_run, remember_secrets
 from descant.recipes.config import InputConfig
-from descant.runner.preview_scope import PreviewEnd
+from descant.runner.preview_scope import num_previewed
 from descant.runner.recorder import default_run_dir, unused_run_dir
 from descant.text import printable
 
@@ -65,7 +65,7 @@ class RecipeContext:
         self.run_dir, self._makes_run_dir = directory, False
 
     def close(self, error: BaseException | None = None) -> None:
-        """Report the end to the job; later calls do nothing."""
+        """Report the end to the job, unless it is a preview; later calls do nothing."""
         token, self._token = self._token, None
         if token is None:
             return
@@ -73,7 +73,7 @@ class RecipeContext:
         if self._makes_run_dir:
             with suppress(OSError):  # something is in it
                 self.run_dir.rmdir()
-        if isinstance(error, PreviewEnd):
+        if num_previewed.get() is not None:
             return
         if error is None:
             self.job.complete()

@@ -84,7 +84,7 @@ class Preview:
             cut = f", of which the last {sample.num_cut:,} are cut off" if sample.num_cut else ""
             counts = f"{sample.num_tokens:,} tokens{cut}, {sample.num_trained:,} trained"
             page.print(f"{printable(sample.place)}: {counts}", style="dim")
-            page.print(_marked(sample.pieces, has_colour))
+            page.print(_marked(sample, has_colour))
         page.print("\ntokens of a thread", style="bold")
         for line in (*_length_lines(self.data), *self._problem_lines()):
             page.print(line)
@@ -123,13 +123,13 @@ async def shown_samples(data: TrainedThreads, first: Sequence[int], num_samples:
     return samples
 
 
-def _marked(pieces: Sequence[tuple[str, float]], has_colour: bool) -> Text:
+def _marked(sample: PreviewSample, has_colour: bool) -> Text:
     """Rendered text, indented, with what is trained marked, and its loss weight where that is not 1."""
     from rich.text import Text  # noqa: PLC0415
 
     text = Text("  ")
     opening, closing = ("", "") if has_colour else _MARKS
-    for piece, weight in pieces:
+    for piece, weight in sample.pieces:
         lines = "\n  ".join(printable(line) for line in _shortened(piece).split("\n"))
         if weight > 0:
             text.append(f"{opening}{lines}{closing}", style="bold green")
@@ -137,6 +137,7 @@ def _marked(pieces: Sequence[tuple[str, float]], has_colour: bool) -> Text:
         else:
             text.append(lines)
     text.rstrip()
+    text.append("… (cut here)" if sample.num_cut else "", style="dim")
     return text
 
 

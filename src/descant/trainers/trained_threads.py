@@ -35,7 +35,6 @@ class _Packed(NamedTuple):
     """A thread as tokens, of which each takes four bytes."""
 
     number: int  # in the dataset
-    thread: StringThread
     token_ids: array[int]
     spans: tuple[TurnSpan, ...]
     turn_weights: tuple[float, ...]
@@ -48,6 +47,7 @@ class TrainedThreads:
 
     Attributes:
         model, max_length, over_long: as they were given.
+        threads: those that are trained, in the order of the dataset.
         lengths: the tokens of every thread of the dataset, before it is cut; 0 if it cannot be rendered.
         num_tokens, num_trained_tokens: of the threads that are trained, together.
         cut: the threads of which only the first ``max_length`` tokens are trained.
@@ -56,6 +56,7 @@ class TrainedThreads:
 
     def __init__(self, model: TrainingModel, max_length: int, over_long: OverLong) -> None:
         self.model, self.max_length, self.over_long = model, max_length, over_long
+        self.threads: list[StringThread] = []
         self._packed: list[_Packed] = []
         self.lengths = array("i")
         self.num_tokens = self.num_trained_tokens = 0
@@ -87,19 +88,16 @@ class TrainedThreads:
         """The threads that are trained."""
         return len(self._packed)
 
-    @property
-    def threads(self) -> Sequence[StringThread]:
-        """The threads that are trained, in the order of the dataset."""
-        return [packed.thread for packed in self._packed]
-
     def batch(self, indices: Sequence[int]) -> list[TokenizedThread]:
         """Threads that are trained, by their numbers among them."""
-        chosen = (self._packed[index] for index in indices)
-        return [TokenizedThread(each.thread, tuple(each.token_ids), each.spans, each.turn_weights) for each in chosen]
+        chosen = [(self.threads[index], self._packed[index]) for index in indices]
+        return [
+            TokenizedThread(thread, tuple(each.token_ids), each.spans, each.turn_weights) for thread, each in chosen
+        ]
 
     def place(self, index: int) -> str:
         """Where a thread that is trained comes from: file and line, or its place in the dataset."""
-        return _place(self._packed[index].thread, self._packed[index].number)
+        return _place(self.threads[index], self._packed[index].number)
 
     def length(self, index: int) -> int:
         """The tokens of a thread that is trained, before it is cut."""
@@ -197,7 +195,8 @@ class TrainedThreads:
             self.num_tokens += len(trained.token_ids)
             self.num_trained_tokens += num_trained
             token_ids = array("i", trained.token_ids)
-            self._packed.append(_Packed(index, thread, token_ids, trained.spans, trained.turn_weights))
+            self.threads.append(thread)
+            self._packed.append(_Packed(index, token_ids, trained.spans, trained.turn_weights))
 
 
 def first_tokens(tokenized: TokenizedThread, num_tokens: int) -> TokenizedThread:
