@@ -17,7 +17,7 @@ from descant.errors import ConfigurationError, DatasetError
 from descant.runner.preview_scope import num_previewed
 from descant.threads.tokenized import TokenizedThread, TurnSpan
 from descant.trainers.data_order import DataOrder
-from descant.trainers.trained_threads import first_tokens
+from descant.trainers.trained_threads import TrainedThreads, first_tokens
 
 SUMS = addition_threads(20)
 LONG = StringThread([("user", "x"), ("assistant", "y" * 100)], source="data.jsonl:9")
@@ -112,6 +112,17 @@ async def test_what_is_truncated_trains_its_first_tokens(qwen3_dir, tmp_path):
     assert "1 has no token to train" in kinds["samples_left_out"]
 
 
+async def test_a_dataset_that_takes_long_to_render_is_said_once(qwen3_dir, monkeypatch):
+    monkeypatch.setattr("descant.trainers.trained_threads._SILENT_S", 0)
+    said = []
+    async with training_model(qwen3_dir) as model:
+        data = await TrainedThreads.of(addition_threads(600), model, 64, "error", said.append)
+        expected = await model.tokenize_many(addition_threads(600))
+    assert data.batch(range(600)) == expected
+    assert len(said) == 1
+    assert said[0].startswith("rendering 600 threads, once, before the first step: about ")
+
+
 @pytest.fixture(scope="module")
 def tokenized(tmp_path_factory, qwen3_dir):
     async def tokenize():
@@ -169,10 +180,14 @@ async def test_threads_that_fail_at_every_step_are_said_once(qwen3_dir, tmp_path
     [
         (
             {},
-            "samples_per_batch=512 is more than the 20 threads, so the run has 1 step; samples_per_batch=2 makes 10",
+            "samples_per_batch=512 is more than the 20 threads, so the run has 1 step; samples_per_batch=2 makes 10,",
         ),
-        ({"samples_per_batch": 4}, "5 steps are few: a callback at frequency=0.1 is called 6 times, not 11"),
+        ({"samples_per_batch": 4}, "a run of 5 steps is short: a callback at frequency=0.1 is called 6 times, not 11"),
         ({"samples_per_batch": 2}, None),
+        (
+            {"samples_per_batch": 1, "epochs": 0.2},
+            "a run of 4 steps is short: a callback at frequency=0.1 is called 5 times, not 11; more epochs",
+        ),
         (
             {"samples_per_batch": 30, "epochs": 20},
             "samples_per_batch=30 is more than the 20 threads, so the run has 14",

@@ -168,16 +168,19 @@ class GradientTrainer(Trainer):
         num_samples, total = self.order.num_samples, self.order.num_samples_after(self.num_steps)
         smaller = 1 << max(1, total // _FEW_STEPS).bit_length() - 1
         num_steps = planned_steps(self.epochs, num_samples, smaller)
-        better = f"samples_per_batch={smaller} makes {num_steps:,} steps"
+        better = "more epochs make more steps"
+        if num_steps > self.num_steps:
+            better = f"samples_per_batch={smaller} makes {num_steps:,}, and {better}"
+        steps = f"{self.num_steps:,} step{'s' * (self.num_steps > 1)}"
         if self.samples_per_batch > num_samples:
             return [
                 f"samples_per_batch={self.samples_per_batch} is more than the {num_samples:,} threads, so the run has "
-                f"{self.num_steps:,} step{'s' * (self.num_steps > 1)}; {better}"
+                f"{steps}; {better}"
             ]
         if self.num_steps < _FEW_STEPS:
             return [
-                f"{self.num_steps} steps are few: a callback at frequency=0.1 is called {self.num_steps + 1} times, "
-                f"not 11; {better}, and more epochs make more"
+                f"a run of {steps} is short: a callback at frequency=0.1 is called {self.num_steps + 1} times, not 11; "
+                f"{better}"
             ]
         return []
 

@@ -19,6 +19,7 @@ from descant.threads.tokenized import TokenizedThread, TurnSpan
 OverLong = Literal["error", "skip", "truncate"]
 """What follows when threads cannot be trained as they are."""
 
+_Turns = tuple[tuple[str, ...], tuple[float, ...]]  # roles and loss weights of the located turns
 _CHUNK = 256  # threads that are rendered at a time: an interrupted run ends soon
 _SILENT_S = 3.0
 
@@ -31,19 +32,11 @@ class Problem(NamedTuple):
     reason: str
 
 
-class _Packed(NamedTuple):
-    """A thread as tokens, of which each takes four bytes."""
-
-    number: int  # in the dataset
-    token_ids: array[int]
-    spans: tuple[TurnSpan, ...]
-    turn_weights: tuple[float, ...]
-
-
 class TrainedThreads:
     """The threads of a dataset that are trained, each rendered once, and what is cut or left out of it.
 
-    Training reads its tokens from here, so that no step waits for a chat template.
+    Training reads its tokens from here, so that no step waits for a chat template. A token takes four bytes, a thread
+    about a hundred more.
 
     Attributes:
         model, max_length, over_long: as they were given.
@@ -57,7 +50,10 @@ class TrainedThreads:
     def __init__(self, model: TrainingModel, max_length: int, over_long: OverLong) -> None:
         self.model, self.max_length, self.over_long = model, max_length, over_long
         self.threads: list[StringThread] = []
-        self._packed: list[_Packed] = []
+        # Of each thread: its number in the dataset, three bounds for each located turn, its tokens.
+        self._packed: list[array[int]] = []
+        self._turns: list[_Turns] = []
+        self._shared: dict[_Turns, _Turns] = {}
         self.lengths = array("i")
         self.num_tokens = self.num_trained_tokens = 0
         self.cut: list[Problem] = []
@@ -90,18 +86,21 @@ class TrainedThreads:
 
     def batch(self, indices: Sequence[int]) -> list[TokenizedThread]:
         """Threads that are trained, by their numbers among them."""
-        chosen = [(self.threads[index], self._packed[index]) for index in indices]
-        return [
-            TokenizedThread(thread, tuple(each.token_ids), each.spans, each.turn_weights) for thread, each in chosen
-        ]
+        return [self._tokenized(index) for index in indices]
+
+    def _tokenized(self, index: int) -> TokenizedThread:
+        packed, (roles, weights) = self._packed[index], self._turns[index]
+        first = 1 + 3 * len(roles)
+        spans = [TurnSpan(role, *packed[3 * turn + 1 : 3 * turn + 4]) for turn, role in enumerate(roles)]
+        return TokenizedThread(self.threads[index], tuple(packed[first:]), tuple(spans), weights)
 
     def place(self, index: int) -> str:
         """Where a thread that is trained comes from: file and line, or its place in the dataset."""
-        return _place(self.threads[index], self._packed[index].number)
+        return _place(self.threads[index], self._packed[index][0])
 
     def length(self, index: int) -> int:
         """The tokens of a thread that is trained, before it is cut."""
-        return self.lengths[self._packed[index].number]
+        return int(self.lengths[self._packed[index][0]])
 
     def longest(self) -> int:
         """The number of the longest one."""
@@ -194,9 +193,11 @@ class TrainedThreads:
             self.cut += [too_long] if too_long else []
             self.num_tokens += len(trained.token_ids)
             self.num_trained_tokens += num_trained
-            token_ids = array("i", trained.token_ids)
+            turns = tuple(span.role for span in trained.spans), trained.turn_weights
+            bounds = [bound for span in trained.spans for bound in span[1:]]
             self.threads.append(thread)
-            self._packed.append(_Packed(index, token_ids, trained.spans, trained.turn_weights))
+            self._turns.append(self._shared.setdefault(turns, turns))
+            self._packed.append(array("i", [index, *bounds, *trained.token_ids]))
 
 
 def first_tokens(tokenized: TokenizedThread, num_tokens: int) -> TokenizedThread:
