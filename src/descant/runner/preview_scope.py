@@ -24,6 +24,7 @@ def end_with_plan(title: str, num_steps: int, plan: Sequence[Plan]) -> NoReturn:
     from descant.runner.console import plan_table  # noqa: PLC0415
 
     page = Console(highlight=False, soft_wrap=True, markup=False)
-    page.print(f"{printable(title)}: {num_steps:,} steps", style="bold")
+    page.print(printable(title), style="bold")
+    page.print(f"{num_steps:,} step{'s' * (num_steps != 1)}", style="bold")
     page.print(plan_table(plan))
     raise PreviewEnd(0)
