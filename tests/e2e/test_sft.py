@@ -21,7 +21,7 @@ from descant import (
     Table,
     load_threads,
 )
-from descant.errors import CallbackError, DescantError, NonFiniteError, ObserverError, RunLogError
+from descant.errors import CallbackError, NonFiniteError, ObserverError, RunLogError
 
 THREADS = addition_threads(24)
 TALK = StringThread().user("a").assistant("b").user("c").assistant("d")
@@ -384,18 +384,6 @@ async def test_such_updates_can_be_left_out(qwen3_dir, tmp_path):
     assert series(tmp_path, "training/skipped_update") == {1: 1, 2: 1}
     assert math.isnan(result.metrics["training/loss"])
     assert query(tmp_path, "SELECT count(*) FROM events WHERE kind = 'update_skipped'") == [(2,)]
-
-
-async def test_threads_that_do_not_fit_are_counted_and_left_out(qwen3_dir, tmp_path):
-    long = StringThread([("user", "x"), ("assistant", "y" * 300)], source="data.jsonl:9")
-    async with training_model(qwen3_dir, max_batch_size=128) as model:
-        result = await SFT(dataset=[*THREADS[:3], long], model=model, run_dir=tmp_path).run()
-        assert result.metrics["training/num_skipped_samples"] == 1
-        assert result.metrics["training/num_samples"] == 3
-        details = query(tmp_path, "SELECT details FROM events WHERE kind = 'samples_skipped'")[0][0]
-        assert "data.jsonl:9: the sequence has" in details
-        with pytest.raises(DescantError, match=r"none of the 1 threads of step 1 can be trained\n  data.jsonl:9"):
-            await SFT(dataset=[long], model=model, run_dir=tmp_path / "none").run()
 
 
 async def test_cancelling_a_run_ends_it_and_closes_everything(qwen3_dir, tmp_path):

@@ -106,6 +106,36 @@ def run(
         run_recipe(recipe, config, settings or [], name, run_dir)
 
 
+@app.command()
+def preview(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A Python file, or a directory with main.py.", show_default=False)
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="The recipe's config, as for run.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, as for run. Repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="As for run.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="As for run; nothing is written to it.")] = None,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Threads to show.")] = 3,
+) -> None:
+    """Show what a recipe would train, without training: its threads with the trained tokens marked, their lengths,
+    what would be cut or refused, steps and callbacks.
+
+    The recipe is run up to its first trainer, with its model and data, and ends there; a recipe that trains with
+    another library is run up to its callbacks. The exit code is that of run: 1 if training would be refused.
+
+    \b
+    Example:
+      descant preview my_sft.py --config my_sft.toml --set max_length=512
+    """
+    from descant.cli.preview import preview_recipe  # noqa: PLC0415  # pydantic, for this command only
+
+    preview_recipe(recipe, config, settings or [], name, run_dir, samples)
+
+
 @new.command("recipe")
 def new_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name; NAME.py and NAME.toml are written.")],
@@ -119,6 +149,7 @@ def new_recipe(
     with _errors_as_lines():
         recipe, config = write_recipe(name)
         typer.echo(f"wrote {recipe} and {config}\nname your model and data in {config}, then:")
+        typer.echo(f"  descant preview {recipe} --config {config}")
         typer.echo(f"  descant run {recipe} --config {config}")
 
 

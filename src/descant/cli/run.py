@@ -16,6 +16,7 @@ import typer
 
 from descant.errors import ConfigurationError
 from descant.recipes.config_values import read_input
+from descant.recipes.context import RecipeContext
 from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
 from descant.text import printable
@@ -25,7 +26,16 @@ _LONGEST_LINE = 2000  # of a traceback; an error may quote a whole page of a ser
 
 def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None) -> None:
     """Run a recipe: see the options of the command."""
-    with _errors_as_exit_codes(path):
+    recipe, ctx = prepare_recipe(path, file, settings, name, run_dir)
+    with errors_as_exit_codes(path, is_running=True):
+        recipe.run(ctx)
+
+
+def prepare_recipe(
+    path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None
+) -> tuple[Recipe, RecipeContext]:
+    """A recipe with what it is run with; what cannot be started ends the command."""
+    with errors_as_exit_codes(path):
         recipe = load_recipe(path)
         config_class = recipe.config_class
         if config_class is None and (file or settings):
@@ -35,20 +45,19 @@ def run_recipe(path: Path, file: Path | None, settings: Sequence[str], name: str
             raise ConfigurationError(f"--run-dir {run_dir} already holds a run; choose another one")
         if run_dir is not None and run_dir.exists() and not run_dir.is_dir():
             raise ConfigurationError(f"--run-dir {run_dir} is a file; name a directory")
-        ctx = recipe.context_class(name=name, recipe_name=recipe.name, config=config, run_dir=run_dir)
-    with _errors_as_exit_codes(path, is_running=True):
-        recipe.run(ctx)
+        return recipe, recipe.context_class(name=name, recipe_name=recipe.name, config=config, run_dir=run_dir)
 
 
 def recipe_help(path: Path) -> None:
     """Print what a recipe does and the keys of its config."""
-    with _errors_as_exit_codes(path):
+    with errors_as_exit_codes(path):
         recipe = load_recipe(path)
     print("\n".join(printable(line) for line in _help_lines(recipe)))
 
 
 @contextmanager
-def _errors_as_exit_codes(path: Path, *, is_running: bool = False) -> Iterator[None]:
+def errors_as_exit_codes(path: Path, *, is_running: bool = False) -> Iterator[None]:
+    """The end of a recipe as an exit code: see the command."""
     try:
         yield
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from descant.engine.precision import (
     weights_dtype,
 )
 from descant.engine.probe import find_driving
-from descant.engine.score import TokenScorer, not_finite, refused_sequence, split_by_sequence
+from descant.engine.score import TokenScorer, context_length, not_finite, refused_sequence, split_by_sequence
 from descant.engine.training_step import TrainingStep
 from descant.engine.weights import WeightStore
 from descant.errors import DescantError, RequestError
@@ -114,6 +114,11 @@ class HFEngine:
             precision=spec.precision,
             spec=spec,
         )
+
+    @property
+    def limits(self) -> jobs.SequenceLimits:
+        """The most tokens of a sequence."""
+        return jobs.SequenceLimits(context_length(self.model), self.budgets.max_batch_tokens)
 
     def describe(self) -> str:
         """Architecture, size, device and precision, in a few words."""

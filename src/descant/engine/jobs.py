@@ -91,6 +91,23 @@ class GeneratedTokens(NamedTuple):
     finish_reason: FinishReason
 
 
+class SequenceLimits(NamedTuple):
+    """The most tokens that one sequence may have.
+
+    Attributes:
+        context: that the model can read; very many if its configuration sets no bound.
+        max_batch_size: of a micro-batch, and so of a sequence that is trained. (Longer ones are scored on their own.)
+    """
+
+    context: int
+    max_batch_size: int
+
+    @property
+    def trained(self) -> int:
+        """Of a sequence that is trained."""
+        return min(self)
+
+
 class WeightedSequence(NamedTuple):
     """Tokens, of which those of weight above 0 are scored or trained; ``columns`` are the other inputs of a loss."""
 

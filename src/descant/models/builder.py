@@ -95,7 +95,8 @@ class ModelBuilder:
         worker = WorkerThread(name, load)
         await worker.ready()
         engine, renderer = parts.pop()
-        return kind(name, engine.describe(), worker, renderer, Sampling(max_gen_len=self.tokens_to_generate))
+        sampling = Sampling(max_gen_len=self.tokens_to_generate)
+        return kind(name, engine.describe(), worker, renderer, sampling, engine.limits)
 
     def _load(self, max_batch_tokens: int, trainable: bool) -> tuple[HFEngine, Renderer]:
         tokenizer = read_tokenizer(self.path)

@@ -6,6 +6,7 @@ import operator
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from descant.engine.jobs import GeneratedTokens
@@ -144,13 +145,35 @@ class Renderer:
         Raises:
             RenderError: the template refuses the thread, or leaves out or changes a turn.
         """
+        return self._render(thread)[0]
+
+    def weighted_text(self, thread: StringThread, num_tokens: int | None = None) -> list[tuple[str, float]]:
+        """The text of a thread, or of its first tokens, in pieces, each with the loss weight of its tokens.
+
+        Raises:
+            RenderError: as for ``render``.
+        """
+        rendered, tokens = self._render(thread)
+        weights = rendered.token_weights()[:num_tokens]
+        pieces, position, place = [], 0, 0
+        for weight, run in groupby(weights):
+            first, position = position, position + len(list(run))
+            if weight > 0:  # what stands between tokens is not trained
+                start, end = max(place, tokens.starts[first]), tokens.ends[position - 1]
+                pieces += [(tokens.text[place:start], 0.0), (tokens.text[start:end], weight)]
+                place = end
+        end = len(tokens.text) if position == len(tokens.ids) else tokens.ends[position - 1]
+        return [piece for piece in (*pieces, (tokens.text[place:end], 0.0)) if piece[0]]
+
+    def _render(self, thread: StringThread) -> tuple[TokenizedThread, _Tokens]:
         text, tagged = self.template.tagged_text(thread)
         self.template.check_tools_are_shown(thread, text)
         located = self._locator.locate(thread, text, tagged)
         tokens = self._encode(text)
         weights = thread.get_turn_weights()
         spans = tuple(self._span(thread, tokens, turn) for turn in located)
-        return TokenizedThread(thread, tokens.ids, spans, tuple(weights[turn.turn] for turn in located))
+        turn_weights = tuple(weights[turn.turn] for turn in located)
+        return TokenizedThread(thread, tokens.ids, spans, turn_weights), tokens
 
     def render_prompt(self, thread: StringThread) -> TokenizedThread:
         """All tokens of a thread, followed by the template's opening of an assistant turn.

@@ -66,14 +66,22 @@ class InferenceModel:
         description: architecture, size, device and precision, in a few words.
         weights: "live" (as they are when a call runs), "reference" (as they were loaded), or the name of a snapshot.
         sampling: how it samples; the views below have others.
+        limits: the most tokens of a sequence.
     """
 
     def __init__(
-        self, name: str, description: str, worker: EngineWorker, renderer: Renderer, sampling: jobs.Sampling
+        self,
+        name: str,
+        description: str,
+        worker: EngineWorker,
+        renderer: Renderer,
+        sampling: jobs.Sampling,
+        limits: jobs.SequenceLimits,
     ) -> None:
         self.name = name
         self.description = description
         self.sampling = sampling
+        self.limits = limits
         self.weights = jobs.LIVE
         self._snapshot: _HeldSnapshot | None = None
         self._worker = worker
@@ -216,6 +224,18 @@ class InferenceModel:
         """
         return settled(await render_each(threads, self._renderer.written_completion, _unchanged), return_exceptions)
 
+    async def weighted_text(self, thread: StringThread, num_tokens: int | None = None) -> list[tuple[str, float]]:
+        """The rendered text of a thread in pieces, each with the loss weight of its tokens; 0 is not trained.
+
+        Args:
+            thread: the thread.
+            num_tokens: only so many tokens of it.
+
+        Raises:
+            RenderError: as for ``tokenize_thread``.
+        """
+        return await off_loop(self._renderer.weighted_text, thread, num_tokens)
+
     async def detokenize_thread(self, thread: TokenizedThread) -> StringThread:
         """The text of a tokenized thread."""
         return thread.thread
@@ -279,7 +299,8 @@ class InferenceModel:
         self, weights: str, snapshot: _HeldSnapshot | None = None, worker: EngineWorker | None = None
     ) -> InferenceModel:
         """A handle on other weights, of this engine or of another worker's, with the same sampling; it cannot train."""
-        handle = InferenceModel(self.name, self.description, worker or self._worker, self._renderer, self.sampling)
+        worker = worker or self._worker
+        handle = InferenceModel(self.name, self.description, worker, self._renderer, self.sampling, self.limits)
         handle.weights, handle._snapshot = weights, snapshot
         return handle
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from descant.engine.hf import HFEngine
-from descant.engine.jobs import LookAgain, Sampling
+from descant.engine.jobs import LookAgain, Sampling, SequenceLimits
+from descant.engine.score import context_length
 from descant.errors import ConfigurationError, ModelLoadError
 from descant.models.chat_template import Renderer
 from descant.models.generation_config import stop_ids_of, warn_of_settings_not_applied
@@ -88,7 +89,8 @@ def live_model(
     worker.wait_until_loaded()
     worker.is_trained_by_others = True
     description = worker.submit(LookAgain()).future.result()
-    return InferenceModel(name, description, worker, renderer, Sampling(max_gen_len=tokens_to_generate))
+    limits = SequenceLimits(context_length(causal_lm), max_batch_size)
+    return InferenceModel(name, description, worker, renderer, Sampling(max_gen_len=tokens_to_generate), limits)
 
 
 def _copied(tokenizer: Any) -> Any:

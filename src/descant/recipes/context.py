@@ -14,6 +14,7 @@ from descant.errors import ConfigurationError
 from descant.notifiers import JobNotifier, StdoutJobNotifier
 from descant.provenance import recipe_of_run, remember_secrets
 from descant.recipes.config import InputConfig
+from descant.runner.preview_scope import num_previewed
 from descant.runner.recorder import default_run_dir, unused_run_dir
 from descant.text import printable
 
@@ -59,8 +60,12 @@ class RecipeContext:
         self.job = job or StdoutJobNotifier(self.name)
         self._token: Token[Mapping[str, Any] | None] | None = None
 
+    def run_in(self, directory: Path) -> None:
+        """Take a directory that is there for the run."""
+        self.run_dir, self._makes_run_dir = directory, False
+
     def close(self, error: BaseException | None = None) -> None:
-        """Report the end to the job; later calls do nothing."""
+        """Report the end to the job, unless it is a preview; later calls do nothing."""
         token, self._token = self._token, None
         if token is None:
             return
@@ -68,6 +73,8 @@ class RecipeContext:
         if self._makes_run_dir:
             with suppress(OSError):  # something is in it
                 self.run_dir.rmdir()
+        if num_previewed.get() is not None:
+            return
         if error is None:
             self.job.complete()
         else:

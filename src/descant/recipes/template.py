@@ -29,6 +29,10 @@ class Config(InputConfig):
     epochs: float = Field(1.0, gt=0, description="passes over the training threads")
     samples_per_batch: int = Field(32, ge=1, description="threads per step")
     max_batch_size: int = Field(4096, ge=1, description="tokens that go through the model at once; bounds memory")
+    max_length: int | None = Field(
+        None, ge=1, description="tokens of a thread, at most; by default what the model takes"
+    )
+    over_long: Literal["error", "skip", "truncate"] = Field("error", description="what follows when threads have more")
     max_gen_len: int = Field(64, ge=1, description="tokens of an answer, at most")
     frequency: float = Field(0.1, gt=0, le=1, description="the share of the run between two evaluations")
     trackers: list[Literal["trackio", "wandb", "mlflow", "tensorboard"]] = Field(
@@ -57,6 +61,8 @@ async def main(ctx: RecipeContext, config: Config) -> None:
         lr=config.lr,
         epochs=config.epochs,
         samples_per_batch=config.samples_per_batch,
+        max_length=config.max_length,
+        over_long=config.over_long,
         seed=ctx.seed,
         run_dir=ctx.run_dir,
     ).run()

@@ -31,6 +31,7 @@ from descant.runner.interrupts import Interrupts
 from descant.runner.metric_keys import MetricKeys
 from descant.runner.modes import choose_modes
 from descant.runner.options import RunOptions, options
+from descant.runner.preview_scope import end_with_plan, num_previewed
 from descant.runner.recorder import RunRecorder
 from descant.runner.requests import Requests, SaveCheckpoint
 from descant.runner.run_state import RunState
@@ -105,6 +106,9 @@ class CallbackRunner(RunOptions):
 
     models: Sequence[InferenceModel] = ()
     """The models that are trained, for the settings in the run log, if no callback looks at them."""
+
+    on_open: Callable[[RunRecorder], Awaitable[None]] | None = None
+    """Records what is known of the run before its first call."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,6 +193,8 @@ class CallbackRunner(RunOptions):
 
     async def open(self) -> None:
         """What entering does, but for the signals."""
+        if num_previewed.get() is not None:
+            end_with_plan(self.title, self.num_steps, self.plan())
         self._state.started_at = time.monotonic()
         contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
@@ -199,6 +205,8 @@ class CallbackRunner(RunOptions):
             await self.recorder.announce(self.title, masked(await self._describe(specs, models)), self.plan(), specs)
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
+            if self.on_open is not None:
+                await self.on_open(self.recorder)
             stack.push_async_exit(self._end)
             await self._evaluations.start()
             for callback in self.callbacks:

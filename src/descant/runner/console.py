@@ -99,13 +99,7 @@ class Console:
         self._rich.print(Text(printable(title), style="bold"))
         self._name_width = max((len(line.name) for line in plan), default=0)
         if plan:
-            table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-            for header in ("callback", "runs", "calls", "after steps (0 is before the first)"):
-                table.add_column(header)
-            for line in plan:
-                cells = (line.name, line.schedule, line.num_calls, line.describe_steps())
-                table.add_row(*(Text(printable(cell)) for cell in cells))
-            self._rich.print(table)
+            self._rich.print(plan_table(plan))
         self._bar.start()
 
     def show_step(
@@ -175,6 +169,17 @@ class Console:
         if any(cost.num_runs for cost in costs):
             self._rich.print(_cost_table(costs, duration_s))
         self._rich.print(Text(printable(summary), style="bold"))
+
+
+def plan_table(plan: Sequence[Plan]) -> RichTable:
+    """When callbacks run, one in each row."""
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("callback", "runs", "calls", "after steps (0 is before the first)"):
+        table.add_column(header)
+    for line in plan:
+        cells = (line.name, line.schedule, line.num_calls, line.describe_steps())
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
 
 
 def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:

@@ -238,10 +238,18 @@ class RunRecorder:
                 raise
 
     async def record_event(
-        self, step: int, kind: str, source: str, message: str, details: BaseException | str | None = None
+        self,
+        step: int,
+        kind: str,
+        source: str,
+        message: str,
+        details: BaseException | str | None = None,
+        *,
+        is_shown: bool = True,
     ) -> None:
         """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
-        self.show_warning(message)
+        if is_shown:
+            self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
     async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:

@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from fractions import Fraction
 from math import nan
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from descant.arguments import check_finite_number, check_flag, check_whole_number
+from descant.arguments import check_finite_number, check_flag, check_one_of, check_whole_number
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
+from descant.progress import planned_steps
+from descant.runner.contamination_check import check_contamination
 from descant.runner.options import checked_by, options
+from descant.runner.recorder import RunRecorder
 from descant.settings import plain
 from descant.trainers.data_order import DataOrder
 from descant.trainers.loop import Step, Trainer
 from descant.trainers.lr_schedulers import CosineScheduler, Scheduler, peak_rate
+from descant.trainers.preview import Preview, shown_samples
+from descant.trainers.trained_threads import OverLong, Problem, TrainedThreads
+
+_FEW_STEPS = 10  # fewer than a callback at frequency=0.1 is meant to run between
 
 
 def _check_scheduler(name: str, scheduler: Any) -> None:
@@ -36,7 +43,8 @@ def _check_model(name: str, model: Any) -> None:
 class GradientTrainer(Trainer):
     """A trainer that makes one update per step, on ``samples_per_batch`` samples of a dataset.
 
-    There are ``ceil(epochs * len(dataset) / samples_per_batch)`` steps; the last may be short.
+    There are ``ceil(epochs * len(dataset) / samples_per_batch)`` steps; the last may be short. The dataset is rendered
+    once, before the first step: threads that ``over_long`` leaves out are not counted.
 
     Metrics of each step: ``training/loss``, ``training/learning_rate``, ``training/grad_norm`` (before clipping),
     ``training/num_tokens`` (trained), ``training/num_samples``, ``training/tokens_per_s``, ``training/step_s`` (without
@@ -88,10 +96,29 @@ class GradientTrainer(Trainer):
     data_seed: int = field(default=42, metadata=checked_by(check_whole_number, least=0))
     """The order of the data."""
 
+    max_length: int | None = field(default=None, metadata=checked_by(check_whole_number, or_none=True))
+    """The most tokens of a thread; by default what the model can train, ``max_batch_size`` or its context."""
+
+    over_long: OverLong = field(default="error", metadata=checked_by(check_one_of, allowed=get_args(OverLong)))
+    """What follows when threads have more tokens than that: "error" refuses to train, before the first step; "skip"
+    leaves them out; "truncate" trains their first ``max_length`` tokens. Threads that the chat template refuses, or
+    without a token to train, are refused by "error", too, and left out by the others."""
+
     def __post_init__(self) -> None:
+        self.trained: TrainedThreads | None = None  # what remains of the dataset, once it is prepared
+        self._num_skipped: list[int] = []  # of each step that has left samples out
         if hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__"):
             self.dataset = tuple(self.dataset)
         super().__post_init__()
+        limits = self.model.limits
+        if self.max_length is not None and self.max_length > limits.trained:
+            way = (
+                f"spawn_train(name, max_batch_size={self.max_length})" if self.max_length <= limits.context else "less"
+            )
+            raise ConfigurationError(
+                f"max_length={self.max_length} is more than {self.model.name!r} can train (max_batch_size="
+                f"{limits.max_batch_size}, context {limits.context}); give {way}"
+            )
 
     @property
     def scheduler(self) -> Scheduler:
@@ -99,15 +126,106 @@ class GradientTrainer(Trainer):
         return self.lr_scheduler or CosineScheduler(self.lr)
 
     def settings(self) -> dict[str, Any]:
-        """The arguments, with the scheduler that is used and its learning rate (if it is known: see ``peak_rate``)."""
-        settings = {**super().settings(), "lr": peak_rate(self.scheduler), "lr_scheduler": plain(self.scheduler)}
+        """The arguments, with the scheduler that is used, its learning rate (if it is known: see ``peak_rate``), and
+        what is trained once that is known."""
+        settings = {
+            **super().settings(),
+            "lr": peak_rate(self.scheduler),
+            "lr_scheduler": plain(self.scheduler),
+            "max_length": self.max_length or self.model.limits.trained,
+            **({} if self.trained is None else {"trained": self.trained.settings()}),
+        }
         return {name: value for name, value in settings.items() if name != "lr" or value is not None}
 
     def plan(self) -> DataOrder:
         """Shuffled epochs, cut into steps."""
         return DataOrder(
-            len(self.dataset), epochs=self.epochs, samples_per_batch=self.samples_per_batch, seed=self.data_seed
+            len(self.trained or self.dataset),
+            epochs=self.epochs,
+            samples_per_batch=self.samples_per_batch,
+            seed=self.data_seed,
         )
+
+    async def prepare(self) -> None:
+        """Render the dataset, refuse or leave out what cannot be trained, and plan what remains."""
+        if refusal := (await self._rendered()).refusal():
+            raise refusal
+
+    async def _rendered(self) -> TrainedThreads:
+        """What is trained of the dataset, which is rendered once; the plan is made of it."""
+        if self.trained is None:
+            max_length = self.max_length or self.model.limits.trained
+            self.trained = await TrainedThreads.of(self.dataset, self.model, max_length, self.over_long, _say)
+            self.order = self.plan()
+        return self.trained
+
+    async def announce(self, recorder: RunRecorder) -> None:
+        """Say what is left out and cut, and what could be planned better."""
+        assert self.trained is not None
+        for hint in self.hints():
+            recorder.show_note(hint)
+        if left_out := self.trained.left_out:
+            message = self.trained.describe_left_out()
+            await recorder.record_event(0, "samples_left_out", "trainer", message, _listing(left_out))
+        if cut := self.trained.cut:
+            await recorder.record_note(0, "samples_cut", "trainer", self.trained.describe_cut(), _listing(cut))
+
+    async def conclude(self, recorder: RunRecorder) -> None:
+        """Say how many samples steps have left out, if more than the first such step has."""
+        if (num_steps := len(self._num_skipped)) > 1:
+            message = (
+                f"{num_steps:,} of {self.num_steps:,} steps have left out {sum(self._num_skipped):,} threads in all"
+            )
+            await recorder.record_event(recorder.step, "samples_skipped_in_all", "trainer", message)
+        self._num_skipped.clear()
+
+    def hints(self) -> list[str]:
+        """What could be planned better: a step that takes the whole dataset, too few steps to evaluate between."""
+        num_samples, total = self.order.num_samples, self.order.num_samples_after(self.num_steps)
+        smaller = 1 << max(1, total // _FEW_STEPS).bit_length() - 1
+        num_steps = planned_steps(self.epochs, num_samples, smaller)
+        better = "more epochs make more steps"
+        if num_steps > self.num_steps:
+            better = f"samples_per_batch={smaller} makes {num_steps:,}, and {better}"
+        steps = f"{self.num_steps:,} step{'s' * (self.num_steps > 1)}"
+        if self.samples_per_batch > num_samples:
+            return [
+                f"samples_per_batch={self.samples_per_batch} is more than the {num_samples:,} threads, so the run has "
+                f"{steps}; {better}"
+            ]
+        if self.num_steps < _FEW_STEPS:
+            return [
+                f"a run of {steps} is short: a callback at frequency=0.1 is called {self.num_steps + 1} times, not 11; "
+                f"{better}"
+            ]
+        return []
+
+    async def preview(self, num_samples: int = 3) -> Preview:
+        """Print what a run would train and call, and return it as data. Nothing is trained, and nothing is written.
+
+        Args:
+            num_samples: threads that are shown: the first ones of the first step, and the longest.
+        """
+        check_whole_number("num_samples", num_samples)
+        data = await self._rendered()
+        runner = self._make_runner()
+        notes, refusal = self.hints(), data.refusal()
+        try:
+            found = await check_contamination(self.callbacks, self.prompts(), self.contamination)
+            notes += [each.describe() for each in found]
+        except DatasetError as error:
+            refusal = refusal or error
+        preview = Preview(
+            title=runner.title,
+            num_steps=self.num_steps,
+            plan=runner.plan(),
+            data=data,
+            samples=await shown_samples(data, self.order.indices(1), num_samples),
+            notes=notes,
+            refusal=refusal,
+        )
+        preview.show()
+        return preview
 
     @property
     def trained_models(self) -> Sequence[TrainingModel]:
@@ -164,13 +282,11 @@ class GradientTrainer(Trainer):
             raise
         return {"loss": nan, "grad_norm": nan, "num_tokens": 0, "num_samples": 0, "skipped_update": 1.0}
 
-    def _place(self, index: int) -> str:
-        """Where a sample comes from: file and line, or else its place in the dataset."""
-        return getattr(self.dataset[index], "source", None) or f"dataset[{index}]"
-
     async def _record_skipped(self, step: Step, failures: Mapping[int, Exception]) -> None:
+        """Record samples that could not be trained; the first ones are shown, since there may be some at each step."""
+        assert self.trained is not None
         num_samples = len(step.indices)
-        problems = [(self._place(step.indices[place]), str(error)) for place, error in failures.items()]
+        problems = [(self.trained.place(step.indices[place]), str(error)) for place, error in failures.items()]
         are_finite = (not isinstance(error, NonFiniteSequenceError) for error in failures.values())
         if len(failures) == num_samples and any(are_finite):
             raise DatasetError(f"none of the {num_samples} threads of step {step.number} can be trained", problems)
@@ -178,4 +294,17 @@ class GradientTrainer(Trainer):
         message = (
             f"{len(failures)} of {num_samples} threads of step {step.number} cannot be trained, first: {problems[0][1]}"
         )
-        await step.recorder.record_event(step.number, "samples_skipped", "trainer", message, listing)
+        await step.recorder.record_event(
+            step.number, "samples_skipped", "trainer", message, listing, is_shown=not self._num_skipped
+        )
+        self._num_skipped.append(len(failures))
+
+
+def _listing(problems: Sequence[Problem]) -> str:
+    return "\n".join(f"{problem.place}: {problem.reason}" for problem in problems)
+
+
+def _say(message: str) -> None:
+    from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
+
+    Console(1).note(message)

@@ -1,5 +1,6 @@
 """The training loop, shared by every trainer.
 
+prepare:                         the data is rendered; what cannot be trained is refused or left out; the plan
 enter the runner:                open the run log, print the plan
                                  callbacks: on_start, then the calls that are due before the first step
 for each step, until one of them requests a stop:
@@ -33,10 +34,12 @@ from descant.notifiers import StageNotifier
 from descant.runner.callback_runner import CallbackRunner
 from descant.runner.calls import CallbackFailure
 from descant.runner.options import RunOptions, checked_by, options
+from descant.runner.preview_scope import PreviewEnd, num_previewed
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.threads.thread import StringThread
 from descant.trainers.data_order import DataOrder
+from descant.trainers.preview import Preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,19 @@ class Trainer(RunOptions, ABC):
     async def train_step(self, step: Step) -> dict[str, Metric]:
         """Make a step and return its metrics under their full keys."""
 
+    @abstractmethod
+    async def preview(self, num_samples: int = 3) -> Preview:
+        """Print what a run would do, with some samples, and return it as data."""
+
+    async def prepare(self) -> None:
+        """Look at the data, refuse or leave out what cannot be trained, and plan the rest: before anything is made."""
+
+    async def announce(self, recorder: RunRecorder) -> None:
+        """Say what is known of the data and the plan, before the first call."""
+
+    async def conclude(self, recorder: RunRecorder) -> None:
+        """Say what adds up over the steps, after the last."""
+
     async def setup(self) -> None:
         """Prepare what training needs apart from the models (a reference, a value model), before the first call."""
 
@@ -144,27 +160,34 @@ class Trainer(RunOptions, ABC):
             await model.save(path if len(models) == 1 else path / model.name)
 
     async def run(self) -> TrainingResult:
-        """Train, and return what it came to.
+        """Train, and return what it came to; under ``descant preview``, preview it, and end the recipe.
 
         Raises:
             CallbackError: a callback failed, and ``strict`` or its ``on_error="raise"`` is on.
             ObserverError: another trainer is training the same model.
             NonFiniteError: the gradient of a step is not finite; the weights are those before it.
             RunLogError: the run log cannot be written.
-            DatasetError: prompts that callbacks evaluate on are trained on, and ``contamination="error"``.
+            DatasetError: samples that cannot be trained, with all of their places; or prompts that callbacks evaluate
+                on are trained on, and ``contamination="error"``. Nothing is written.
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the step, the final calls and the run log are done.
             Exception: what else stops training, once callbacks and run log are closed.
         """
+        if (num_samples := num_previewed.get()) is not None:
+            raise PreviewEnd(int((await self.preview(num_samples)).refusal is not None))
         started_at = time.monotonic()
-        runner = self._make_runner()
-        async with self._training_alone(), runner:
-            await self._report_progress(0, runner.recorder)
-            for number in range(1, self.num_steps + 1):
-                if runner.should_stop:
-                    break
-                step = Step(number, number / self.num_steps, self.order.indices(number), runner.recorder)
-                await runner.after_step(number, await self.train_step(step))
-                await self._report_progress(number, runner.recorder)
+        async with self._training_alone():
+            await self.prepare()
+            await self.setup()
+            runner = self._make_runner()
+            async with runner:
+                await self._report_progress(0, runner.recorder)
+                for number in range(1, self.num_steps + 1):
+                    if runner.should_stop:
+                        break
+                    step = Step(number, number / self.num_steps, self.order.indices(number), runner.recorder)
+                    await runner.after_step(number, await self.train_step(step))
+                    await self._report_progress(number, runner.recorder)
+                await self.conclude(runner.recorder)
         return TrainingResult(
             num_steps=runner.step,
             stop_reason=runner.stop_reason,
@@ -188,6 +211,7 @@ class Trainer(RunOptions, ABC):
             save_checkpoint=self.save_checkpoint,
             training_set=self.prompts(),
             models=self.trained_models,
+            on_open=self.announce,
         )
 
     async def _report_progress(self, step: int, recorder: RunRecorder) -> None:
@@ -213,5 +237,4 @@ class Trainer(RunOptions, ABC):
             for model in self.trained_models:
                 stack.enter_context(model.trained_by(requester))
                 await model.discard_gradient()  # a trainer before this one may have been interrupted within a step
-            await self.setup()
             yield

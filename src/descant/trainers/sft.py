@@ -10,6 +10,7 @@ from typing import Any
 
 from descant.errors import ConfigurationError, DatasetError
 from descant.metrics import Metric, MetricSpec
+from descant.models.off_loop import off_loop
 from descant.runner.options import checked_by, options
 from descant.threads.thread import StringThread
 from descant.trainers.gradient_trainer import GradientTrainer
@@ -60,24 +61,26 @@ class SFT(GradientTrainer):
 
     def prompts(self) -> Sequence[StringThread]:
         """The dataset."""
-        return self.dataset
+        return self.trained.threads if self.trained else self.dataset
 
     def describe(self) -> str:
         """What is trained on what, in one line."""
+        num_steps, num_samples = self.num_steps, self.order.num_samples
+        of_all = f" of {len(self.dataset):,}" if num_samples < len(self.dataset) else ""
         return (
-            f"{self.model.name} ({self.model.description}) on {len(self.dataset):,} threads{self._trained_turns()}, "
-            f"{self.num_steps:,} steps of {min(self.samples_per_batch, len(self.dataset)):,}"
+            f"{self.model.name} ({self.model.description}) on {num_samples:,}{of_all} threads{self._trained_turns()}, "
+            f"{num_steps:,} step{'s' * (num_steps > 1)} of {self.order.num_samples_after(1):,}"
         )
 
     def _trained_turns(self) -> str:
         """How many turns carry weight, unless it is the one assistant turn of each thread."""
         counts = Counter(
             (turn.role == "assistant", weight > 0)
-            for thread in self.dataset
+            for thread in self.prompts()
             for turn, weight in zip(thread.get_turns(), thread.get_turn_weights(), strict=True)
         )
         trained, left_out, others = counts[True, True], counts[True, False], counts[False, True]
-        if (trained, left_out, others) == (len(self.dataset), 0, 0):
+        if (trained, left_out, others) == (self.order.num_samples, 0, 0):
             return ""
         beside = f" and {others:,} others" if others else ""
         return f" (trains {trained:,} of {trained + left_out:,} assistant turns{beside})"
@@ -85,7 +88,10 @@ class SFT(GradientTrainer):
     async def train_step(self, step: Step) -> dict[str, Metric]:
         """One update on the next samples."""
         started_at = time.perf_counter()
-        threads = [self.dataset[index] for index in step.indices]
-        outcomes = await self.model.train_language_modelling_many(threads, seed=self.seed, return_exceptions=True)
+        assert self.trained is not None
+        threads = await off_loop(self.trained.batch, step.indices)
+        outcomes = await self.model.accumulate_many(
+            threads, "language_modelling", seed=self.seed, return_exceptions=True
+        )
         failures = {place: error for place, error in enumerate(outcomes) if error is not None}
         return await self.update(step, failures, started_at)

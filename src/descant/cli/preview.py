@@ -1,0 +1,30 @@
+"""``descant preview``: a recipe up to its first training, which it prints in place of running it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from descant.cli.run import errors_as_exit_codes, prepare_recipe
+from descant.runner.preview_scope import num_previewed
+
+
+def preview_recipe(
+    path: Path, file: Path | None, settings: Sequence[str], name: str | None, run_dir: Path | None, num_samples: int
+) -> None:
+    """Preview a recipe: see the options of the command. What it writes to its run directory before is not kept."""
+    recipe, ctx = prepare_recipe(path, file, settings, name, run_dir)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with tempfile.TemporaryDirectory(prefix="descant-preview-") as directory:
+        ctx.run_in(Path(directory))
+        token = num_previewed.set(num_samples)
+        try:
+            with errors_as_exit_codes(path, is_running=True):
+                recipe.run(ctx)
+        finally:
+            num_previewed.reset(token)
+    print("the recipe has ended without a trainer or callbacks of descant: there was nothing to preview")

@@ -1,0 +1,30 @@
+"""The scope of ``descant preview``, in which what would train says what it would do, and ends the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import NoReturn
+
+from descant.schedule import Plan
+from descant.text import printable
+
+num_previewed: ContextVar[int | None] = ContextVar("descant_preview", default=None)
+"""How many threads a preview shows; None where recipes are run and not previewed."""
+
+
+class PreviewEnd(SystemExit):
+    """Raised through the recipe in place of training: code 0, or 1 if training would be refused."""
+
+
+def end_with_plan(title: str, num_steps: int, plan: Sequence[Plan]) -> NoReturn:
+    """The preview of a loop whose data are not known: prints what would be called, and ends the recipe."""
+    from rich.console import Console  # noqa: PLC0415  # which importing a trainer spares
+
+    from descant.runner.console import plan_table  # noqa: PLC0415
+
+    page = Console(highlight=False, soft_wrap=True, markup=False)
+    page.print(printable(title), style="bold")
+    page.print(f"{num_steps:,} step{'s' * (num_steps != 1)}", style="bold")
+    page.print(plan_table(plan))
+    raise PreviewEnd(0)
