@@ -105,8 +105,7 @@ class Calls:
             return await self.fail(call, error)
         finally:
             if not call.is_detached and (report := self.guard.watchdog.take_report()):
-                message, _, stack = report.partition("\n")
-                await self.recorder.record_note(call.run.step, "callback_blocked", name, message, stack)
+                await self.recorder.record_shown(call.run.step, "callback_blocked", name, *report)
             await self.record_warnings()
 
     async def _attempt(

@@ -241,6 +241,10 @@ class RunRecorder:
         self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
+    async def record_shown(self, step: int, kind: str, source: str, message: str, details: str) -> None:
+        """Record a warning that was shown when it arose."""
+        await self._run_log.log_event(step, kind, source, message, details)
+
     async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
         """Record an event that is no reason to worry, and show it."""
         self.show_note(message)
