@@ -14,7 +14,7 @@ from rich.text import Text
 from descant.cli.answers import latest_sample_lines, prompt_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
-from descant.cli.events import failure_lines, warning_lines
+from descant.cli.events import failure_lines, note_lines, warning_lines
 from descant.cli.grid import heading
 from descant.cli.runs import date, declared_metrics, foreign_content_as_error
 from descant.errors import ConfigurationError
@@ -83,6 +83,7 @@ def show_run(
             page.section("latest samples", latest_sample_lines(reader, callbacks, num_samples, width))
         page.section("the same prompt across the run", prompts)
         if keys is None:
+            page.section("notes", note_lines(reader.events))
             page.section("warnings", warning_lines(reader.events))
             page.section("failures", failure_lines(reader.events, tracebacks=failures))
 

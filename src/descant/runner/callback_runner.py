@@ -362,7 +362,7 @@ class CallbackRunner(RunOptions):
                 if self._watches_in_vain(callback, is_final):
                     await self._call(callback, is_final=is_final_call)
         finally:
-            await self._calls.record_warnings()
+            await self._calls.record_messages()
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:

@@ -106,7 +106,7 @@ class Calls:
         finally:
             if not call.is_detached and (report := self.guard.watchdog.take_report()):
                 await self.recorder.record_shown(call.run.step, "callback_blocked", name, *report)
-            await self.record_warnings()
+            await self.record_messages()
 
     async def _attempt(
         self,
@@ -173,11 +173,12 @@ class Calls:
             self.costs.add_recording(call.callback.name, now - started_at)
         return now
 
-    async def record_warnings(self) -> None:
-        """Record what callbacks have warned of since the last time."""
-        while self._state.warnings:  # threads may add to them
-            source, step, message, details = self._state.warnings.pop(0)
-            await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
+    async def record_messages(self) -> None:
+        """Record what callbacks have said since the last time."""
+        while self._state.messages:  # threads may add to them
+            kind, source, step, message, details = self._state.messages.pop(0)
+            record = self.recorder.record_note if kind == "callback_note" else self.recorder.record_event
+            await record(step, kind, source, f"{source}: {message}", details)
 
     async def _call_follower(
         self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric], num_failed: dict[str, float]
