@@ -6,11 +6,12 @@ import inspect
 import os
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType, TracebackType
@@ -18,13 +19,14 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.errors import ConfigurationError
-from descant.metrics import Metric, MetricSpec
+from descant.metrics import NUM_TOKENS, TRAINING_LOSS, Metric, MetricSpec
 from descant.provenance import masked_text, plain_config, plain_settings
 from descant.runlog.run_log import RunLog
 from descant.runner.costs import CallbackCost
 from descant.schedule import Plan
+from descant.stats import final_mean, num_final
 from descant.table import Table
-from descant.text import cut, quoted
+from descant.text import cut, figure, quoted
 from descant.trackers.feed import Feed, finish_feeds
 from descant.trackers.logger import Logger, RunInfo, TrackerLogger
 
@@ -68,6 +70,8 @@ class RunRecorder:
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
         self._unpublished: dict[int, dict[str, Metric]] = {}
+        self._final_losses: deque[tuple[float, float]] = deque(maxlen=num_final(num_steps))  # with their tokens
+        self._num_losses, self._weights_losses = 0, False
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
         self._console = Console(num_steps)
@@ -111,11 +115,22 @@ class RunRecorder:
             await self.publish()
         outcome = self._describe_outcome(error)
         duration_s = time.monotonic() - self._started_at
-        steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
+        steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s{self._conclude_loss()}"
         summary = f"{outcome} after {steps}; the run is in {self._shown_run_dir}"
         self._console.close(summary, self._costs, duration_s)
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
+
+    def _conclude_loss(self) -> str:
+        """The training loss that the run came to, which is its latest from now on, in words."""
+        if not (last := list(self._final_losses)[-num_final(self._num_losses) :]):
+            return ""
+        losses, num_tokens = zip(*last, strict=True)
+        if (final := final_mean(losses, num_tokens if self._weights_losses else [1.0] * len(last))) is None:
+            return ""
+        self.latest[TRAINING_LOSS] = final.mean
+        spread = f" ± {final.std:.2g}" if final.num_values > 1 else ""
+        return f"; training loss {figure(final.mean)}{spread} over the last {final.num_values:,} steps"
 
     def _describe_outcome(self, error: BaseException | None) -> str:
         return self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
@@ -155,6 +170,7 @@ class RunRecorder:
         ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer".
         """
         self._console.start(title, plan, specs)
+        self._weights_losses = any(spec.key == NUM_TOKENS for spec in specs.get("trainer", ()))
         run_id = uuid4().hex
         trackers = self._named_trackers()
         settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
@@ -185,6 +201,10 @@ class RunRecorder:
         """
         place: dict[str, Metric] = {"progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
         self._unpublished.setdefault(step, {}).update({**metrics, **place})
+        if isinstance(loss := metrics.get(TRAINING_LOSS), int | float) and not isnan(loss):
+            num_tokens = metrics.get(NUM_TOKENS)
+            self._final_losses.append((loss, num_tokens if isinstance(num_tokens, int | float) else 1.0))
+            self._num_losses += 1
         if step >= self.step:
             self.step = step
             self.latest |= {key: value for key, value in place.items() if not isinstance(value, Table)}
