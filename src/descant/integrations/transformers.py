@@ -101,6 +101,7 @@ class AddedCallbacks(TrainerCallback):
         self._waiting: SynchronousRunner | None = None
         self._logged: dict[str, int] = {}  # key to the latest step at which the trainer has it
         self._ranks: Ranks | None = None
+        options = {"progress_bar": False, **options}
         checked = CallbackRunner(callbacks, num_steps=1, **options)
         checked.check_background()  # what cannot work is refused now
         self._options = {**options, "run_dir": checked.run_dir}  # which is absolute

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -24,7 +25,10 @@ from descant.runner.requests import describe
 from descant.runner.run_state import RunState
 from descant.seeds import derive_seed
 from descant.table import Table
+from descant.text import duration
 
+_SLOW_S = 10.0
+_SHORT_S = 0.3  # what is over sooner is not shown
 FAILED = object()
 """What a call returns that has failed: the failure has been recorded."""
 
@@ -37,6 +41,20 @@ class CallbackFailure:
     step: int
     message: str
     traceback: str
+
+
+@dataclass(slots=True)
+class _Running:
+    """A call that has begun and not ended; as text, how far it is."""
+
+    call: Call
+    requester: Requester
+    began_at: float = field(default_factory=time.monotonic)
+    timer: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        progress = self.requester.describe_progress()
+        return f"{self.call.callback.name} at step {self.call.run.step:,}{f': {progress}' if progress else ''}"
 
 
 class Calls:
@@ -68,6 +86,7 @@ class Calls:
         self.failures: list[CallbackFailure] = []
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
+        self._running: dict[Call, _Running] = {}
         self._returned: dict[str, set[str]] = {}  # the keys of each callback's latest metrics
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
@@ -123,10 +142,30 @@ class Calls:
         try:
             if turn is not None:
                 await turn()
+            running = self._running[call] = _Running(call, requester)
+            if not detached:
+                self._say_if_slow(running, _SLOW_S)
             with shown(callback, call.run):
                 return await self.guard.run(work, requester, timeout_s or callback.timeout_s, is_detached=detached)
         finally:
+            if (ended := self._running.pop(call, None)) is not None and ended.timer is not None:
+                ended.timer.cancel()
             call.num_tokens += requester.num_tokens
+
+    def describe_running(self) -> list[str]:
+        """What is evaluated now, and how far that is; for people, from any thread."""
+        latest = time.monotonic() - _SHORT_S
+        return [str(running) for running in list(self._running.values()) if running.began_at < latest]
+
+    def _say_if_slow(self, running: _Running, after_s: float) -> None:
+        """How far a call is that training waits for, where no live line says it; again after four times as long."""
+
+        def say() -> None:
+            self.recorder.show_waiting(f"{running} after {duration(after_s)}")
+            self._say_if_slow(running, 4 * after_s)
+
+        due_s = running.began_at + after_s - time.monotonic()
+        running.timer = asyncio.get_running_loop().call_later(due_s, say)
 
     async def make_waiting(self, call: Call, work: Callable[[], Awaitable[Any]]) -> Any:
         """``make``, while training waits."""

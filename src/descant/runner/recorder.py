@@ -56,7 +56,14 @@ class RunRecorder:
     """
 
     def __init__(
-        self, run_dir: str | Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
+        self,
+        run_dir: str | Path | None,
+        num_steps: int,
+        logger: Loggers | None,
+        *,
+        strict: bool,
+        name: str = "run",
+        shows_progress: bool = True,
     ) -> None:
         self._started_in, self._name = Path.cwd(), name  # a callback may change the working directory
         self._given_run_dir = None if run_dir is None else self._started_in / run_dir
@@ -74,7 +81,7 @@ class RunRecorder:
         self._num_losses, self._weights_losses = 0, False
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
-        self._console = Console(num_steps)
+        self._console = Console(num_steps, shows_progress=shows_progress)
         loggers = flat_loggers("logger", logger)
         self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
         self._loggers = [logger for logger in loggers if not isinstance(logger, TrackerLogger)]
@@ -164,12 +171,14 @@ class RunRecorder:
         config: Mapping[str, Any],
         plan: Sequence[Plan],
         specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({}),
+        describe_running: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Record the settings and the plan, show the plan, and tell the loggers.
 
-        ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer".
+        ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer";
+        ``describe_running`` says what is evaluated at a moment, from any thread.
         """
-        self._console.start(title, plan, specs)
+        self._console.start(title, plan, specs, describe_running)
         self._weights_losses = any(spec.key == NUM_TOKENS for spec in specs.get("trainer", ()))
         run_id = uuid4().hex
         trackers = self._named_trackers()
@@ -278,6 +287,10 @@ class RunRecorder:
     def show_warning(self, message: str) -> None:
         """Show a warning at once, from any thread, without recording it."""
         self._console.warn(cut(masked_text(message), _MAX_SHOWN))
+
+    def show_waiting(self, message: str) -> None:
+        """Show what training waits for, where no live line does."""
+        self._console.show_waiting(message)
 
     def show_note(self, message: str) -> None:
         """Show what is good to know, without recording it."""
