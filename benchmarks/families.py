@@ -257,7 +257,7 @@ def problems_of(engine, model):
         jobs.Generate(
             tuple(jobs.GenerationRequest(p, i) for i, p in enumerate(prompts)), jobs.Sampling(max_gen_len=NUM_NEW)
         ),
-        lambda: None,
+        lambda num_done=0: None,
     )
     sequences = []
     for prompt, result in zip(prompts, generated, strict=True):
@@ -272,9 +272,9 @@ def problems_of(engine, model):
     for name, value in flags.items():
         if hasattr(model.config, name):
             setattr(model.config, name, value)
-    scored = engine.run(jobs.Logprobs(tuple(sequences)), lambda: None)
+    scored = engine.run(jobs.Logprobs(tuple(sequences)), lambda num_done=0: None)
     again = engine.run(
-        jobs.Generate((jobs.GenerationRequest(prompts[1], 1),), jobs.Sampling(max_gen_len=4)), lambda: None
+        jobs.Generate((jobs.GenerationRequest(prompts[1], 1),), jobs.Sampling(max_gen_len=4)), lambda num_done=0: None
     )
     for name in flags:
         if hasattr(model.config, name):

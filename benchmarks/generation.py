@@ -49,7 +49,7 @@ def descant(_, path):
         started_at = time.perf_counter()
         requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
         settings = GenerationSettings(stops, 131_072, 16_384, str)
-        results = generate(scorer, requests, Sampling(max_gen_len=num_new), settings, lambda: None)
+        results = generate(scorer, requests, Sampling(max_gen_len=num_new), settings, lambda num_done=0: None)
         seconds = time.perf_counter() - started_at
         num_tokens = sum(len(result.token_ids) for result in results)
         return num_tokens / seconds, num_tokens

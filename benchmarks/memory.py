@@ -22,7 +22,7 @@ def measure(path):
     )  # fmt: skip
     sequence = WeightedSequence(tuple(range(1, LENGTH + 1)), (0.0, *[1.0] * (LENGTH - 1)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    engine.run(Logprobs((sequence,) * ROWS), lambda: None)
+    engine.run(Logprobs((sequence,) * ROWS), lambda num_done=0: None)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 

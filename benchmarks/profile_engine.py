@@ -42,11 +42,11 @@ def main():
     )  # fmt: skip
 
     def step():
-        engine.run(Accumulate(weighted(ragged_threads(32)), "language_modelling", 0), lambda: None)
-        engine.run(OptimStep(1e-4, 0.0, 1.0, False), lambda: None)
+        engine.run(Accumulate(weighted(ragged_threads(32)), "language_modelling", 0), lambda num_done=0: None)
+        engine.run(OptimStep(1e-4, 0.0, 1.0, False), lambda num_done=0: None)
 
     def evaluation():
-        engine.run(Logprobs(weighted(ragged_threads(150))), lambda: None)
+        engine.run(Logprobs(weighted(ragged_threads(150))), lambda num_done=0: None)
 
     for name, work in {"a training step of 32": step, "a validation loss of 150": evaluation}.items():
         print(f"\n| {name} sequences, 5.2M | share | calls |\n|---|---|---|")

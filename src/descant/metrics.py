@@ -17,6 +17,8 @@ Metric = float | str | Table
 
 RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percentage")
 """Metrics that belong to the trainer and its runner."""
+TRAINING_LOSS, NUM_TOKENS = "training/loss", "training/num_tokens"
+"""The loss of a step, and the trained tokens that it is the mean over, where a trainer declares how many those are."""
 _LARGEST_INTEGER = 2**63 - 1
 
 

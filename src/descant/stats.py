@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from math import fsum, prod, sqrt
+from math import ceil, fsum, prod, sqrt
 from statistics import fmean, pstdev, stdev
+from typing import NamedTuple
 
 SCORE_KEYS = frozenset(f"score/{name}" for name in ("mean", "std", "min", "max", "count", "stderr"))
 """What ``summarize_scores`` returns."""
@@ -79,3 +80,25 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     if num_samples - num_passed < k:
         return 1.0
     return 1.0 - prod(1.0 - k / i for i in range(num_samples - num_passed + 1, num_samples + 1))
+
+
+class FinalMean(NamedTuple):
+    """The mean and the population standard deviation of the last values of a curve, and how many values those are."""
+
+    mean: float
+    std: float
+    num_values: int
+
+
+def num_final(num_values: int) -> int:
+    """How many values of a curve are its last: a tenth, and at least two, since the last batch may be short."""
+    return max(2, ceil(num_values / 10))
+
+
+def final_mean(values: Sequence[float], weights: Sequence[float]) -> FinalMean | None:
+    """The weighted mean of values; None if none has a weight."""
+    if not (total := fsum(weights)):
+        return None
+    mean = fsum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    variance = fsum(weight * (value - mean) ** 2 for value, weight in zip(values, weights, strict=True)) / total
+    return FinalMean(mean, sqrt(variance), len(values))

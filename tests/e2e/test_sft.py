@@ -128,7 +128,7 @@ async def test_the_run_log_has_config_plan_samples_and_costs(qwen3_dir, tmp_path
     assert events == [
         ("run_started", "trainer"),
         ("contamination", "validation"),
-        ("callback_warning", "validation"),
+        ("callback_note", "validation"),
         ("forecast", "callbacks"),
         ("run_completed", "trainer"),
     ]

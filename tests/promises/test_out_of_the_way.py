@@ -166,7 +166,7 @@ async def test_at_the_end_everything_is_awaited_and_said(qwen3_dir, tmp_path, ca
     await train(qwen3_dir, tmp_path, make)
     assert series(tmp_path, "validation/rewards/score/mean") == {0: 1.0, 4: 1.0, 8: 1.0}
     shown = capsys.readouterr().err
-    assert "waiting for what is under way: validation (step 0), validation (step 4), validation (step 8)" in shown
+    assert "waiting for evaluations in flight: validation (step 0), validation (step 4), validation (step 8)" in shown
     assert "ms for validation (step 0), validation (step 4), validation (step 8)" in shown
     ((message,),) = query(tmp_path, "SELECT message FROM events WHERE kind = 'waited_for_callbacks'")
     assert message.startswith("waited ")

@@ -66,7 +66,8 @@ async def write_run(run_dir, num_steps=20, *, outcome="completed"):
     config = {"trainer": "SFT", "seed": 3, "model": model, "dataset": {"num_samples": 1280}, "num_steps": num_steps}
     await log.log_config({**config, "callbacks": callbacks, "metrics": METRICS})
     await log.log_event(0, "run_started", "trainer", "SFT: policy")
-    await log.log_event(0, "callback_warning", "answers", "answers: 2 of 2 threads end in a completion")
+    await log.log_event(0, "callback_note", "answers", "answers: 2 of 2 threads end in a completion")
+    await log.log_event(0, "callback_warning", "answers", "answers: a reference cannot be rendered")
     for step in range(num_steps + 1):
         if step:
             await log.log_metrics(step, {"training/loss": 2.0 - step / num_steps, "progress/step": step})
@@ -194,9 +195,10 @@ async def test_many_evaluations_are_thinned_out_unless_the_prompt_is_asked_for(t
     assert len(section(show(run, "--prompt", "id-one"), "the same prompt across the run")) == 3 + 101
 
 
-def test_warnings_have_a_line_and_failures_a_traceback_with_a_count(run):
+def test_notes_and_warnings_have_a_line_and_failures_a_traceback_with_a_count(run):
     output = show(run)
-    assert section(output, "warnings") == ["  step 0  answers: 2 of 2 threads end in a completion"]
+    assert section(output, "notes") == ["  step 0  answers: 2 of 2 threads end in a completion"]
+    assert section(output, "warnings") == ["  step 0  answers: a reference cannot be rendered"]
     head = "  step 0  callback 'broken' failed at step 0 (5 times, the last at step 20)"
     assert section(output, "failures") == [
         head,

@@ -50,7 +50,8 @@ class RunView:
         known_keys: the keys of everything that callbacks have returned in this run so far.
         run_dir: the directory of the run.
         seed: a seed made from the run's seed, the callback's name and the step.
-        warn: records a warning in the run log and shows it on the console.
+        warn: records a warning, of something that is wrong, in the run log and shows it on the console.
+        note: likewise what is good to know and no reason to worry.
         request_stop: asks for the end of the run after this step, with a reason; final calls are made as usual. It
             returns at once and is recorded.
         request_checkpoint: likewise for a checkpoint of the weights as they are after this step, in
@@ -71,6 +72,7 @@ class RunView:
     run_dir: Path
     seed: int
     warn: WarningSink
+    note: Callable[[str], None]
     request_stop: Callable[[str], None]
     request_checkpoint: Callable[[], None]
     as_measured: Callable[[Any], Any]
@@ -369,12 +371,19 @@ class RecipeCallback(ABC):
         }
 
     def warn(self, message: str, details: object = None) -> None:
-        """Record a warning in the run log, or in Python's log when the callback is driven by hand; ``details`` may be a
-        traceback, an exception, or anything else that has a ``repr``."""
+        """Record that something is wrong, in the run log, or in Python's log when the callback is driven by hand;
+        ``details`` may be a traceback, an exception, or anything else that has a ``repr``."""
         if self.run is None:
             logger.warning("%s: %s", self.name, message)
         else:
             self.run.warn(message, details)
+
+    def note(self, message: str) -> None:
+        """Record what is good to know and no reason to worry, as ``warn`` does."""
+        if self.run is None:
+            logger.info("%s: %s", self.name, message)
+        else:
+            self.run.note(message)
 
 
 _shown_run: ContextVar[tuple[RecipeCallback, RunView] | None] = ContextVar("descant_run", default=None)

@@ -118,7 +118,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
         """Renders the prompts, once for the run, and says once that completions were taken off."""
         self._prompts = await self._render(self.model)
         if self.num_stripped:
-            self.warn(
+            self.note(
                 f"{self.num_stripped} of {len(self.examples)} threads end in a completion; it is taken off before "
                 "generating and kept as reference"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from statistics import fmean
 from typing import Any, Unpack
 
@@ -24,6 +25,7 @@ from descant.graders.concurrency_limit import ConcurrencyLimit
 from descant.graders.log_scope import LogScope, log_scope
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
+from descant.models.requester import Count, current_requester
 from descant.schedule import Frequency
 from descant.settings import plain, plain_settings
 from descant.stats import SCORE_KEYS, pass_at_k, standard_error, summarize_scores
@@ -138,8 +140,10 @@ class GraderEvalCallback(GenerationCallback):
         """Grade the completions and summarise the grades."""
         generated = [completion for completion in measurement if isinstance(completion.result, TokenizedThread)]
         attempts = [(self.grader, own_copy(completion.result.thread)) for completion in generated]  # type: ignore[union-attr]
-        with log_scope(LogScope() if self.clear_grader_logs else self._kept_logs):
-            graded = await attempt_grades(attempts, self._limit)
+        requester = current_requester()
+        counting = nullcontext(Count()) if requester is None else requester.counting("grades", len(attempts))
+        with log_scope(LogScope() if self.clear_grader_logs else self._kept_logs), counting as count:
+            graded = await attempt_grades(attempts, self._limit, count.add)
             logs = self.grader.get_logs(clear=self.clear_grader_logs)
         of_example: dict[Example, list[float]] = {completion.example: [] for completion in generated}
         for completion, grade in zip(generated, graded, strict=True):

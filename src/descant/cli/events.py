@@ -1,4 +1,4 @@
-"""The events of a run: warnings, and failures with their tracebacks."""
+"""The events of a run: notes, warnings, and failures with their tracebacks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,30 @@ _NOT_SHOWN = (
     "tracker_started",
 )
 """They are shown in the head and in the table of costs."""
+_NOTES = (
+    "callback_note",
+    "callback_deferred",
+    "callback_skipped",
+    "callback_replaced",
+    "waited_for_callbacks",
+    "stop_requested",
+    "checkpoint_saved",
+    "tracker_recovered",
+    "tracker_emptied",
+)
+"""They are no reason to worry: a setting of the user's has led to them, or nothing was lost."""
 _LONGEST_LINE = 2000
+
+
+def note_lines(events: Sequence[RunEvent]) -> Iterator[Text]:
+    """One line for everything that is good to know and no reason to worry; the same ones are counted."""
+    for same in _grouped(event for event in events if event.kind in _NOTES):
+        yield _line(same, "")
 
 
 def warning_lines(events: Sequence[RunEvent]) -> Iterator[Text]:
     """One line for every warning, of any length; the same ones are counted."""
-    for same in _grouped(event for event in events if not _is_failure(event)):
+    for same in _grouped(event for event in events if event.kind not in _NOTES and not _is_failure(event)):
         yield _line(same, "yellow")
 
 

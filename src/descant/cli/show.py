@@ -15,7 +15,7 @@ from rich.text import Text
 from descant.cli.answers import prompt_lines, sample_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
-from descant.cli.events import failure_lines, warning_lines
+from descant.cli.events import failure_lines, note_lines, warning_lines
 from descant.cli.grid import heading
 from descant.cli.runs import date, declared_metrics, foreign_content_as_error
 from descant.cli.samples import Selection, choose_samples
@@ -118,6 +118,7 @@ def show_run(reader: RunReader, options: ShowOptions) -> None:
         for title, lines in samples:
             page.section(title, lines)
         if options.is_page:
+            page.section("notes", note_lines(reader.events))
             page.section("warnings", warning_lines(reader.events))
             page.section("failures", failure_lines(reader.events, tracebacks=options.failures))
 

@@ -78,6 +78,7 @@ class Decoder:
         self.results: list[GeneratedTokens | RequestError | None] = [
             refused_prompt(model, request.prompt_ids) for request in requests
         ]
+        self.num_done = sum(result is not None for result in self.results)
         self.groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         """The requests that may share a batch and have not been in one, by side of the boundaries and length."""
         self.waiting: deque[int] = deque()  # those of the group that is decoded now
@@ -103,7 +104,7 @@ class Decoder:
         while self.waiting or self.rows or self.groups:
             if not self.waiting and not self.rows:
                 self._take_next_group()
-            yield_point()
+            yield_point(self.num_done)
             if self.wants_more_rows():
                 self.admit()
             else:
@@ -250,7 +251,8 @@ class Decoder:
             if row is not None:
                 self.outputs[row].append(token)
                 self.logprobs[row].append(logprob)
-                self.results[row] = self._result(row, is_finite)
+                self.results[row] = result = self._result(row, is_finite)
+                self.num_done += result is not None
         return tokens_B
 
     def choose(self, rows: Sequence[int | None], logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:

@@ -268,9 +268,11 @@ class HFEngine:
 
     def _logprobs(self, job: jobs.Logprobs, yield_point: jobs.YieldPoint) -> list[list[float] | RequestError]:
         results: list[Any] = [refused_sequence(self.model, sequence) for sequence in job.sequences]
+        num_done = sum(result is not None for result in results)
         with self.evaluating(), torch.no_grad():
             for indices in self.budgets.micro_batches(job.sequences, results):
-                yield_point()
+                yield_point(num_done)
+                num_done += len(indices)
                 sequences = [job.sequences[index] for index in indices]
                 logprobs_N, _ = self.scorer.logprobs(sequences)
                 for index, values in zip(indices, split_by_sequence(logprobs_N, sequences), strict=True):

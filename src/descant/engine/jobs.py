@@ -7,7 +7,7 @@ large numbers are named tuples, which are pickled without running Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -28,11 +28,16 @@ FinishReason = Literal["stop", "stop_string", "length"]
 LossName = Literal["language_modelling"]
 Column = float | tuple[float, ...]  # a number for a sequence, or one for each of its tokens
 ResultT = TypeVar("ResultT")
-YieldPoint = Callable[[], None]
-"""Called between decode steps and micro-batches, where the worker decides: it returns when the job may continue,
-perhaps after training jobs that have run in between, and raises if the job was cancelled. The engine decides nothing of
-this, so that engines which compute one model together can share each decision.
-"""
+
+
+class YieldPoint(Protocol):
+    """Called between decode steps and micro-batches, where the worker decides: it returns when the job may continue,
+    perhaps after training jobs that have run in between, and raises if the job was cancelled. The engine decides
+    nothing of this, so that engines which compute one model together can share each decision.
+    """
+
+    def __call__(self, num_done: int = 0) -> None:
+        """``num_done``: how many of the job's ``num_items`` have their result, for people who wait."""
 
 
 class Priority(IntEnum):
@@ -50,6 +55,13 @@ class Job(Generic[ResultT]):
 
     priority = Priority.TRAINING
     weights: str = LIVE
+    items = ""
+    """What it has many of, in a word for people; nothing where it has not."""
+
+    @property
+    def num_items(self) -> int:
+        """How many of them it has."""
+        return 0
 
 
 class Engine(Protocol):
@@ -121,9 +133,15 @@ class Generate(Job[list[GeneratedTokens | RequestError]]):
     """One completion per request, in order."""
 
     priority = Priority.EVALUATION
+    items = "answers"
     requests: tuple[GenerationRequest, ...]
     sampling: Sampling
     weights: str = LIVE
+
+    @property
+    def num_items(self) -> int:
+        """Completions."""
+        return len(self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +149,14 @@ class Logprobs(Job[list[list[float] | RequestError]]):
     """The log-probability of every weighted token, in nats, one list per sequence."""
 
     priority = Priority.EVALUATION
+    items = "texts"
     sequences: tuple[WeightedSequence, ...]
     weights: str = LIVE
+
+    @property
+    def num_items(self) -> int:
+        """Sequences."""
+        return len(self.sequences)
 
 
 @dataclass(frozen=True, slots=True)

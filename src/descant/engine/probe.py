@@ -175,7 +175,7 @@ class _Probe:
         decoder = _GivenTokens(TokenScorer(self.model, driving), sample)
         num_steps = 0
 
-        def pass_in_between() -> None:
+        def pass_in_between(num_done: int = 0) -> None:
             nonlocal num_steps
             num_steps += 1
             if num_steps == 3:

@@ -231,11 +231,13 @@ def checked_grade(result: object, grader_key: str) -> Grade:
 
 
 async def attempt_grades(
-    attempts: Iterable[tuple[BaseGrader, StringThread]], limit: ConcurrencyLimit | None = None
+    attempts: Iterable[tuple[BaseGrader, StringThread]],
+    limit: ConcurrencyLimit | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> list[Grade | Exception]:
     """One result per grader and thread, in order: the grade, or the exception that was raised instead.
 
-    A ``limit`` bounds all that are attempted under it, also by other calls.
+    A ``limit`` bounds all that are attempted under it, also by other calls. ``done`` is called after each.
     """
     limit = limit or ConcurrencyLimit(None)
 
@@ -251,6 +253,8 @@ async def attempt_grades(
                 failure = GradingError(f"grader {grader.grader_key!r} raised {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 return failure
+            finally:
+                done()
 
     # gather raises CancelledError if this task itself is cancelled. As a result, it comes from a grader that raised it
     # or cancelled the task that it runs in.

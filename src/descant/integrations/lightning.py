@@ -97,7 +97,7 @@ class AddedCallbacks(Callback):
         num_steps = self._planned_steps(trainer)  # which all processes find out together
         if not self._ranks.is_first:
             return
-        options = dict(self._options)
+        options = {"progress_bar": False, **self._options}
         if options.get("run_dir") is not None:
             options["run_dir"] = unused_run_dir(Path(options["run_dir"]))
         self.runner = CallbackRunner(

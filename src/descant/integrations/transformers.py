@@ -106,6 +106,7 @@ class AddedCallbacks(TrainerCallback):
         self._tables = TrainerTables(trainer)
         self._failed_trackers: set[str] = set()
         self._ranks: Ranks | None = None
+        options = {"progress_bar": False, **options}
         checked = CallbackRunner(callbacks, num_steps=1, **options)
         checked.check_background()  # what cannot work is refused now
         self._options = {**options, "run_dir": checked.run_dir}  # which is absolute

@@ -22,8 +22,23 @@ class PendingJob(Protocol):
     def future(self) -> Future[Any]:
         """Done when the engine has ended the job, in any way."""
 
+    @property
+    def num_done(self) -> int:
+        """How many of its items have their result, as far as is known."""
+
     def cancel(self) -> None:
         """Ask the engine to stop it at its next yield point."""
+
+
+class Count:
+    """How many of some items are done."""
+
+    def __init__(self) -> None:
+        self.num_done = 0
+
+    def add(self) -> None:
+        """One more is."""
+        self.num_done += 1
 
 
 class Requester:
@@ -60,6 +75,7 @@ class Requester:
         self.num_tokens = 0
         self._num_completions: Counter[str] = Counter() if num_completions is None else num_completions
         self._pending: set[PendingJob] = set()
+        self._counted: dict[PendingJob | Count, tuple[str, int]] = {}  # what it has many of, and how many
         self._ended: str | None = None
 
     def check_not_ended(self) -> None:
@@ -69,10 +85,31 @@ class Requester:
                 f"{self.name} {self._ended}; what it left running may not use models, whose weights are others by now"
             )
 
-    def add(self, job: PendingJob) -> None:
-        """Note a job of the requester."""
+    def add(self, job: PendingJob, items: str = "", num_items: int = 0) -> None:
+        """Note a job of the requester, and what it has many of."""
         self._pending.add(job)
-        job.future.add_done_callback(lambda _: self._pending.discard(job))
+        self._counted[job] = items, num_items
+
+        def end(_: Future[Any]) -> None:
+            self._pending.discard(job)
+            self._counted.pop(job, None)
+
+        job.future.add_done_callback(end)
+
+    @contextmanager
+    def counting(self, items: str, num_items: int) -> Iterator[Count]:
+        """Counts work of the requester's own that has many items."""
+        count = Count()
+        self._counted[count] = items, num_items
+        try:
+            yield count
+        finally:
+            del self._counted[count]
+
+    def describe_progress(self) -> str:
+        """How far its present work is, such as "120 of 300 answers"; empty if that cannot be counted."""
+        parts = [f"{work.num_done:,} of {n:,} {items}" for work, (items, n) in list(self._counted.items()) if n > 1]
+        return ", ".join(parts[-1:])
 
     def refuse(self, reason: str) -> None:
         """End the requester: its further calls of models are refused, and its jobs cancelled."""

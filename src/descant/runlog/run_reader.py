@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from descant.errors import ConfigurationError, RunLogError
-from descant.metrics import COSTS_KEY
+from descant.metrics import COSTS_KEY, NUM_TOKENS, TRAINING_LOSS
 from descant.runlog.journal import Record, decode_cells, point_value, read_records
 from descant.runlog.parts import Part, read_parts
 from descant.runlog.run_log import FORMAT
+from descant.stats import FinalMean, final_mean, num_final
 from descant.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class MetricSummary:
         minimum, maximum: of its numbers, None without any (NaN is not one, infinity is).
         total: the sum of its numbers.
         first, last: (step, value) of the first and the last point; a value may be a string.
+        num_last: how many points ``last`` is the mean of: of the training loss of a run that has ended, see
+            ``RunReader.final_loss``.
         curve: its numbers in the order of steps; in runs of more than 320 steps the mean of each 320th of the
             steps. A part with a NaN or an infinity is NaN.
     """
@@ -58,6 +61,7 @@ class MetricSummary:
     first: tuple[int, float | str]
     last: tuple[int, float | str]
     curve: Sequence[float]
+    num_last: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +220,28 @@ class RunReader:
         return {step: point_value(number, text) for step, number, text in rows}
 
     def last_value(self, key: str) -> float | str | None:
-        """A metric at its latest step; None if there is none of that key."""
+        """A metric at its latest step; None if there is none of that key. The training loss of a run that has ended is
+        its ``final_loss``."""
+        if key == TRAINING_LOSS and self.final_loss is not None:
+            return self.final_loss.mean
         rows = self._query("SELECT number, text FROM metrics WHERE key = ? ORDER BY step DESC LIMIT 1", key)
         return point_value(*rows[0]) if rows else None
+
+    @cached_property
+    def final_loss(self) -> FinalMean | None:
+        """What the training loss of a run that has ended came to: its mean over the last tenth of the steps, at least
+        two, each weighted with its trained tokens where those are known; None without any."""
+        if self._end() is None:
+            return None
+        ((num_losses,),) = self._query("SELECT total(num_numbers) FROM parts WHERE key = ?", TRAINING_LOSS)
+        if not num_losses:
+            return None
+        latest = "SELECT step, number FROM metrics WHERE key = ? AND number IS NOT NULL ORDER BY step DESC LIMIT ?"
+        losses = dict(self._query(latest, TRAINING_LOSS, num_final(int(num_losses))))
+        is_weighted = any(declared.get("key") == NUM_TOKENS for declared in self.config.get("metrics") or ())
+        later = "SELECT step, number FROM metrics WHERE step >= ? AND key = ?"
+        tokens = dict(self._query(later, min(losses), NUM_TOKENS)) if is_weighted else {}
+        return final_mean(list(losses.values()), [tokens.get(step, 1.0) for step in losses])
 
     @cached_property
     def sample_steps(self) -> dict[tuple[str, str], list[int]]:
@@ -405,6 +428,8 @@ class RunReader:
         return marks[-1] if marks and marks[-1].kind.removeprefix("run_") in _ENDS else None
 
     def _summarize(self, key: str, parts: Sequence[Part]) -> MetricSummary:
+        final = self.final_loss if key == TRAINING_LOSS else None
+        last = self._point(key, parts[-1].last_step)
         return MetricSummary(
             key=key,
             num_points=sum(part.num_points for part in parts),
@@ -413,8 +438,9 @@ class RunReader:
             maximum=max((part.maximum for part in parts if part.maximum is not None), default=None),
             total=sum(part.sum for part in parts),
             first=self._point(key, parts[0].first_step),
-            last=self._point(key, parts[-1].last_step),
+            last=last if final is None else (last[0], final.mean),
             curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
+            num_last=1 if final is None else final.num_values,
         )
 
     def _point(self, key: str, step: int) -> tuple[int, float | str]:

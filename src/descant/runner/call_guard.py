@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from descant.errors import CallbackError
 from descant.models.requester import Requester, requester_scope
 from descant.process_state import preserved_process_state, with_own_modes
 from descant.runner.interrupts import Terminated
-from descant.runner.watchdog import Watchdog
+from descant.runner.watchdog import Watchdog, on_behalf_of
 
 _NUM_TURNS = 50  # of the event loop, for what takes a few of them after its time is up
 GRACE_S = 1.0
@@ -53,7 +54,8 @@ class CallGuard:
         """
         reason = "has returned"
         with nullcontext() if is_detached else self._watching(requester.name), requester_scope(requester):
-            task = asyncio.ensure_future(_contained(work))  # has a copy of the context: the requester is in it
+            named = partial(on_behalf_of, requester.name, work)
+            task = asyncio.ensure_future(_contained(named))  # has a copy of the context: the requester is in it
             try:
                 await asyncio.wait({task}, timeout=timeout_s)
                 for _ in range(_NUM_TURNS if is_detached else 0):  # for what arrived while the loop stood still

@@ -127,7 +127,14 @@ class CallbackRunner(RunOptions):
         if self.contamination == "error" and self.training_set is None:
             raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
         self.costs = Costs(self.plan(), self.num_steps, modes, self.callback_budget)
-        self.recorder = RunRecorder(self.run_dir, self.num_steps, self.logger, strict=self.strict, name=self.name)
+        self.recorder = RunRecorder(
+            self.run_dir,
+            self.num_steps,
+            self.logger,
+            strict=self.strict,
+            name=self.name,
+            shows_progress=self.progress_bar,
+        )
         self._requests = Requests(self.recorder, self.save_checkpoint, strict=self.strict)
         self._state = RunState(self.num_steps, self.first_step, self.seed, self._requests)
         self._calls = Calls(ordered, self._state, self.recorder, self.costs, self._keys, strict=self.strict)
@@ -202,7 +209,8 @@ class CallbackRunner(RunOptions):
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
             specs = {"trainer": self.metric_specs, **self._keys.specs}
-            await self.recorder.announce(self.title, masked(await self._describe(specs, models)), self.plan(), specs)
+            config = masked(await self._describe(specs, models))
+            await self.recorder.announce(self.title, config, self.plan(), specs, self._calls.describe_running)
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             if self.on_open is not None:
@@ -381,7 +389,7 @@ class CallbackRunner(RunOptions):
                 if self._watches_in_vain(callback, is_final):
                     await self._call(callback, is_final=is_final_call)
         finally:
-            await self._calls.record_warnings()
+            await self._calls.record_messages()
             await self._requests.apply(self.step)
 
     def _has_news_for(self, callback: RecipeCallback) -> bool:

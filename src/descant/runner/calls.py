@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -24,7 +25,10 @@ from descant.runner.requests import describe
 from descant.runner.run_state import RunState
 from descant.seeds import derive_seed
 from descant.table import Table
+from descant.text import duration
 
+_SLOW_S = 10.0
+_SHORT_S = 0.3  # what is over sooner is not shown
 FAILED = object()
 """What a call returns that has failed: the failure has been recorded."""
 
@@ -37,6 +41,20 @@ class CallbackFailure:
     step: int
     message: str
     traceback: str
+
+
+@dataclass(slots=True)
+class _Running:
+    """A call that has begun and not ended; as text, how far it is."""
+
+    call: Call
+    requester: Requester
+    began_at: float = field(default_factory=time.monotonic)
+    timer: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        progress = self.requester.describe_progress()
+        return f"{self.call.callback.name} at step {self.call.run.step:,}{f': {progress}' if progress else ''}"
 
 
 class Calls:
@@ -68,7 +86,8 @@ class Calls:
         self.failures: list[CallbackFailure] = []
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
-        self._warned: set[str] = set()  # what was shown
+        self._said: set[str] = set()  # what was shown
+        self._running: dict[Call, _Running] = {}
         self._returned: dict[str, set[str]] = {}  # the keys of each callback's latest metrics
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
@@ -106,9 +125,8 @@ class Calls:
             return await self.fail(call, error)
         finally:
             if not call.is_detached and (report := self.guard.watchdog.take_report()):
-                message, _, stack = report.partition("\n")
-                await self.recorder.record_note(call.run.step, "callback_blocked", name, message, stack)
-            await self.record_warnings()
+                await self.recorder.record_shown(call.run.step, "callback_blocked", name, *report)
+            await self.record_messages()
 
     async def _attempt(
         self,
@@ -125,10 +143,30 @@ class Calls:
         try:
             if turn is not None:
                 await turn()
+            running = self._running[call] = _Running(call, requester)
+            if not detached:
+                self._say_if_slow(running, _SLOW_S)
             with shown(callback, call.run):
                 return await self.guard.run(work, requester, timeout_s or callback.timeout_s, is_detached=detached)
         finally:
+            if (ended := self._running.pop(call, None)) is not None and ended.timer is not None:
+                ended.timer.cancel()
             call.num_tokens += requester.num_tokens
+
+    def describe_running(self) -> list[str]:
+        """What is evaluated now, and how far that is; for people, from any thread."""
+        latest = time.monotonic() - _SHORT_S
+        return [str(running) for running in list(self._running.values()) if running.began_at < latest]
+
+    def _say_if_slow(self, running: _Running, after_s: float) -> None:
+        """How far a call is that training waits for, where no live line says it; again after four times as long."""
+
+        def say() -> None:
+            self.recorder.show_waiting(f"{running} after {duration(after_s)}")
+            self._say_if_slow(running, 4 * after_s)
+
+        due_s = running.began_at + after_s - time.monotonic()
+        running.timer = asyncio.get_running_loop().call_later(due_s, say)
 
     async def make_waiting(self, call: Call, work: Callable[[], Awaitable[Any]]) -> Any:
         """``make``, while training waits."""
@@ -175,15 +213,14 @@ class Calls:
             self.costs.add_recording(call.callback.name, now - started_at)
         return now
 
-    async def record_warnings(self) -> None:
-        """Record what callbacks have warned of since the last time; what was said at an earlier step is not shown."""
-        while self._state.warnings:  # threads may add to them
-            source, step, message, details = self._state.warnings.pop(0)
+    async def record_messages(self) -> None:
+        """Record what callbacks have said since the last time; what was said at an earlier step is not shown."""
+        while self._state.messages:  # threads may add to them
+            kind, source, step, message, details = self._state.messages.pop(0)
+            record = self.recorder.record_note if kind == "callback_note" else self.recorder.record_event
             text = f"{source}: {message}"
-            await self.recorder.record_event(
-                step, "callback_warning", source, text, details, is_shown=text not in self._warned
-            )
-            self._warned.add(text)
+            await record(step, kind, source, text, details, is_shown=text not in self._said)
+            self._said.add(text)
 
     async def _call_follower(
         self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric], num_failed: dict[str, float]

@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from types import MappingProxyType
 from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Column
+from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from descant.metrics import Metric, MetricSpec, find_spec
 from descant.runner.costs import CallbackCost
+from descant.runner.notebook_line import NotebookLine
 from descant.schedule import Plan
 from descant.table import Table
 from descant.text import duration, figure, printable
 
 _NUM_LINES_WITHOUT_TERMINAL = 20
 _MAX_TEXT = 40
-_BAR_WIDTH = 76
-_REFRESH_S = 0.1  # as often as the bar is drawn
+_BAR_WIDTH = 24
+_REFRESH_S = 0.2  # as often as the live line is drawn
+_IN_A_NOTEBOOK: dict[str, Any] = {
+    "highlight": False,
+    "soft_wrap": True,
+    "force_jupyter": False,  # which would make an output of every line
+    "force_terminal": True,
+    "color_system": "standard",
+    "width": 100,
+}
 
 
-class _StandardError:
-    """Standard error, which falls silent once it cannot be written (closed, a full disk): the run continues."""
+class _Stream:
+    """Standard error (or output), which falls silent once it cannot be written (closed, a full disk): the run
+    continues. Bars of tqdm, which other code may have drawn there, make room for what is written."""
 
     _is_broken = False
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+
     def write(self, text: str) -> int:
         """Write, if that works."""
-        self._attempt("write", text)
+        with _room_beside_bars(self._present()) if text else nullcontext():
+            self._attempt("write", text)
         return len(text)
 
     def flush(self) -> None:
@@ -52,7 +59,8 @@ class _StandardError:
         return getattr(self._present(), name)
 
     def _present(self) -> Any:
-        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # beneath what a progress bar puts in its place
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # beneath what a live line puts in its place
 
     def _attempt(self, method: str, *arguments: str) -> None:
         if not self._is_broken:
@@ -62,45 +70,80 @@ class _StandardError:
                 self._is_broken = not isinstance(error, UnicodeError)
 
 
-class Console:
-    """Prints the plan, a progress bar with the latest metrics, every evaluation, warnings and the outcome.
+def _bars_of_others() -> Any:
+    """tqdm's class of bars, if it is drawing any in this process."""
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    return bars if any(not bar.disable for bar in list(getattr(bars, "_instances", ()))) else None
 
-    Without a terminal there is no bar; about twenty lines mark the progress instead. Text that came from a model is
-    made harmless and never interpreted as markup.
+
+@contextmanager
+def _room_beside_bars(stream: Any) -> Iterator[None]:
+    bars = _bars_of_others()
+    with nullcontext() if bars is None else cast("AbstractContextManager[None]", bars.external_write_mode(file=stream)):
+        yield
+
+
+class Console:
+    """Prints the plan, every evaluation, notes, warnings and the outcome, beneath them a live line: a progress bar,
+    what is evaluated now, and the latest metrics.
+
+    Without a terminal or notebook there is no live line; about twenty lines mark the progress instead. Text that came
+    from a model is made harmless and never interpreted as markup. In a notebook it goes to standard output, since
+    standard error looks like a failure there.
+
+    Args:
+        num_steps: planned steps.
+        shows_progress: False where other code does: then there is neither a live line nor lines that mark the
+            progress. A bar of tqdm that a loop draws ends the live line.
     """
 
-    def __init__(self, num_steps: int) -> None:
-        self._rich = RichConsole(file=cast("IO[str]", _StandardError()), highlight=False, soft_wrap=True)
+    def __init__(self, num_steps: int, *, shows_progress: bool = True) -> None:
         self._num_steps = num_steps
+        self._shows_progress = shows_progress
         self._specs: Mapping[str, Sequence[MetricSpec]] = {}
-        self._latest: dict[str, str] = {}  # for the bar: the first number of each callback
+        self._describe_running: Callable[[], Sequence[str]] = tuple
+        self._step = 0
+        self._training: Sequence[str] = ()  # for the live line: the step's numbers
+        self._latest: dict[str, str] = {}  # and the first number of each callback
+        self._text_width = 0
+        self._remaining: tuple[float, float] | None = None  # seconds, and when that was
+        self._started_at = time.monotonic()
         self._evaluated_step = -1
         self._shown_at = -_REFRESH_S
         self._name_width = 0
-        self._bar = Progress(
-            TextColumn("[bold]step[/bold]"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[latest]}", markup=False, table_column=Column(no_wrap=True)),
-            console=self._rich,
-            disable=not self._rich.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=num_steps, latest="", left="-:--:--")
+        self._rich = RichConsole(file=cast("IO[str]", _Stream("stderr")), highlight=False, soft_wrap=True)
+        self._live: Live | NotebookLine | None = None
+        if self._rich.is_jupyter:
+            self._rich = RichConsole(file=cast("IO[str]", _Stream("stdout")), **_IN_A_NOTEBOOK)
+            self._live = NotebookLine(self._live_line)
+        elif self._rich.is_terminal:
+            self._live = Live(get_renderable=self._live_line, console=self._rich, refresh_per_second=1 / _REFRESH_S)
+        if not shows_progress:
+            self._live = None
 
     def start(
-        self, title: str, plan: Sequence[Plan], specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({})
+        self,
+        title: str,
+        plan: Sequence[Plan],
+        specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({}),
+        describe_running: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """Print what will happen, then show the bar. ``specs`` are the declared metrics by callback, and "trainer"."""
-        self._specs = specs
+        """Print what will happen, then show the live line.
+
+        Args:
+            title: what is trained on what.
+            plan: when callbacks will run.
+            specs: the declared metrics by callback, and "trainer".
+            describe_running: says what is evaluated now, from any thread.
+        """
+        self._specs, self._describe_running = specs, describe_running
         self._rich.print(Text(printable(title), style="bold"))
         self._name_width = max((len(line.name) for line in plan), default=0)
         if plan:
             self._rich.print(plan_table(plan))
-        self._bar.start()
+        self._started_at = time.monotonic()
+        if self._live is not None:
+            self._live.start()
 
     def show_step(
         self, step: int, metrics: Mapping[str, Metric], remaining_s: Callable[[], float | None] = lambda: None
@@ -109,31 +152,67 @@ class Console:
 
         Most steps of a fast loop are not shown, and cost nothing.
         """
+        self._step = step
         is_last = step == self._num_steps
-        if self._rich.is_terminal:
+        if self._live is not None:
             now = time.monotonic()
-            is_shown = is_last or now - self._shown_at >= _REFRESH_S
-            self._shown_at = now if is_shown else self._shown_at
-        else:
-            is_shown = is_last or step % max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL) == 0
-        if is_shown:
-            self._show_step(step, metrics, remaining_s())
+            if not is_last and now - self._shown_at < _REFRESH_S:
+                return
+            self._shown_at = now
+            self._training = self._training_texts(metrics)
+            left_s = remaining_s()
+            self._remaining = None if left_s is None else (left_s, now)
+            if isinstance(self._live, Live) and _bars_of_others() is not None:
+                self._give_way()
+        elif self._shows_progress and (is_last or step % max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL) == 0):
+            left_s = None if is_last else remaining_s()
+            left = "" if left_s is None else f"  {duration(left_s)} left"
+            if training := self._training_texts(metrics):
+                self._rich.print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{left}", style="dim"))
 
-    def _show_step(self, step: int, metrics: Mapping[str, Metric], remaining_s: float | None) -> None:
-        training = [
+    def _training_texts(self, metrics: Mapping[str, Metric]) -> list[str]:
+        return [
             f"{spec.unit if spec.unit.endswith('/s') else _short(spec.key)} {_number(metrics[spec.key])}"
             for spec in self._specs.get("trainer", ())
             if spec.headline and spec.key in metrics
         ]
-        if self._rich.is_terminal:
-            latest = "  ".join([*training, *self._latest.values()])
-            left = "-:--:--" if remaining_s is None else str(timedelta(seconds=round(remaining_s)))
-            shown = printable(latest, max(8, self._rich.width - _BAR_WIDTH))
-            self._bar.update(self._task, completed=step, latest=shown, left=left)
-            return
-        if training:
-            eta = "" if remaining_s is None or step == self._num_steps else f"  {duration(remaining_s)} left"
-            self._rich.print(Text(f"step {step}/{self._num_steps}  {'  '.join(training)}{eta}", style="dim"))
+
+    def _give_way(self) -> None:
+        """The loop draws a bar of its own."""
+        assert isinstance(self._live, Live)
+        self._live.transient = True
+        self._live.stop()
+        self._live, self._shows_progress = None, False
+
+    def _live_line(self) -> Text:
+        """Steps, a bar, times, what is evaluated now and the latest numbers: as much as fits into one line."""
+        now, share = time.monotonic(), min(1.0, self._step / self._num_steps)
+        left_s = 0.0 if self._remaining is None else self._remaining[0] - (now - self._remaining[1])
+        left = _clock(left_s) if left_s > 0 or share == 1 else "-:--:--"
+        text = "  ".join([*self._describe_running(), *self._training, *self._latest.values()])
+        parts = {
+            "step": Text(f"step {self._step}/{self._num_steps}", style="bold"),
+            "bar": self._bar(share),
+            "share": Text(f"{share:4.0%}"),
+            "elapsed": Text(_clock(now - self._started_at), style="dim"),
+            "left": Text(f"left {left}"),
+        }
+        room = self._rich.width - 1
+        self._text_width = max(self._text_width, min(len(text), _MAX_TEXT))  # or parts would come and go
+        for expendable, least in (("elapsed", _MAX_TEXT), ("bar", _MAX_TEXT), ("share", _MAX_TEXT), ("left", 20)):
+            if sum(len(part) + 1 for part in parts.values()) + min(self._text_width, least) <= room:
+                break
+            del parts[expendable]
+        line = Text(" ").join([*parts.values(), Text(printable(text))])
+        line.no_wrap = True
+        line.truncate(room, overflow="ellipsis")
+        return line
+
+    def _bar(self, share: float) -> Text:
+        done = round(_BAR_WIDTH * share)
+        mark = "-" if self._rich.options.ascii_only else "━"
+        bar = Text(mark * done, style="bar.finished" if share == 1 else "bar.complete")
+        return bar.append((" " if mark == "-" else mark) * (_BAR_WIDTH - done), style="bar.back")
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
         """Print what a callback returned on one line: headlines, what is not declared, and the first of its samples."""
@@ -148,8 +227,8 @@ class Console:
         line.append(f"{printable(callback):<{self._name_width}}  ", style="cyan")
         line.append("  ".join(f"{printable(_short(key))} {number}" for key, number in main.items()))
         for table in metrics.values():
-            if isinstance(table, Table) and table.rows:
-                line.append(f"  {_describe_sample(table.as_dicts()[0])}", style="dim")
+            if isinstance(table, Table) and table.rows and (sample := _describe_sample(table.as_dicts()[0])):
+                line.append(f"  {sample}", style="dim")
         self._rich.print(line)
         if main:
             key, number = next(iter(main.items()))
@@ -163,9 +242,15 @@ class Console:
         """Print what is good to know."""
         self._rich.print(Text(printable(message), style="dim"))
 
+    def show_waiting(self, message: str) -> None:
+        """Print what training waits for, unless the live line says it."""
+        if self._live is None:
+            self.note(message)
+
     def close(self, summary: str, costs: Sequence[CallbackCost] = (), duration_s: float = 0.0) -> None:
-        """Remove the bar and print what the callbacks have cost and how the run ended."""
-        self._bar.stop()
+        """End the live line, and print what the callbacks have cost and how the run ended."""
+        if self._live is not None:
+            self._live.stop()
         if any(cost.num_runs for cost in costs):
             self._rich.print(_cost_table(costs, duration_s))
         self._rich.print(Text(printable(summary), style="bold"))
@@ -225,6 +310,10 @@ def _describe_sample(row: Mapping[str, object]) -> str:
         return ""
     prompt, response = (printable(repr(row[key]), _MAX_TEXT) for key in ("prompt", "response"))
     return f"{prompt} → {response}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, round(seconds))))
 
 
 def _number(value: Metric) -> str:

@@ -110,7 +110,7 @@ class Evaluations:
             self._in_flight.check()
             return
         names = ", ".join(map(str, self._in_flight))
-        self._recorder.show_note(f"waiting for what is under way: {names}")
+        self._recorder.show_note(f"waiting for evaluations in flight: {names}")
         started_at = time.perf_counter()
         await self._in_flight.wait()
         message = f"waited {duration(time.perf_counter() - started_at)} for {names}"

@@ -163,6 +163,9 @@ class RunOptions:
     """What trackers are sent: "main" leaves out metrics declared as details (``MetricSpec.detail``: counts,
     constants, spreads) and what callbacks cost, which is one table at the end; "all" is everything. The run log and
     loggers that are plain functions always have everything."""
+    progress_bar: bool = field(default=True, metadata=checked_by(check_flag))
+    """Show the progress: in a live line on a terminal and in a notebook, in about twenty lines without. Evaluations,
+    warnings and the outcome are shown in any case. Off by default in trainers of others, which have a bar."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments that do not exist, in words that help."""
@@ -184,5 +187,5 @@ class RunOptions:
 
     def settings(self) -> dict[str, Any]:
         """The arguments as the run log keeps them: plain values as they are, others as they describe themselves."""
-        left_out = ("callbacks", "logger", "run_dir")  # the run log has them under names of their own
+        left_out = ("callbacks", "logger", "run_dir", "progress_bar")  # which the run log has under names of its own
         return {each.name: plain(getattr(self, each.name)) for each in fields(self) if each.name not in left_out}

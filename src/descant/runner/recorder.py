@@ -6,11 +6,12 @@ import inspect
 import os
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType, TracebackType
@@ -18,14 +19,15 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.errors import ConfigurationError
-from descant.metrics import COSTS_KEY, Metric, MetricSpec
+from descant.metrics import COSTS_KEY, NUM_TOKENS, TRAINING_LOSS, Metric, MetricSpec
 from descant.provenance import masked_text, plain_config
 from descant.runlog.run_log import RunLog
 from descant.runner.costs import CallbackCost, cost_table
 from descant.schedule import Plan
 from descant.settings import plain_settings
+from descant.stats import final_mean, num_final
 from descant.table import Table
-from descant.text import cut, quoted
+from descant.text import cut, figure, quoted
 from descant.trackers.feed import Feed, finish_feeds
 from descant.trackers.logger import Logger, RunInfo, TrackerLogger
 
@@ -55,7 +57,14 @@ class RunRecorder:
     """
 
     def __init__(
-        self, run_dir: str | Path | None, num_steps: int, logger: Loggers | None, *, strict: bool, name: str = "run"
+        self,
+        run_dir: str | Path | None,
+        num_steps: int,
+        logger: Loggers | None,
+        *,
+        strict: bool,
+        name: str = "run",
+        shows_progress: bool = True,
     ) -> None:
         self._started_in, self._name = Path.cwd(), name  # a callback may change the working directory
         self._given_run_dir = None if run_dir is None else self._started_in / run_dir
@@ -69,9 +78,11 @@ class RunRecorder:
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
         self._unpublished: dict[int, dict[str, Metric]] = {}
+        self._final_losses: deque[tuple[float, float]] = deque(maxlen=num_final(num_steps))  # with their tokens
+        self._num_losses, self._weights_losses = 0, False
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
-        self._console = Console(num_steps)
+        self._console = Console(num_steps, shows_progress=shows_progress)
         loggers = flat_loggers("logger", logger)
         self._trackers = [logger for logger in loggers if isinstance(logger, TrackerLogger)]
         self._loggers = [logger for logger in loggers if not isinstance(logger, TrackerLogger)]
@@ -112,13 +123,24 @@ class RunRecorder:
             await self.publish()
         outcome = self._describe_outcome(error)
         duration_s = time.monotonic() - self._started_at
-        steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s"
+        steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s{self._conclude_loss()}"
         summary = f"{outcome} after {steps}; the run is in {self._shown_run_dir}"
         self._console.close(summary, self._costs, duration_s)
         if any(cost.num_runs for cost in self._costs):
             await self._run_log.log_metrics(self.step, {COSTS_KEY: cost_table(self._costs, duration_s)}, "runner")
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
+
+    def _conclude_loss(self) -> str:
+        """The training loss that the run came to, which is its latest from now on, in words."""
+        if not (last := list(self._final_losses)[-num_final(self._num_losses) :]):
+            return ""
+        losses, num_tokens = zip(*last, strict=True)
+        if (final := final_mean(losses, num_tokens if self._weights_losses else [1.0] * len(last))) is None:
+            return ""
+        self.latest[TRAINING_LOSS] = final.mean
+        spread = f" ± {final.std:.2g}" if final.num_values > 1 else ""
+        return f"; training loss {figure(final.mean)}{spread} over the last {final.num_values:,} steps"
 
     def _describe_outcome(self, error: BaseException | None) -> str:
         return self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
@@ -152,12 +174,15 @@ class RunRecorder:
         config: Mapping[str, Any],
         plan: Sequence[Plan],
         specs: Mapping[str, Sequence[MetricSpec]] = MappingProxyType({}),
+        describe_running: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Record the settings and the plan, show the plan, and tell the loggers.
 
-        ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer".
+        ``specs`` are the declared metrics of each callback, and of the loop under the name "trainer";
+        ``describe_running`` says what is evaluated at a moment, from any thread.
         """
-        self._console.start(title, plan, specs)
+        self._console.start(title, plan, specs, describe_running)
+        self._weights_losses = any(spec.key == NUM_TOKENS for spec in specs.get("trainer", ()))
         run_id = uuid4().hex
         trackers = self._named_trackers()
         settings = {name: plain_settings(tracker) for name, tracker in trackers.items()}
@@ -188,6 +213,10 @@ class RunRecorder:
         """
         place: dict[str, Metric] = {"progress/step": step, "completion_percentage": min(1.0, step / self.num_steps)}
         self._unpublished.setdefault(step, {}).update({**metrics, **place})
+        if isinstance(loss := metrics.get(TRAINING_LOSS), int | float) and not isnan(loss):
+            num_tokens = metrics.get(NUM_TOKENS)
+            self._final_losses.append((loss, num_tokens if isinstance(num_tokens, int | float) else 1.0))
+            self._num_losses += 1
         if step >= self.step:
             self.step = step
             self.latest |= {key: value for key, value in place.items() if not isinstance(value, Table)}
@@ -252,9 +281,16 @@ class RunRecorder:
             self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
-    async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+    async def record_shown(self, step: int, kind: str, source: str, message: str, details: str) -> None:
+        """Record a warning that was shown when it arose."""
+        await self._run_log.log_event(step, kind, source, message, details)
+
+    async def record_note(
+        self, step: int, kind: str, source: str, message: str, details: str | None = None, *, is_shown: bool = True
+    ) -> None:
         """Record an event that is no reason to worry, and show it."""
-        self.show_note(message)
+        if is_shown:
+            self.show_note(message)
         await self._run_log.log_event(step, kind, source, message, details)
 
     @property
@@ -265,6 +301,10 @@ class RunRecorder:
     def show_warning(self, message: str) -> None:
         """Show a warning at once, from any thread, without recording it."""
         self._console.warn(cut(masked_text(message), _MAX_SHOWN))
+
+    def show_waiting(self, message: str) -> None:
+        """Show what training waits for, where no live line does."""
+        self._console.show_waiting(message)
 
     def show_note(self, message: str) -> None:
         """Show what is good to know, without recording it."""

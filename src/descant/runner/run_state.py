@@ -34,7 +34,7 @@ class RunState:
         late_evaluations: steps and numbers of the asynchronous calls, in the order in which they completed.
         known_keys: the keys of everything that callbacks have returned so far.
         last_call: the step of the latest call of each callback.
-        warnings: what has been warned of and is not recorded yet: source, step, message, details.
+        messages: what callbacks have said that is not recorded yet: kind of event, source, step, message, details.
     """
 
     num_steps: int
@@ -50,7 +50,7 @@ class RunState:
     late_evaluations: list[tuple[int, dict[str, Metric]]] = field(default_factory=list)
     known_keys: set[str] = field(default_factory=set)
     last_call: dict[str, int] = field(default_factory=dict)
-    warnings: list[tuple[str, int, str, str | None]] = field(default_factory=list)
+    messages: list[tuple[str, str, int, str, str | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.progress = Progress(self.step, self.num_steps)
@@ -66,7 +66,11 @@ class RunState:
         if isinstance(details, BaseException):
             details = "".join(traceback.format_exception(details))
         text = details if isinstance(details, str | None) else repr(details)
-        self.warnings.append((source, step, str(message), text))
+        self.messages.append(("callback_warning", source, step, str(message), text))
+
+    def note(self, source: str, step: int, message: str) -> None:
+        """Say what is no reason to worry; it is recorded likewise."""
+        self.messages.append(("callback_note", source, step, str(message), None))
 
     def view(self, callback: RecipeCallback, step: int | None = None) -> RunView:
         """The run as it is now; what is recorded and drawn by it belongs to ``step``, by default this one."""
@@ -83,6 +87,7 @@ class RunState:
             run_dir=self.run_dir,
             seed=derive_seed(self.seed, callback.name, step),
             warn=partial(self.warn, callback.name, step),
+            note=partial(self.note, callback.name, step),
             request_stop=partial(self.requests.stop, callback.name),
             request_checkpoint=partial(self.requests.checkpoint, callback.name),
             as_measured=lambda model: model,

@@ -1,20 +1,51 @@
-"""Watchdog: names the callback that keeps the event loop from running, and the line where it does."""
+"""Watchdog: names the code that keeps the event loop from running, and the line where it does."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 import sys
 import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
 
+ResultT = TypeVar("ResultT")
 LIMIT_S = 1.0
 """How long one turn of the event loop may take before it is worth a warning."""
-_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
+_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), "<frozen")
+_PACKAGES = ("site-packages", "dist-packages")  # which may stand within the directory of the standard library
+_ADVICE = (
+    "other callbacks, graders and clients wait for it; use `await asyncio.to_thread(function)` for synchronous work"
+)
+_MAX_THREADS = 3
+_ASYNCIO = str(Path(asyncio.__file__).parent)
+_LOOP = ("run", "run_until_complete", "run_forever", "_run_once", "_run")
+"""Functions of asyncio: frames outside of them have started the loop, frames within them run on it."""
+
+
+async def on_behalf_of(name: str, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What ``work`` returns. While this frame is on the stack, what runs is code of the call that has this name."""
+    return await work()
+
+
+@dataclass(slots=True)
+class _Block:
+    """A turn of the event loop that took too long, as it was seen while it did."""
+
+    turn: float  # when it began
+    seconds: float
+    what: str
+    where: str
+    stack: traceback.StackSummary
+
+    def __str__(self) -> str:
+        return f"{self.what} for {self.seconds:.1f} s{self.where}"
 
 
 class Watchdog:
@@ -28,7 +59,7 @@ class Watchdog:
         self._warn = warn
         self._limit_s = LIMIT_S
         self._last_turn = 0.0
-        self._report: str | None = None
+        self._block: _Block | None = None
 
     @contextmanager
     def watching(self, name: str) -> Iterator[None]:
@@ -36,7 +67,7 @@ class Watchdog:
         loop = asyncio.get_running_loop()
         ended = threading.Event()
         loop_thread = threading.get_ident()
-        self._report = None
+        self._block = None
 
         def turn() -> None:
             self._last_turn = time.monotonic()
@@ -53,31 +84,74 @@ class Watchdog:
             ended.set()
             watcher.join()
 
-    def take_report(self) -> str | None:
-        """What was seen in the latest call, if it was something: a line to read, and the stack of the loop."""
-        report, self._report = self._report, None
-        return report
+    def take_report(self) -> tuple[str, str] | None:
+        """The first block of the latest call, if there was one: in words, with its seconds in all, and the stack."""
+        block, self._block = self._block, None
+        return None if block is None else (str(block), "".join(block.stack.format()))
 
     def _watch(self, name: str, loop_thread: int, ended: threading.Event) -> None:
-        while not ended.wait(self._limit_s / 4):
-            blocked_s = time.monotonic() - self._last_turn
-            if self._report is None and blocked_s > self._limit_s:
-                frame = sys._current_frames().get(loop_thread)
-                stack = traceback.extract_stack(frame)
-                message = (
-                    f"{name} has blocked the event loop for {blocked_s:.1f} s{_place(stack)}: other callbacks, "
-                    "graders and clients wait for it; use `await asyncio.to_thread(function)` for synchronous work"
-                )
-                if stack[-1].filename == selectors.__file__:  # it waits for its turn to run Python
-                    message = (
-                        f"the event loop has stood still for {blocked_s:.1f} s during {name}: another thread holds the "
-                        "interpreter, in compiled code that does not release it"
-                    )
-                self._report = "\n".join([message, *traceback.format_list(stack)])
-                self._warn(message)
+        is_over = False
+        while not is_over:
+            is_over = ended.wait(self._limit_s / 4)
+            turn = self._last_turn
+            blocked_s = time.monotonic() - turn
+            if self._block is not None:
+                if self._block.turn == turn:
+                    self._block.seconds = blocked_s
+            elif blocked_s > self._limit_s and not is_over:
+                self._block = _look(name, loop_thread, turn, blocked_s)
+                self._warn(str(self._block))
 
 
-def _place(stack: traceback.StackSummary) -> str:
-    """Where the innermost frame stands that is neither the standard library's nor an installed package's."""
-    own = [frame for frame in stack if not frame.filename.startswith(_LIBRARIES)]
-    return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+def _look(name: str, loop_thread: int, turn: float, blocked_s: float) -> _Block:
+    """What a loop that stands still during a call is seen to do: only code that runs on it can be to blame."""
+    frames = sys._current_frames()
+    stack = traceback.extract_stack(frames.get(loop_thread))
+    running = _running_on_loop(stack)
+    if running and _is_call(frames.get(loop_thread), name):
+        where = f", at {_place(running)}: {_ADVICE}"
+        return _Block(turn, blocked_s, f"{name} has blocked the event loop", where, stack)
+    if running:
+        where = f" during {name}, at {_place(running)}: {_ADVICE}"
+        return _Block(turn, blocked_s, "the event loop was blocked", where, stack)
+    own = (loop_thread, threading.get_ident())
+    others = [traceback.extract_stack(frame) for ident, frame in frames.items() if ident not in own]
+    busy = [f"at {_place(other)}" for other in others if not _is_standard(other[-1])]  # the others wait
+    where = (
+        f" during {name}, and nothing that runs on it was seen: another thread held the interpreter (compiled code "
+        "that does not release it), or the process was stopped"
+    )
+    where += f"; other threads are {', '.join(busy[:_MAX_THREADS])}" if busy else ""
+    return _Block(turn, blocked_s, "the event loop has stood still", where, stack)
+
+
+def _running_on_loop(stack: Sequence[traceback.FrameSummary]) -> Sequence[traceback.FrameSummary]:
+    """The frames of what a loop runs; none while it waits for something to run."""
+    of_loop = [i for i, frame in enumerate(stack) if frame.filename.startswith(_ASYNCIO) and frame.name in _LOOP]
+    running = stack[max(of_loop, default=-1) + 1 :]
+    return [] if all(_is_standard(frame) for frame in running) else running
+
+
+def _is_call(frame: FrameType | None, name: str) -> bool:
+    """Whether the code that runs is that of a call, and not of a task that something else has started."""
+    while frame is not None:
+        if frame.f_code is on_behalf_of.__code__ and frame.f_locals["name"] == name:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _place(stack: Sequence[traceback.FrameSummary]) -> str:
+    """Where the innermost frame stands that is a user's own; without any, that of a package."""
+    packages = [frame for frame in stack if not _is_standard(frame)]
+    own = [frame for frame in packages if not _is_package(frame)]
+    frame = (own or packages)[-1]
+    return f"{frame.filename}:{frame.lineno} ({frame.line})"
+
+
+def _is_standard(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(_STANDARD_LIBRARY) and not _is_package(frame)
+
+
+def _is_package(frame: traceback.FrameSummary) -> bool:
+    return any(name in frame.filename for name in _PACKAGES)

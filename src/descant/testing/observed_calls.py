@@ -142,8 +142,8 @@ class _StruckRequester(Requester):
         self.is_struck = False
         self._strike = strike
 
-    def add(self, job: PendingJob) -> None:
-        super().add(job)
+    def add(self, job: PendingJob, items: str = "", num_items: int = 0) -> None:
+        super().add(job, items, num_items)
         self.is_struck = True
         self._strike()
 

@@ -50,7 +50,9 @@ class TrainingResult:
         num_steps: steps that were made.
         stop_reason: why they are fewer than planned, if a callback has requested that.
         metrics: the latest value of every metric that is a number or a string, without those that the latest call of
-            their callback did not return. (If that call failed, they are those of the one before.)
+            their callback did not return. (If that call failed, they are those of the one before.) ``training/loss`` is
+            the mean over the last tenth of the steps, at least two, each weighted with its trained tokens: the loss of
+            one batch, the last and perhaps a short one, says little. That of each step is in the run log.
         tables: the latest table under every key: the samples of every evaluation callback, with grades and reasoning.
             Those of all steps are in the run log.
         callback_failures: calls of callbacks that failed, in order; their tracebacks are in the run log too.

@@ -34,7 +34,8 @@ def main() -> None:
     os.nice(_NICENESS)
     connection = Connection(int(sys.argv[1]))
     send = partial(_send, connection, threading.Lock())
-    threading.Thread(target=_beat, args=(send, os.getppid()), daemon=True).start()
+    pending: dict[int, PendingJob] = {}
+    threading.Thread(target=_beat, args=(send, pending, os.getppid()), daemon=True).start()
     try:
         sys.path[:], files = pickle.loads(connection.recv_bytes())
         inherit_weight_files(files)
@@ -51,19 +52,23 @@ def main() -> None:
         send("failed", None, error)
         os._exit(1)
     send("ready", None, None)
-    _serve(connection, send, worker.submit)
+    _serve(connection, send, pending, worker.submit)
 
 
-def _beat(send: Callable[..., None], parent: int) -> None:
-    """Say that this process runs, also while it computes."""
+def _beat(send: Callable[..., None], pending: dict[int, PendingJob], parent: int) -> None:
+    """Say that this process runs, also while it computes, and how far its jobs are."""
     while os.getppid() == parent:  # else it has ended, and a fork of it has the other end of the pipe
-        send("alive", None, None)
+        send("alive", None, {number: job.num_done for number, job in list(pending.items())})
         time.sleep(BEAT_S)
     os._exit(0)
 
 
-def _serve(connection: Connection[Any, Any], send: Callable[..., None], submit: Callable[[Any], PendingJob]) -> None:
-    pending: dict[int, PendingJob] = {}
+def _serve(
+    connection: Connection[Any, Any],
+    send: Callable[..., None],
+    pending: dict[int, PendingJob],
+    submit: Callable[[Any], PendingJob],
+) -> None:
     while True:
         try:
             kind, number, job = pickle.loads(connection.recv_bytes())

@@ -46,6 +46,7 @@ class _Ticket:
     messages: queue.SimpleQueue[Any]
     future: Future[Any] = field(default_factory=Future)
     deadline: float = inf  # for stopping it
+    num_done: int = 0  # as the last sign of life said
 
     def cancel(self) -> None:
         """Have the child stop it at its next yield point."""
@@ -249,7 +250,11 @@ class _Child:
             self._failure = value
         elif kind == "ready":
             self.ready.set_result(None)
-        elif kind != "alive":
+        elif kind == "alive":
+            for running, num_done in value.items():
+                if ticket := self._pending.get(running):
+                    ticket.num_done = num_done
+        else:
             with self._lock:
                 future = self._pending.pop(number).future
             (future.set_result if kind == "done" else future.set_exception)(value)

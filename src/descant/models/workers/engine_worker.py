@@ -79,7 +79,7 @@ class EngineWorker(ABC):
                 )
         pending = self.submit(job)
         if requester is not None:
-            requester.add(pending)
+            requester.add(pending, job.items, job.num_items)
         try:
             result: ResultT = await asyncio.wrap_future(pending.future)
         except asyncio.CancelledError:

@@ -35,6 +35,7 @@ class _Ticket:
     job: Job[Any] | None = field(default=None)
     future: Future[Any] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    num_done: int = 0
 
     def __lt__(self, other: _Ticket) -> bool:
         return (self.priority, self.number) < (other.priority, other.number)
@@ -151,7 +152,7 @@ class _WorkLoop:
         assert self._engine is not None
         try:
             while self.chores:
-                self._engine.run(self.chores.popleft(), lambda: None)
+                self._engine.run(self.chores.popleft(), lambda num_done=0: None)
             result = self._engine.run(job, partial(self._yield_point, ticket))
         except _Cancelled:
             reason = f"model {self._name!r} was closed" if self._closed else "nobody waits for it any more"
@@ -161,8 +162,9 @@ class _WorkLoop:
         else:
             ticket.future.set_result(result)
 
-    def _yield_point(self, running: _Ticket) -> None:
+    def _yield_point(self, running: _Ticket, num_done: int = 0) -> None:
         """Stop the running job if it was cancelled, and run the training jobs that wait."""
+        running.num_done = num_done
         if running.cancelled.is_set():
             raise _Cancelled
         while running.priority > Priority.TRAINING and self._training_waits():
