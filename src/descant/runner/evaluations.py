@@ -11,13 +11,16 @@ from descant.callbacks.model_callback import ModelCallback
 from descant.engine.jobs import LIVE, LookAgain
 from descant.errors import ConfigurationError, DescantError, ModelLoadError
 from descant.models.evaluation_placement import EvaluationPlacement
+from descant.models.inference import InferenceModel
 from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
 from descant.runner.in_flight import InFlight
-from descant.runner.modes import Background, Inline, Mode, Overlap, Pinned
+from descant.runner.modes import Background, Inline, Mode, Moved, Overlap, Pinned
 from descant.runner.run_state import RunState
 from descant.text import duration
+
+_GRACE_S = 0.01  # of overlap that nobody has asked for: what takes less is there with the metrics of its step
 
 
 class Evaluations:
@@ -29,6 +32,7 @@ class Evaluations:
         state: the run, as callbacks see it.
         calls: makes and records them.
         placement: where background evaluations run.
+        is_auto: whether the mode of callbacks without one is for the runner to choose.
     """
 
     def __init__(
@@ -38,9 +42,12 @@ class Evaluations:
         state: RunState,
         calls: Calls,
         placement: EvaluationPlacement,
+        *,
+        is_auto: bool,
     ) -> None:
         self._state, self._calls, self._recorder = state, calls, calls.recorder
         self._in_flight = InFlight()
+        self._grace_s = _GRACE_S if is_auto else 0.0
         self._buffers: list[WeightBuffers] = []
         models = [callback.model for callback in callbacks if isinstance(callback, ModelCallback)]
         self._trained_by_others = {m._worker: m.name for m in models if m._worker.is_trained_by_others}
@@ -56,6 +63,29 @@ class Evaluations:
     def need_a_turn(self) -> bool:
         """Whether any call is in flight, or has ended with something to raise."""
         return self.are_in_flight or self._in_flight.has_failed
+
+    async def prepare(self, model: InferenceModel, placement: EvaluationPlacement) -> WeightBuffers:
+        """Start a worker for background evaluations of a model, to which callbacks may be moved once it is ready.
+
+        Raises:
+            Exception: why the model cannot be evaluated there; nothing is left of it.
+        """
+        buffers = WeightBuffers(model, placement)
+        try:
+            await buffers.start()
+        except BaseException:
+            await buffers.close()
+            raise
+        self._buffers.append(buffers)
+        return buffers
+
+    def move(self, callback: RecipeCallback, *, back: bool = False) -> None:
+        """Have the later calls of a callback, which overlaps, made in the background; or ``back``, the other way."""
+        parts, name = (self._calls, self._in_flight), callback.name
+        background = self._mode(callback, "background", EvaluationPlacement())  # where its model was prepared
+        overlap = Overlap(*parts, self._grace_s)
+        self._modes[name] = Moved(*parts, background, overlap) if not back else overlap
+        self._calls.costs[name].mode = "overlap" if back else "background"
 
     def check_background(self) -> None:
         """Raises ConfigurationError if ``start`` would; waits for the models, so not on an event loop that they use."""
@@ -129,7 +159,7 @@ class Evaluations:
         if mode == "inline" or not isinstance(callback, ModelCallback):
             return Inline(*parts)
         if mode == "overlap":
-            return Overlap(*parts)
+            return Overlap(*parts, self._grace_s if callback.mode is None else 0.0)
         if callback.model.weights != LIVE:
             if callback.model._worker.is_trained_by_others:
                 raise ConfigurationError(
