@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
+from descant.data.datasets import ThreadSource, threads_of
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -35,7 +36,6 @@ from descant.runner.requests import Requests, SaveCheckpoint
 from descant.runner.run_state import RunState
 from descant.runner.synchronous import SynchronousRunner
 from descant.schedule import Plan
-from descant.threads.thread import StringThread
 
 _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
@@ -98,8 +98,8 @@ class CallbackRunner(RunOptions):
     save_checkpoint: SaveCheckpoint | None = None
     """Writes a checkpoint to the directory that it is given, when a callback requests one."""
 
-    training_set: Sequence[StringThread] | None = None
-    """The threads that are trained on, if the loop trains on threads: see ``contamination``."""
+    training_set: ThreadSource | None = None
+    """The threads that are trained on, or what ``load_threads`` reads: see ``contamination``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +111,8 @@ class CallbackRunner(RunOptions):
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
+        if self.training_set is not None:
+            self.training_set = threads_of("training_set", self.training_set)
         self._keys = MetricKeys(self.callbacks)
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
