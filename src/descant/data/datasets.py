@@ -65,9 +65,8 @@ def load_threads(
     return _load(source, on_bad_row, "threads", read)
 
 
-ThreadSource = (
-    Sequence[StringThread] | str | PathLike[str] | Sequence[str | PathLike[str]] | Iterable[Mapping[str, Any]]
-)
+_Path = str | PathLike[str]
+ThreadSource = Sequence[StringThread] | _Path | Sequence[_Path] | Iterable[Mapping[str, Any]]
 """What is taken wherever threads are: a list of them, or what ``load_threads`` reads; or a list of paths."""
 
 

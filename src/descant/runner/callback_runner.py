@@ -111,8 +111,7 @@ class CallbackRunner(RunOptions):
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
-        if self.training_set is not None:
-            self.training_set = threads_of("training_set", self.training_set)
+        self._trained_on = None if self.training_set is None else threads_of("training_set", self.training_set)
         self._keys = MetricKeys(self.callbacks)
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
@@ -191,7 +190,7 @@ class CallbackRunner(RunOptions):
     async def open(self) -> None:
         """What entering does, but for the signals."""
         self._state.started_at = time.monotonic()
-        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
+        contaminations = await check_contamination(self.callbacks, self._trained_on, self.contamination)
         async with AsyncExitStack() as stack:
             models = await self._evaluations.look_again()
             await stack.enter_async_context(self.recorder)
