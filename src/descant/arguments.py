@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from inspect import isawaitable, iscoroutine, signature
 from math import isfinite
 from numbers import Real
@@ -33,58 +34,52 @@ _OWN_NAMES = {
     "num_completions": "num_generations num_return_sequences",
 }
 """The names here, and those that Transformers, TRL and axolotl have for the same."""
+_BY_CALLBACKS = "are callbacks: callbacks="
 _ADVICE = {
-    "the number of steps is ceil(epochs * len(dataset) / samples_per_batch): give epochs=, which may be a fraction, or "
-    "a slice of the dataset": "max_steps",
-    "samples_per_batch is the whole step: it is cut into micro-batches of the model's max_batch_size tokens, which "
-    "does not change the result": "gradient_accumulation_steps micro_batch_size auto_find_batch_size",
-    "it belongs to the model: ModelBuilder(path, gradient_checkpointing=True)": "gradient_checkpointing",
-    "it belongs to the model: ModelBuilder(path, attn_implementation='flash_attention_2')": "flash_attention "
-    "attn_implementation sdp_attention xformers_attention",
-    "precision belongs to the model: ModelBuilder(path, precision='mixed')": "bf16 fp16 tf32 torch_dtype dtype",
-    "the model has its own: ModelBuilder(path) loads both": "tokenizer processing_class tokenizer_type "
-    "tokenizer_config tokenizer_name chat_template model_type special_tokens",
-    "the model comes first: model = await ModelBuilder('path/or/hub-id').spawn_train('policy')": "base_model "
-    "model_name_or_path model_name model_id pretrained_model_name_or_path",
-    "CosineScheduler warms up over a tenth of the run; give another lr_scheduler=": "warmup_ratio warmup_steps "
-    "cosine_min_lr_ratio lr_scheduler_kwargs",
-    "evaluations are callbacks: callbacks=[ValidationLossCallback(validation, model, frequency=0.1)]": "eval_dataset "
-    "eval_strategy evaluation_strategy eval_steps eval_on_start do_eval evals_per_epoch test_datasets val_dataset "
-    "per_device_eval_batch_size eval_batch_size eval_table_size compute_metrics validation_set validation",
-    "hold threads out before: train, validation = train_validation_split(threads, 0.1), and evaluate with "
-    "callbacks=[ValidationLossCallback(validation, model)]": "val_set_size eval_split test_size",
-    "checkpoints are a callback: callbacks=[CheckpointCallback(model, 'policy', frequency=0.2)]": "save_steps "
-    "save_strategy saves_per_epoch save_total_limit",
-    "the best weights are kept by a callback: callbacks=[BestModelCallback(model, 'validation/loss')]": "metric_for_"
-    "best_model load_best_model_at_end greater_is_better",
-    "a callback stops early: callbacks=[EarlyStoppingCallback('validation/loss', patience=3)]": "early_stopping_"
-    "patience early_stopping_threshold",
-    "trackers are loggers: logger=get_prod_logger() takes those that the environment configures, logger=[WandbLogger("
-    "...)] the ones that you name": "wandb_project wandb_entity wandb_name wandb_run_id use_wandb mlflow_tracking_uri "
-    "mlflow_experiment_name use_mlflow trackio_project_name use_tensorboard",
-    "the directory of the run is its name: run_dir='runs/NAME'": "run_name",
-    "every step is logged; the console shows as many as one can read": "logging_steps logging_strategy "
-    "logging_first_step disable_tqdm",
-    "the longest thread has max_batch_size tokens: spawn_train(name, max_batch_size=...)": "max_length sequence_len "
-    "max_seq_length max_seq_len model_max_length",
-    "not needed: micro-batches are cut where padding costs least": "packing sample_packing pad_to_sequence_len "
-    "group_by_length data_collator eval_packing dataloader_num_workers",
-    "callbacks that generate take it as max_gen_len=": "max_new_tokens max_completion_length eval_max_new_tokens "
-    "generation_max_length",
-    "assistant turns are trained, and the weights of turns say which: docs/data.md": "assistant_only_loss "
-    "completion_only_loss train_on_inputs train_on_responses_only roles_to_train train_on_eos",
-    "rows are read by load_threads, whose forms are in docs/data.md": "dataset_text_field formatting_func "
-    "dataset_kwargs dataset_prepared_path field_messages",
-    "adapters are not trained here yet; TRL trains them, and add_callbacks(trainer, callbacks) runs these callbacks "
-    "there": "peft_config adapter lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear load_in_4bit "
-    "load_in_8bit quantization_config",
-    "it trains with AdamW in this version": "optim optimizer adam_beta1 adam_beta2 adam_epsilon optim_args",
-    "it trains on one device in this version": "deepspeed fsdp fsdp_config ddp_find_unused_parameters",
-    "a run is not continued yet; load the weights of its checkpoint": "resume_from_checkpoint "
-    "auto_resume_from_checkpoints",
-    "options are arguments of their own": "args",
+    "max_steps": "the number of steps is ceil(epochs * len(dataset) / samples_per_batch): give epochs=, which may be a "
+    "fraction, or a slice of the dataset",
+    "gradient_accumulation_steps micro_batch_size auto_find_batch_size": "samples_per_batch is the whole step: it is "
+    "cut into micro-batches of the model's max_batch_size tokens, which does not change the result",
+    "gradient_checkpointing*": "it belongs to the model: ModelBuilder(path, gradient_checkpointing=True)",
+    "flash_attention attn_implementation sdp_attention": "it belongs to the model: ModelBuilder(path, "
+    "attn_implementation='flash_attention_2')",
+    "bf16 fp16 tf32 torch_dtype dtype": "precision belongs to the model: ModelBuilder(path, precision='mixed')",
+    "tokenizer* processing_class chat_template* special_tokens model_type": "the model has its own: ModelBuilder(path) "
+    "loads both",
+    "base_model* model_name* model_id": "the model comes first: model = await ModelBuilder(path).spawn_train('policy')",
+    "warmup_* lr_scheduler_kwargs cosine_min_lr_ratio": "CosineScheduler warms up over a tenth of the run; give "
+    "another lr_scheduler=",
+    "val_set_size test_size": "hold threads out: train, validation = train_validation_split(threads, 0.1), and "
+    "evaluate with callbacks=[ValidationLossCallback(validation, model)]",
+    "max_new_tokens max_completion_length eval_max_new_tokens generation_*": "callbacks that generate take it as "
+    "max_gen_len=",
+    "save_* saves_per_epoch": f"checkpoints {_BY_CALLBACKS}[CheckpointCallback(model, 'policy', frequency=0.2)]",
+    "metric_for_best_model load_best_model_at_end greater_is_better": "the best weights are kept by a callback: "
+    "callbacks=[BestModelCallback(model, 'validation/loss')]",
+    "early_stopping_*": "a callback stops early: callbacks=[EarlyStoppingCallback('validation/loss', patience=3)]",
+    "eval_* evals_per_epoch evaluation_strategy do_eval per_device_eval_batch_size test_datasets val_dataset "
+    "validation_set compute_metrics": f"evaluations {_BY_CALLBACKS}[ValidationLossCallback(validation, model, "
+    "frequency=0.1)]",
+    "wandb_* use_wandb mlflow_* use_mlflow trackio_* use_tensorboard": "trackers are loggers: logger=get_prod_logger() "
+    "takes those that the environment configures, logger=[WandbLogger(...)] those that you name",
+    "run_name": "the directory of a run is its name: run_dir='runs/NAME'",
+    "logging_* disable_tqdm": "every step is logged; the console shows as many as one can read",
+    "max_length sequence_len max_seq_* model_max_length": "the longest thread has max_batch_size tokens: "
+    "spawn_train(name, max_batch_size=...)",
+    "packing sample_packing pad_to_* group_by_length data_collator dataloader_*": "not needed: micro-batches are cut "
+    "where padding costs least",
+    "*_only_loss train_on_* train_on_responses_only roles_to_train": "assistant turns are trained, and the weights of "
+    "turns say which: docs/data.md",
+    "dataset_text_field formatting_func dataset_kwargs dataset_prepared_path field_messages": "rows are read by "
+    "load_threads, whose forms are in docs/data.md",
+    "peft_* adapter lora_* load_in_?bit quantization_config": "adapters are not trained here yet: TRL trains them, and "
+    "add_callbacks(trainer, callbacks) runs these callbacks there",
+    "optim optim_* optimizer adam_*": "it trains with AdamW in this version",
+    "deepspeed* fsdp* ddp_*": "it trains on one device in this version",
+    "resume_from_checkpoint auto_resume_*": "a run is not continued yet; model.load(path) takes the weights of a "
+    "checkpoint",
 }
-"""What to do instead of names that Transformers, TRL and axolotl have and that have no counterpart."""
+"""What to do instead of what Transformers, TRL and axolotl have under these names, where there is no counterpart."""
 _NOT_YET = ("checkpoint_restore_data", "checkpoint_frequency", "use_tangents")
 
 
@@ -163,8 +158,8 @@ def what_was_meant(name: str, known: Iterable[str], kind: str) -> str:
     for own, theirs in _OWN_NAMES.items():
         if name in theirs.split() and (meant := next((each for each in own.split() if each in known), None)):
             return f"did you mean {meant!r}?"
-    advice = next((advice for advice, theirs in _ADVICE.items() if name in theirs.split()), None)
-    return advice or did_you_mean(name, known, f"{kind} are {', '.join(known) or 'none'}")
+    theirs = next((names for names in _ADVICE if any(fnmatchcase(name, each) for each in names.split())), "")
+    return _ADVICE.get(theirs) or did_you_mean(name, known, f"{kind} are {', '.join(known) or 'none'}")
 
 
 def missing_await(value: object) -> str:

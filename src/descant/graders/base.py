@@ -218,11 +218,11 @@ def as_grader(name: str, grader: object) -> BaseGrader:
     if isinstance(grader, BaseGrader):
         return grader
     if isinstance(grader, type) or not callable(grader):
-        is_class = isinstance(grader, type) and issubclass(grader, BaseGrader)
-        advice = f"; pass an instance: {grader.__name__}(...)" if is_class else missing_await(grader)  # type: ignore[attr-defined]
+        if isinstance(grader, type) and issubclass(grader, BaseGrader):
+            raise ConfigurationError(f"{name} is the class {grader.__name__}; pass an instance: {grader.__name__}(...)")
         raise ConfigurationError(
             f"{name}={grader!r} is a {type(grader).__name__}, not a grader; subclass BaseGrader, or give a function "
-            f"from thread to number{advice}"
+            f"from thread to number{missing_await(grader)}"
         )
     function = grader.func if isinstance(grader, partial) else grader
     key = getattr(function, "__name__", type(function).__name__)

@@ -197,7 +197,7 @@ def _checked_graders(grader_key: str, graders: object) -> tuple[BaseGrader, ...]
     if twice := [key for key, count in counts.items() if count > 1]:
         raise ConfigurationError(
             f"grader {grader_key!r} has several children called {twice[0]!r}, whose metrics would collide; give each "
-            "another grader_key"
+            "another grader_key (of a function: BaseGrader.from_function(grader_key, function))"
         )
     return tuple(graders)
 

@@ -123,8 +123,8 @@ class AutoMode:
         names: dict[str, list[str]] = {}
         if self._overlapping:
             reason = await self._why_not_background()
-            choice = f"in the background once that saves more than a process takes to start, {duration(START_S)}"
-            choice = f"overlap, since {reason}" if reason else f"overlap, {choice}"
+            moves = f"; a process in the background takes over once it saves more than its start, {duration(START_S)}"
+            choice = f"overlap, since {reason}" if reason else f"overlap{moves}"
             names[choice] = [callback.name for callback in self._overlapping]
         for name, reason in self._in_the_loop.items():
             names.setdefault(f"inline, since {reason}", []).append(name)
