@@ -16,9 +16,9 @@ from descant.text import did_you_mean
 _OWN_NAMES = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs num_epochs",
-    "dataset train": "train_dataset datasets train_file dataset_name dataset_path",
+    "dataset train dataset_key": "train_dataset datasets train_file dataset_name dataset_path",
     "validation": "eval_dataset test_datasets val_dataset validation_set",
-    "model": "base_model model_name_or_path model_name model_id pretrained_model_name_or_path",
+    "model model_key": "base_model model_name_or_path model_name model_id pretrained_model_name_or_path",
     "samples_per_batch": "per_device_train_batch_size batch_size train_batch_size global_batch_size",
     "max_batch_size": "max_tokens_per_batch",
     "lr_scheduler": "lr_scheduler_type",
@@ -31,6 +31,7 @@ _OWN_NAMES = {
     "grader": "compute_metrics reward_funcs reward_func",
     "patience": "early_stopping_patience",
     "max_length": "sequence_len max_seq_length max_seq_len model_max_length",
+    "precision": "torch_dtype dtype",
     "num_completions": "num_generations num_return_sequences",
 }
 """The names here, and those that Transformers, TRL and axolotl have for the same."""

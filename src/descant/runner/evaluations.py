@@ -22,6 +22,8 @@ from descant.text import duration
 
 _GRACE_S = 0.01  # of overlap that nobody has asked for: what takes less is there with the metrics of its step
 
+_QUIET_S = 0.5  # at the end of a run: what takes less of that is not worth a line
+
 
 class Evaluations:
     """The calls of a run, from their beginning to their end.
@@ -128,6 +130,7 @@ class Evaluations:
 
     async def wait(self) -> None:
         """Wait for everything in flight, and say for what and how long; raises as ``turn`` does."""
+        await self._in_flight.wait_at_most(_QUIET_S if self._grace_s else 0.0)
         if not self.are_in_flight:
             self._in_flight.check()
             return
