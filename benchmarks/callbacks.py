@@ -23,6 +23,7 @@ REPEATS = int(os.environ.get("REPEATS", "2"))
 NUM_STEPS, BATCH = 40, 10
 NUM_VALIDATED = int(0.21 * NUM_STEPS * BATCH)  # scoring is about a third of training
 NUM_JUDGED, LATENCY_S = 100, 0.5
+AUTO_STEPS = (10, 100)  # a run that is too short for a process of its own, and one that is not
 STALL_SIZES = {
     "0.9M": SIZES["0.9M"],
     "5.2M": SIZES["5.2M"],
@@ -31,8 +32,8 @@ STALL_SIZES = {
 SIZES |= STALL_SIZES
 
 
-def training_set():
-    return ragged_threads(NUM_STEPS * BATCH)
+def training_set(num_steps=NUM_STEPS):
+    return ragged_threads(num_steps * BATCH)
 
 
 def validation_set():
@@ -46,12 +47,12 @@ def descant(mode, path):
     """SFT with a validation loss in a mode, or with no callback (None)."""
     from descant import SFT, EvaluationPlacement, ModelBuilder, ValidationLossCallback
 
-    async def run():
+    async def run(num_steps):
         model = await ModelBuilder(path).spawn_train("policy", max_batch_size=4096)
         callbacks = [ValidationLossCallback(validation_set(), model, 0.1)] if mode else []
         ends = {}
         trainer = SFT(
-            dataset=training_set(),
+            dataset=training_set(num_steps),
             model=model,
             lr=1e-4,
             samples_per_batch=BATCH,
@@ -65,9 +66,9 @@ def descant(mode, path):
         await trainer.run()
         ended_at = time.perf_counter()
         await model.dealloc()
-        return ends[NUM_STEPS] - started_at, ended_at - started_at
+        return ends[num_steps] - started_at, ended_at - started_at
 
-    return lambda: asyncio.run(run())
+    return lambda num_steps=NUM_STEPS: asyncio.run(run(num_steps))
 
 
 def transformers(evaluation, path, trl=False):
@@ -136,6 +137,7 @@ def transformers(evaluation, path, trl=False):
 SIDES = {
     "descant alone": (lambda path: descant(None, path), 1),
     "descant background": (lambda path: descant("background", path), 1),
+    "descant auto": (lambda path: descant("auto", path), 1),
     "descant inline": (lambda path: descant("inline", path), 1),
     "descant alone, 2 threads": (lambda path: descant(None, path), 2),
     "descant inline, 2 threads": (lambda path: descant("inline", path), 2),
@@ -275,6 +277,50 @@ def judges():
         print(f"| {what} | {median[mode]:.1f} s | {median[mode] / median['generation']:.2f} × |", flush=True)
 
 
+def auto():
+    """Seconds of a short and of a long run: the mode that is chosen against each that could be."""
+    path = saved_model(SIZE)
+    print(f"\n| {SIZE} parameters | {' | '.join(f'{steps} steps | to inline' for steps in AUTO_STEPS)} |")
+    print(f"|---|{'---|---|' * len(AUTO_STEPS)}")
+    seconds = {}
+    for mode in ("alone", "inline", "auto", "background"):
+        side = Side(__file__, f"steps {mode}", SIZE, path, num_threads=1)
+        for steps in AUTO_STEPS:
+            seconds[mode, steps] = statistics.median(side.measure(str(steps)) for _ in range(REPEATS))
+        side.close()
+        cells = (
+            f"{seconds[mode, steps]:.1f} s | "
+            + (f"{seconds[mode, steps] / seconds['inline', steps]:.2f} ×" if mode != "alone" else "")
+            for steps in AUTO_STEPS
+        )
+        print(f"| {mode} | {' | '.join(cells)} |", flush=True)
+
+
+def start():
+    """Seconds until a process can evaluate, and of these for which training waits."""
+    from descant import EvaluationPlacement, ModelBuilder
+    from descant.models.weight_buffers import WeightBuffers
+
+    async def measure(path):
+        model = await ModelBuilder(path).spawn_train("policy", max_batch_size=4096)
+        buffers = WeightBuffers(model, EvaluationPlacement(num_threads=1))
+        started_at = time.perf_counter()
+        await buffers.start()
+        begun_at = time.perf_counter()
+        await buffers.ready()
+        ready_at = time.perf_counter()
+        await buffers.close()
+        await model.dealloc()
+        return begun_at - started_at, ready_at - started_at
+
+    print("\n| parameters | training waits | the process is ready after |")
+    print("|---|---|---|")
+    for size in STALL_SIZES:
+        runs = [asyncio.run(measure(saved_model(size))) for _ in range(REPEATS)]
+        waits, ready = (statistics.median(values) for values in zip(*runs, strict=True))
+        print(f"| {size} | {waits:.2f} s | {ready:.1f} s |", flush=True)
+
+
 # Callbacks that are not due
 
 
@@ -355,12 +401,17 @@ def side():
         work = stall(size, path)
     elif name.startswith("judged "):
         work = judged(name.removeprefix("judged "), path)
+    elif name.startswith("steps "):
+        mode = name.removeprefix("steps ")
+        run = descant(None if mode == "alone" else mode, path)
+        serve(lambda num_steps: run(int(num_steps))[1])
+        return
     else:
         work = SIDES[name][0](path)
     serve(lambda _: work())
 
 
-PARTS = {"wall": wall_times, "stall": stalls, "judge": judges, "idle": idle}
+PARTS = {"start": start, "auto": auto, "wall": wall_times, "stall": stalls, "judge": judges, "idle": idle}
 
 
 def main():

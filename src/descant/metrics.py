@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from descant.arguments import missing_await
 from descant.errors import ConfigurationError
 from descant.table import Table
 from descant.text import quoted
@@ -101,7 +102,9 @@ def as_metric(value: Any) -> Metric:
         return int(value) if abs(int(value)) <= _LARGEST_INTEGER else _as_float(int(value))
     if isinstance(value, Real):
         return _as_float(value)
-    raise TypeError(f"{_describe(value)} is not a metric: a number, a string or a Table is needed")
+    raise TypeError(
+        f"{_describe(value)} is not a metric: a number, a string or a Table is needed{missing_await(value)}"
+    )
 
 
 def _as_float(value: Any) -> float:

@@ -127,6 +127,7 @@ async def test_the_run_log_has_config_plan_samples_and_costs(qwen3_dir, tmp_path
     events = query(tmp_path, "SELECT kind, source FROM events ORDER BY id")
     assert events == [
         ("run_started", "trainer"),
+        ("callback_mode", "callbacks"),
         ("contamination", "validation"),
         ("callback_note", "validation"),
         ("forecast", "callbacks"),

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 from support import CountingCallback, addition_threads, query, training_model
 
-from descant import SFT, CallbackRunner, GenerateSamplesCallback, RunOptions
+from descant import SFT, CallbackRunner, GenerateSamplesCallback, ModelBuilder, RunOptions
 from descant.errors import ConfigurationError
 from descant.runner.options import options
 
@@ -31,6 +31,21 @@ FOREIGN = {
     "bf16": "precision belongs to the model",
     "max_new_tokens": "callbacks that generate take it as max_gen_len=",
     "eval_dataset": "evaluations are callbacks",
+    "num_epochs": "did you mean 'epochs'",
+    "micro_batch_size": "samples_per_batch is the whole step",
+    "base_model": "did you mean 'model'",
+    "datasets": "did you mean 'dataset'",
+    "val_set_size": "hold threads out: train, validation = train_validation_split",
+    "warmup_ratio": "CosineScheduler warms up",
+    "wandb_project": "trackers are loggers",
+    "eval_sample_packing": "evaluations are callbacks",
+    "sample_packing": "not needed",
+    "lora_r": "adapters are not trained here yet: TRL trains them, and add_callbacks",
+    "save_strategy": "checkpoints are callbacks",
+    "load_best_model_at_end": "the best weights are kept by a callback",
+    "optimizer": "it trains with AdamW",
+    "deepspeed": "it trains on one device",
+    "train_on_inputs": "assistant turns are trained",
 }
 NO_NUMBERS = [
     "seed",
@@ -48,6 +63,11 @@ NO_NUMBERS = [
 def test_names_of_others_are_answered_with_ours(name):
     with pytest.raises(ConfigurationError, match=f"SFT has no argument '{name}'; {FOREIGN[name]}"):
         SFT(dataset=[], model=None, **{name: 1})
+
+
+def test_the_builder_of_models_answers_too():
+    with pytest.raises(ConfigurationError, match="no argument 'torch_dtype'; did you mean 'precision'"):
+        ModelBuilder("tiny", torch_dtype="bfloat16")
 
 
 CALLBACK_ARGUMENTS = {"max_new_tokens": "max_gen_len", "num_completion": "num_completions", "on_errors": "on_error"}
@@ -143,7 +163,7 @@ async def test_everything_about_a_run_is_checked_when_the_trainer_is_made(qwen3_
         for wrong, message in (
             (
                 {"callback_mode": "parallel"},
-                "callback_mode='parallel' must be one of 'inline', 'overlap', 'background'",
+                "callback_mode='parallel' must be one of 'auto', 'inline', 'overlap', 'background'",
             ),
             ({"callback_budget": 5}, "above 0 and below 1"),
             ({"callbacks": [CountingCallback(), CountingCallback()]}, "two callbacks are called 'counting'"),

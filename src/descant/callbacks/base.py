@@ -80,6 +80,8 @@ class RunView:
 
 CallbackMode = Literal["inline", "overlap", "background"]
 """What training waits for: all of a call; the work of the model; or a copy of the weights."""
+RunMode = Literal["auto", "inline", "overlap", "background"]
+"""The mode of a run's callbacks that have none of their own; "auto" is the one in which training waits least."""
 OnError = Literal["warn", "raise", "disable"]
 """What a failure of a callback leads to."""
 

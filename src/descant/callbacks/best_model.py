@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.checkpoint import check_checkpoint_name
 from descant.callbacks.metric_watch import Measured, MetricWatch, Mode
+from descant.callbacks.model_callback import check_model
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import NEVER
@@ -53,6 +54,7 @@ class BestModelCallback(RecipeCallback):
         options.setdefault("at_start", False)
         options.setdefault("at_end", False)
         super().__init__(NEVER, log_key_prefix, **options)
+        check_model(model)
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
         self.metric, self.mode = metric, mode

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from descant.arguments import check_whole_number
 from descant.callbacks.base import CallbackOptions, RecipeCallback, RunView
 from descant.callbacks.metric_watch import MetricWatch, Mode
+from descant.callbacks.model_callback import check_model
 from descant.directories import remove_whole
 from descant.engine.model_files import check_is_model
 from descant.errors import ConfigurationError, SaveError
@@ -86,6 +87,7 @@ class CheckpointCallback(RecipeCallback):
         options.setdefault("at_start", False)
         options.setdefault("at_end", False)
         super().__init__(frequency, log_key_prefix, **options)
+        check_model(model)
         self.model = model
         self.checkpoint_name = check_checkpoint_name(checkpoint_name)
         check_whole_number("keep_last", keep_last, or_none=True)

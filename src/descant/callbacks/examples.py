@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 from descant.arguments import check_whole_number
+from descant.data.datasets import ThreadSource, threads_of
 from descant.errors import ConfigurationError, DatasetError
 from descant.threads.thread import StringThread
 
@@ -52,15 +52,16 @@ class Example:
         return replace(self, thread=prompt, reference=reference)
 
 
-def make_examples(threads: Sequence[StringThread], argument: str, limit: int | None = None) -> list[Example]:
-    """One example per thread, in order, for the first ``limit`` of them; ``argument`` is what the list is called in
+def make_examples(threads: ThreadSource, argument: str, limit: int | None = None) -> list[Example]:
+    """One example per thread, in order, for the first ``limit`` of them; ``argument`` is what they are called in
     messages.
 
     Raises:
-        DatasetError: there are no threads, or one has no turns.
+        DatasetError: there are no threads, or one has no turns; or as ``load_threads``.
         ConfigurationError: something in the list is not a ``StringThread``, or a limit that is not a whole number.
     """
     check_whole_number("limit", limit, or_none=True)
+    threads = threads_of(argument, threads)
     if not threads:
         raise DatasetError(f"{argument} is empty: give at least one thread")
     copies: Counter[str] = Counter()

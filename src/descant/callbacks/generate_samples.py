@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -14,11 +13,11 @@ from descant.callbacks.generation_callback import (
     GenerationCallback,
     GenerationOptions,
 )
+from descant.data.datasets import ThreadSource
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel
 from descant.schedule import Frequency
 from descant.table import Table
-from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
 
@@ -34,7 +33,8 @@ class GenerateSamplesCallback(GenerationCallback):
         ``generation/num_samples``: completions; ``generation/num_failed``: threads without one, if any.
 
     Args:
-        thread_set: what to answer; a completion at the end of a thread is taken off and shown as reference.
+        thread_set: what to answer: threads, or what ``load_threads`` reads; a completion at the end of a thread is
+            taken off and shown as reference.
         model: what answers, with its weights after the step of the call.
         frequency: the share of the run between two calls.
         log_key: names the table, and the callback.
@@ -51,9 +51,9 @@ class GenerateSamplesCallback(GenerationCallback):
 
     def __init__(
         self,
-        thread_set: Sequence[StringThread],
+        thread_set: ThreadSource,
         model: InferenceModel,
-        frequency: Frequency,
+        frequency: Frequency = 0.1,
         log_key: str = "samples",
         temperature: float | None = None,
         *,

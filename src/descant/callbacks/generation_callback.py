@@ -10,6 +10,7 @@ from descant.arguments import check_whole_number
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import Example, make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
+from descant.data.datasets import ThreadSource
 from descant.errors import ConfigurationError, RenderError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel, ItemFailure
@@ -81,7 +82,7 @@ class GenerationCallback(ModelCallback[list[Completion]]):
 
     def __init__(
         self,
-        threads: Sequence[StringThread],
+        threads: ThreadSource,
         model: InferenceModel,
         frequency: Frequency,
         log_key_prefix: str,

@@ -18,8 +18,9 @@ from descant.callbacks.generation_callback import (
     GenerationCallback,
     GenerationOptions,
 )
+from descant.data.datasets import ThreadSource
 from descant.errors import NOT_APPLICABLE, ConfigurationError, IgnoreGradeException
-from descant.graders.base import BaseGrader, Grade, attempt_grades
+from descant.graders.base import AnyGrader, BaseGrader, Grade, as_grader, attempt_grades
 from descant.graders.combined_grader import CombinedGrader
 from descant.graders.concurrency_limit import ConcurrencyLimit
 from descant.graders.log_scope import LogScope, log_scope
@@ -30,7 +31,6 @@ from descant.schedule import Frequency
 from descant.settings import plain, plain_settings
 from descant.stats import SCORE_KEYS, pass_at_k, standard_error, summarize_scores
 from descant.table import Table
-from descant.threads.thread import StringThread
 from descant.threads.tokenized import TokenizedThread
 
 _SPREAD = ("std", "min", "max", "count", "stderr")
@@ -71,10 +71,11 @@ class GraderEvalCallback(GenerationCallback):
     of the threads: what it does to their metadata is not seen by the next evaluation.
 
     Args:
-        validation_set: what to answer; a completion at the end of a thread is taken off and becomes
+        validation_set: what to answer: threads, or what ``load_threads`` reads (the path of a file, a
+            ``datasets.Dataset``, rows); a completion at the end of a thread is taken off and becomes
             ``metadata["reference"]``.
         model: what answers, with its weights after the step of the call.
-        grader: grades the threads with their completions.
+        grader: grades the threads with their completions: a grader, or a function from thread to number (async or not).
         frequency: the share of the run between two calls.
         log_key: the prefix of all metrics, and the callback's name.
         clear_grader_logs: forget the grader's logs after each evaluation. Without, what ``get_logs`` gives except
@@ -94,10 +95,10 @@ class GraderEvalCallback(GenerationCallback):
 
     def __init__(
         self,
-        validation_set: Sequence[StringThread],
+        validation_set: ThreadSource,
         model: InferenceModel,
-        grader: BaseGrader,
-        frequency: Frequency,
+        grader: AnyGrader,
+        frequency: Frequency = 0.1,
         log_key: str = "validation",
         clear_grader_logs: bool = True,
         temperature: float = 0.0,
@@ -106,15 +107,10 @@ class GraderEvalCallback(GenerationCallback):
         pass_threshold: float = 1.0,
         **options: Unpack[GenerationOptions],
     ) -> None:
-        if not isinstance(grader, BaseGrader):
-            raise ConfigurationError(
-                f"grader={grader!r} is a {type(grader).__name__}; subclass BaseGrader, or wrap a function of a thread "
-                "with BaseGrader.from_function(key, function)"
-            )
+        self.grader = as_grader("grader", grader)
         super().__init__(
             validation_set, model, frequency, log_key, argument="validation_set", temperature=temperature, **options
         )
-        self.grader = grader
         self.log_key = log_key
         self.clear_grader_logs = clear_grader_logs
         check_flag("clear_grader_logs", clear_grader_logs)
@@ -125,7 +121,7 @@ class GraderEvalCallback(GenerationCallback):
         self.metric_specs = (*_SPECS, *self._pass_specs())
         self._kept_logs = LogScope()
         self._limit = ConcurrencyLimit(max_concurrent_samples)
-        self._check_can_grade(validation_set)
+        self._check_can_grade()
 
     async def on_start(self, run: RunView) -> None:
         """Forget what the grader has logged in an earlier run."""
@@ -163,11 +159,11 @@ class GraderEvalCallback(GenerationCallback):
             "samples": _sample_table(measurement, graded),
         }
 
-    def _check_can_grade(self, validation_set: Sequence[StringThread]) -> None:
+    def _check_can_grade(self) -> None:
         """Refuse an evaluation of which it is known that every grade fails."""
         reasons = [
-            None if any(thread.get_tool_calls()[-1:]) else self.grader.unusable(example.thread)
-            for thread, example in zip(validation_set, self.examples, strict=False)  # the rest is beyond the limit
+            None if any(given.thread.get_tool_calls()[-1:]) else self.grader.unusable(example.thread)
+            for given, example in zip(self._given, self.examples, strict=True)
         ]
         if all(reasons):
             raise ConfigurationError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Generic, Literal, TypeVar, Unpack, get_args
 
-from descant.arguments import check_one_of
+from descant.arguments import check_one_of, missing_await
 from descant.callbacks.base import CallbackMode, CallbackOptions, RecipeCallback
 from descant.errors import ConfigurationError
 from descant.models.inference import InferenceModel
@@ -14,6 +14,15 @@ from descant.schedule import Frequency
 MeasurementT = TypeVar("MeasurementT")
 WhenBusy = Literal["wait", "skip", "replace"]
 """What a background evaluation does that finds no room for its snapshot."""
+
+
+def check_model(model: object) -> None:
+    """Raises ConfigurationError if a callback cannot look at it."""
+    if not isinstance(model, InferenceModel):
+        raise ConfigurationError(
+            f"model={model!r} is a {type(model).__name__}; a model made by ModelBuilder.spawn_train or "
+            f"spawn_inference is needed{missing_await(model)}"
+        )
 
 
 class ModelOptions(CallbackOptions, total=False):
@@ -60,11 +69,7 @@ class ModelCallback(RecipeCallback, Generic[MeasurementT]):
         when_busy: WhenBusy = "wait",
         **options: Unpack[CallbackOptions],
     ) -> None:
-        if not isinstance(model, InferenceModel):
-            raise ConfigurationError(
-                f"model={model!r} is a {type(model).__name__}; a model made by ModelBuilder.spawn_train or "
-                "spawn_inference is needed"
-            )
+        check_model(model)
         super().__init__(frequency, log_key_prefix, mode=mode, **options)
         check_one_of(f"callback {self.name!r}: when_busy", when_busy, allowed=get_args(WhenBusy))
         self.model = model

@@ -12,6 +12,7 @@ from descant.arguments import check_text
 from descant.callbacks.base import RunView
 from descant.callbacks.examples import make_examples
 from descant.callbacks.model_callback import ModelCallback, ModelOptions
+from descant.data.datasets import ThreadSource
 from descant.errors import DatasetError, RenderError, RequestError
 from descant.metrics import MetricSpec
 from descant.models.inference import InferenceModel, ItemFailure
@@ -59,7 +60,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
         ``stderr``, ``samples``.)
 
     Args:
-        validation_set: threads with their completions; weighted turns are scored.
+        validation_set: threads with their completions, or what ``load_threads`` reads; weighted turns are scored.
         model: what is scored.
         frequency: the share of the run between two calls.
         log_key: names the loss, and the callback.
@@ -73,7 +74,7 @@ class ValidationLossCallback(ModelCallback[list["ThreadLoss | ItemFailure"]]):
 
     def __init__(
         self,
-        validation_set: Sequence[StringThread],
+        validation_set: ThreadSource,
         model: InferenceModel,
         frequency: Frequency = 0.1,
         log_key: str = "loss",

@@ -17,6 +17,7 @@ _NOT_SHOWN = (
     "run_interrupted",
     "run_cancelled",
     "forecast",
+    "callback_mode",
     "tracker_started",
 )
 """They are shown in the head and in the table of costs."""

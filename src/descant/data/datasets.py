@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from descant.arguments import missing_await
 from descant.data.bad_row import BadRow
 from descant.data.keys import UnreadKeys
 from descant.data.messages import TrainedTurns
 from descant.data.pairs import Pair, pair_of_row
 from descant.data.rows import thread_of_row
-from descant.data.sources import rows_of
+from descant.data.sources import is_dataset, rows_of
 from descant.errors import ConfigurationError, DatasetError
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -61,6 +63,38 @@ def load_threads(
         return thread_of_row(row, unread, trained_turns).read_from(template, number)
 
     return _load(source, on_bad_row, "threads", read)
+
+
+_Path = str | PathLike[str]
+ThreadSource = Sequence[StringThread] | _Path | Sequence[_Path] | Iterable[Mapping[str, Any]]
+"""What is taken wherever threads are: a list of them, or what ``load_threads`` reads; or a list of paths."""
+
+
+def threads_of(name: str, source: Any) -> Sequence[StringThread]:
+    """Threads as they are, or those that ``load_threads`` reads of a source, in the order of its files if it is a list
+    of paths. What else stands in a list is for the caller to refuse.
+
+    Raises:
+        DatasetError, ConfigurationError: as ``load_threads``; ``name`` is what the source is called.
+    """
+    is_list = isinstance(source, list | tuple)
+    first = source[0] if is_list and source else None
+    if is_list and first is not None and all(isinstance(each, str | PathLike) for each in source):
+        if isinstance(first, str) and not any(Path(each).exists() for each in source):
+            raise ConfigurationError(
+                f"{name}[0]={quoted(first)} is text, and there is no such file; a thread is StringThread().user(text)"
+            )
+        return [thread for path in source for thread in load_threads(path)]
+    is_data = isinstance(source, str | PathLike | Mapping) or is_dataset(source)
+    if is_data or isinstance(first, Mapping) or type(source).__name__ == "DataFrame":
+        return load_threads(source)
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+        raise ConfigurationError(
+            f"{name}={quoted(source)} is a {type(source).__name__}; a list of threads is needed, the path of a file, "
+            f"a datasets.Dataset, or a list of rows{missing_await(source)}"
+        )
+    threads: Sequence[StringThread] = source
+    return threads
 
 
 def load_pairs(

@@ -14,7 +14,7 @@ from torch import nn
 from descant.engine.checkpoint import LOADING
 from descant.engine.driving import Driving
 from descant.engine.forward import ForwardPass
-from descant.engine.jobs import DescribeEngine
+from descant.engine.jobs import DescribeEngine, Host
 from descant.engine.precision import Precision
 from descant.engine.shared_weights import WeightLayout, named_tensors
 from descant.errors import ConfigurationError, DescantError
@@ -119,6 +119,25 @@ class EngineSpec:
                     f"a setting of torch for the whole process is {read()} now and was {value} when the run began, so "
                     "the numbers would be others; evaluate in a process of its own (EvaluationPlacement('process'))"
                 )
+
+
+def describe_host(engine: HFEngine) -> Host:
+    """Where an engine computes, and whether there is a second accelerator like its own."""
+    device, spare, free = engine.model.device, None, 0
+    if device.type == "cuda":
+        name, others = torch.cuda.get_device_name(device), set(range(torch.cuda.device_count())) - {device.index or 0}
+        alike = [index for index in sorted(others) if torch.cuda.get_device_name(index) == name]
+        if alike:
+            free, spare = max((torch.cuda.mem_get_info(index)[0], f"cuda:{index}") for index in alike)
+    is_shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return Host(
+        device=str(device),
+        num_threads=engine.settings[NUM_THREADS],
+        num_bytes=WeightLayout.of(engine.model).num_bytes,
+        spare_device=spare,
+        spare_bytes=free,
+        num_processes=torch.distributed.get_world_size() if is_shared else 1,
+    )
 
 
 def _check_same_modules(made: nn.Module, model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from descant.engine import jobs
 from descant.engine.budgets import Budgets
 from descant.engine.checkpoint import copy_weights, read_model
 from descant.engine.driving import Driving
-from descant.engine.engine_spec import EngineSpec
+from descant.engine.engine_spec import EngineSpec, describe_host
 from descant.engine.foreign_module import alone, check_weights_are_whole, computation, eagerly
 from descant.engine.generate import GenerationSettings, generate
 from descant.engine.identity import identity
@@ -174,6 +174,8 @@ class HFEngine:
                 return self.describe()
             case jobs.DescribeModel():
                 return self._settings()
+            case jobs.DescribeHost():
+                return describe_host(self)
             case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
             case jobs.ExportWeights():

@@ -221,6 +221,32 @@ class DescribeModel(Job[dict[str, Any]]):
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """Where an engine computes, and what it leaves there for another one.
+
+    Attributes:
+        device: such as "cpu" or "cuda:0".
+        num_threads: of torch, on the CPU.
+        num_bytes: of the weights.
+        spare_device: another accelerator of the same kind, if this process sees one.
+        spare_bytes: of its memory that are free.
+        num_processes: that train this model together.
+    """
+
+    device: str
+    num_threads: int
+    num_bytes: int
+    spare_device: str | None
+    spare_bytes: int
+    num_processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeHost(Job[Host]):
+    """Where the engine computes."""
+
+
+@dataclass(frozen=True, slots=True)
 class DescribeEngine(Job["EngineSpec"]):
     """A description of the engine, for another one that computes with copies of its weights.
 

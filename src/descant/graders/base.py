@@ -7,12 +7,13 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import starmap
 from math import inf, isfinite
 from numbers import Real
-from typing import Any, Self
+from typing import Any, Self, Union
 
-from descant.arguments import check_text
+from descant.arguments import check_text, missing_await
 from descant.errors import ConfigurationError, GradingError
 from descant.graders.concurrency_limit import ConcurrencyLimit
 from descant.graders.daemon_calls import DaemonCalls
@@ -26,6 +27,9 @@ MAX_CONCURRENT_THREADS = 32
 SHOWN_LENGTH = 200  # characters of a value of unknown size in messages and reasonings
 
 GradeFunction = Callable[[StringThread], "Awaitable[float | Grade] | float | Grade"]
+
+AnyGrader = Union["BaseGrader", GradeFunction]
+"""What is taken wherever a grader is: a plain function is one, too (``as_grader``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,26 @@ def _checked_function(grader_key: str, function: GradeFunction | None) -> GradeF
     return function
 
 
+def as_grader(name: str, grader: object) -> BaseGrader:
+    """A grader as it is, or one from a function of a thread, whose key is the name of the function.
+
+    Raises:
+        ConfigurationError: neither; ``name`` is what it is called in the message.
+    """
+    if isinstance(grader, BaseGrader):
+        return grader
+    if isinstance(grader, type) or not callable(grader):
+        if isinstance(grader, type) and issubclass(grader, BaseGrader):
+            raise ConfigurationError(f"{name} is the class {grader.__name__}; pass an instance: {grader.__name__}(...)")
+        raise ConfigurationError(
+            f"{name}={grader!r} is a {type(grader).__name__}, not a grader; subclass BaseGrader, or give a function "
+            f"from thread to number{missing_await(grader)}"
+        )
+    function = grader.func if isinstance(grader, partial) else grader
+    key = getattr(function, "__name__", type(function).__name__)
+    return BaseGrader.from_function(key.strip("<>"), grader)
+
+
 def checked_grade(result: object, grader_key: str) -> Grade:
     """``result`` as a grade; a ``GradingError`` if it is none, its value not finite, or its reasoning not a text."""
     grade = result if isinstance(result, Grade) else Grade(result, grader_key)  # type: ignore[arg-type]
@@ -219,6 +243,7 @@ def checked_grade(result: object, grader_key: str) -> Grade:
     if number is None or not isinstance(value, Real):
         raise GradingError(
             f"grader {grader_key!r} returned {quoted(result, SHOWN_LENGTH)}; a number or a Grade is needed"
+            f"{missing_await(result)}"
         )
     if not isfinite(number):
         raise GradingError(f"grader {grader_key!r} returned {number}; a grade must be finite")
@@ -271,18 +296,19 @@ async def attempt_grades(
 
 
 async def grade_many(
-    grader: BaseGrader, threads: Sequence[StringThread], max_concurrent: int | None = None
+    grader: AnyGrader, threads: Sequence[StringThread], max_concurrent: int | None = None
 ) -> list[Grade | Exception]:
     """One result per thread, in order, graded concurrently: a grade, or the exception that was raised instead.
 
     The exception is an ``IgnoreGradeException`` if the grader does not apply to the thread, else the failure.
 
     Args:
-        grader: the grader.
+        grader: the grader, or a function from thread to number.
         threads: what to grade; the last turn of each is the completion.
         max_concurrent: how many threads are graded at once; None is no limit.
 
     Raises:
         ConfigurationError: ``max_concurrent`` is not a whole number of at least 1, nor None.
     """
+    grader = as_grader("grader", grader)
     return await attempt_grades([(grader, thread) for thread in threads], ConcurrencyLimit(max_concurrent))

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from descant.arguments import check_one_of, is_finite_number
 from descant.errors import ConfigurationError, GradingError, IgnoreGradeException
-from descant.graders.base import BaseGrader, Grade, attempt_grades, checked_grade
+from descant.graders.base import AnyGrader, BaseGrader, Grade, as_grader, attempt_grades, checked_grade
 from descant.stats import SCORE_KEYS, summarize_scores
 from descant.threads.thread import StringThread
 
@@ -39,7 +39,8 @@ class CombinedGrader(BaseGrader):
 
     Args:
         grader_key: the grader's name.
-        graders: the children, with distinct keys without "/".
+        graders: the children, with distinct keys without "/"; functions from thread to number, too, whose keys are
+            their names.
         weights: one finite number per child; None weighs all 1.
         aggregation_method: "mean" divides by the sum of the weights, "sum" does not.
         failure_rate_warning_threshold: a fraction; if a child was left out on a larger fraction of the threads,
@@ -54,7 +55,7 @@ class CombinedGrader(BaseGrader):
     def __init__(
         self,
         grader_key: str,
-        graders: Sequence[BaseGrader],
+        graders: Sequence[AnyGrader],
         weights: Sequence[float] | None = None,
         aggregation_method: AggregationMethod = "mean",
         failure_rate_warning_threshold: float = 0.2,
@@ -184,12 +185,8 @@ def _sum_to_zero(weights: Sequence[float]) -> bool:
 def _checked_graders(grader_key: str, graders: object) -> tuple[BaseGrader, ...]:
     if not isinstance(graders, Sequence) or not graders:
         raise ConfigurationError(f"graders={graders!r} of grader {grader_key!r} must be a list of at least one grader")
+    graders = [as_grader(f"graders[{i}] of grader {grader_key!r}", grader) for i, grader in enumerate(graders)]
     for position, grader in enumerate(graders):
-        if not isinstance(grader, BaseGrader):
-            raise ConfigurationError(
-                f"graders[{position}] of grader {grader_key!r} is {grader!r}, not a grader; subclass BaseGrader, or "
-                "wrap a function of a thread with BaseGrader.from_function(key, function)"
-            )
         if "/" in grader.grader_key or grader.grader_key == "score":
             raise ConfigurationError(
                 f"graders[{position}] of grader {grader_key!r} has the key {grader.grader_key!r}; metrics are named "
@@ -200,7 +197,7 @@ def _checked_graders(grader_key: str, graders: object) -> tuple[BaseGrader, ...]
     if twice := [key for key, count in counts.items() if count > 1]:
         raise ConfigurationError(
             f"grader {grader_key!r} has several children called {twice[0]!r}, whose metrics would collide; give each "
-            "another grader_key"
+            "another grader_key (of a function: BaseGrader.from_function(grader_key, function))"
         )
     return tuple(graders)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar, get_args
+from typing import Never, TypeVar, get_args
 
-from descant.arguments import as_model_path, check_one_of
+from descant.arguments import argument_names, as_model_path, check_one_of, refuse_unknown
 from descant.engine.checkpoint import read_model, read_tokenizer
 from descant.engine.hf import HFEngine
 from descant.engine.jobs import Sampling
@@ -41,7 +41,8 @@ class ModelBuilder:
             its own choice for the model.
 
     Raises:
-        ConfigurationError: a budget that is not a whole number of at least 1, or an unknown precision.
+        ConfigurationError: a budget that is not a whole number of at least 1, an unknown precision, or an argument that
+            does not exist, with the one that was meant.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class ModelBuilder:
         precision: Precision | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        **unknown: Never,
     ) -> None:
+        refuse_unknown("ModelBuilder", unknown, argument_names(ModelBuilder))
         self.path = as_model_path(path)
         self.kv_cache_len = _positive("kv_cache_len", kv_cache_len)
         self.tokens_to_generate = _positive("tokens_to_generate", tokens_to_generate)

@@ -74,6 +74,10 @@ class WeightBuffers:
         files = [buffer.handle.name for buffer in self._buffers]
         self._evaluator = start_evaluation_worker(self._placement.where, f"{self._name} (evaluation)", spec, files)
 
+    async def ready(self) -> None:
+        """Wait until the worker can evaluate; raises why it cannot."""
+        await self._worker().ready()
+
     def has_room(self, version: int) -> bool:
         """Whether a version is held already, or a buffer is free."""
         return self._held(version) is not None or any(buffer.version is None for buffer in self._buffers)

@@ -16,10 +16,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_wrap_validator_function
 
+from descant.arguments import what_was_meant
 from descant.provenance import MASK
 from descant.recipes.config_values import read_config
 from descant.recipes.problems import describe_problems
-from descant.text import did_you_mean
 
 
 class InputConfig(BaseModel):
@@ -88,7 +88,7 @@ class InputConfig(BaseModel):
         elif not loc and isinstance(given, dict):
             given = {key: MASK if key in secrets else value for key, value in given.items()}
         if kind == "extra_forbidden" and len(loc) == 1:
-            hint = did_you_mean(str(loc[0]), fields, f"keys are {', '.join(fields) or 'none'}")
+            hint = what_was_meant(str(loc[0]), fields, "keys")
             error = PydanticCustomError("unknown_key", "there is no such key; {hint}", {"hint": hint})
         else:  # as it is; its context may be of a kind that pydantic does not take back
             error = PydanticCustomError(kind, problem["msg"])

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from descant.arguments import what_was_meant
 from descant.data.datasets import load_pairs, load_threads
 from descant.data.pairs import Pair
 from descant.errors import ConfigurationError, DatasetError, ModelLoadError
@@ -53,7 +54,7 @@ class _Parameter:
             raise ValueError(f"must be a string, or a table with {', '.join(keys)}")
         for key in value if isinstance(value, dict) else ():
             if key not in keys:
-                hint = did_you_mean(str(key), keys, f"keys are {', '.join(keys)}")
+                hint = what_was_meant(str(key), keys, "keys")
                 raise ValueError(f"there is no key {key!r}; {hint}")
         return value
 

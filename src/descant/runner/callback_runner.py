@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
+from descant.data.datasets import ThreadSource, threads_of
 from descant.data.origin import describe_threads
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, is_detail
@@ -21,6 +22,7 @@ from descant.models.off_loop import off_loop
 from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
 from descant.provenance import describe_environment, masked
+from descant.runner.auto_mode import AutoMode, kept_in_the_loop
 from descant.runner.call import Call
 from descant.runner.calls import CallbackFailure, Calls, is_news
 from descant.runner.contamination_check import check_contamination
@@ -38,7 +40,6 @@ from descant.runner.run_state import RunState
 from descant.runner.synchronous import SynchronousRunner
 from descant.schedule import Plan
 from descant.settings import plain
-from descant.threads.thread import StringThread
 
 _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
@@ -101,8 +102,8 @@ class CallbackRunner(RunOptions):
     save_checkpoint: SaveCheckpoint | None = None
     """Writes a checkpoint to the directory that it is given, when a callback requests one."""
 
-    training_set: Sequence[StringThread] | None = None
-    """The threads that are trained on, if the loop trains on threads: see ``contamination``."""
+    training_set: ThreadSource | None = None
+    """The threads that are trained on, or what ``load_threads`` reads: see ``contamination``."""
 
     models: Sequence[InferenceModel] = ()
     """The models that are trained, for the settings in the run log, if no callback looks at them."""
@@ -120,10 +121,13 @@ class CallbackRunner(RunOptions):
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
+        self._trained_on = None if self.training_set is None else threads_of("training_set", self.training_set)
         self._keys = MetricKeys(self.callbacks)
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
-        modes = choose_modes(self.callbacks, self._keys, self.callback_mode)
+        is_auto = self.callback_mode == "auto"
+        in_the_loop = kept_in_the_loop(self.callbacks, self._keys) if is_auto else {}
+        modes = choose_modes(self.callbacks, self._keys, self.callback_mode, in_the_loop)
         if self.contamination == "error" and self.training_set is None:
             raise ConfigurationError('contamination="error" needs training_set=: the threads that are trained on')
         self.costs = Costs(self.plan(), self.num_steps, modes, self.callback_budget)
@@ -139,7 +143,9 @@ class CallbackRunner(RunOptions):
         self._state = RunState(self.num_steps, self.first_step, self.seed, self._requests)
         self._calls = Calls(ordered, self._state, self.recorder, self.costs, self._keys, strict=self.strict)
         placement = self.callback_placement or EvaluationPlacement()
-        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, placement)
+        self._evaluations = Evaluations(ordered, modes, self._state, self._calls, placement, is_auto=is_auto)
+        watched = (self.callbacks, in_the_loop, self._evaluations, self.costs, self.recorder)
+        self._auto = AutoMode(*watched, placement) if is_auto else None
         self._ordered = ordered
         self._started: list[RecipeCallback] = []
         self._is_open = self._has_forecast = self._has_looked_around = False
@@ -203,7 +209,7 @@ class CallbackRunner(RunOptions):
         if num_previewed.get() is not None:
             end_with_plan(self.title, self.num_steps, self.plan())
         self._state.started_at = time.monotonic()
-        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
+        contaminations = await check_contamination(self.callbacks, self._trained_on, self.contamination)
         async with AsyncExitStack() as stack:
             models = await self._evaluations.describe_models(self.models)
             await stack.enter_async_context(self.recorder)
@@ -211,6 +217,8 @@ class CallbackRunner(RunOptions):
             specs = {"trainer": self.metric_specs, **self._keys.specs}
             config = masked(await self._describe(specs, models))
             await self.recorder.announce(self.title, config, self.plan(), specs, self._calls.describe_running)
+            if self._auto is not None:
+                await self._auto.announce(self.step)
             for found in contaminations:
                 await self.recorder.record_event(self.step, "contamination", found.name, found.describe())
             if self.on_open is not None:
@@ -276,12 +284,17 @@ class CallbackRunner(RunOptions):
         await self.recorder.record(self.step, state.training_metrics)
         is_quiet = not self._evaluations.need_a_turn and not self._requests.are_pending
         is_quiet = is_quiet and self._due.is_quiet(before.step, state.progress.step)
+        is_quiet = is_quiet and not (self._auto and self._auto.has_a_turn())
         # Whenever others have a turn on the event loop, what an earlier call has left behind has one too.
         with nullcontext() if is_quiet and not self.recorder.has_logger else preserved_process_state():
             if not is_quiet:
                 await self._evaluations.turn()
+                if self._auto:
+                    await self._auto.follow(self.step)
                 await self._call_due(before)
             await self._forecast()
+            if self._auto and not is_quiet:
+                await self._auto.consider(self.step)
             await self.recorder.publish(partial(self.costs.remaining_s, self.step))
         self.resume_training_time()
 
@@ -338,6 +351,8 @@ class CallbackRunner(RunOptions):
             raise
         finally:
             is_cancelled = error is not None and not isinstance(error, Exception)
+            if self._auto:
+                self._auto.close()
             leave = [partial(self._evaluations.close, at_once=is_cancelled)]
             for callback in self._started:
                 leave.append(partial(self._call_hook, callback, callback.on_end, _LEAVING_S if is_cancelled else None))

@@ -11,6 +11,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from descant.arguments import missing_await
 from descant.callbacks.base import RecipeCallback, shown
 from descant.errors import CallbackError, DescantError, WorkerDied
 from descant.metrics import Metric, as_metric
@@ -257,7 +258,8 @@ class Calls:
     async def _accept(self, call: Call, returned: Any) -> dict[str, Metric]:
         """The returned metrics under their full keys; what is not a metric is recorded as a failure."""
         if not isinstance(returned, dict):
-            error = TypeError(f"it returned {type(returned).__name__}; a dict of metrics is needed ({{}} for none)")
+            needed = f"a dict of metrics is needed ({{}} for none){missing_await(returned)}"
+            error = TypeError(f"it returned {type(returned).__name__}; {needed}")
             await self.fail(call, error)
             return {}
         name = call.callback.name
@@ -285,6 +287,7 @@ class Calls:
         name, step = call.callback.name, call.run.step
         says_it_all = place and isinstance(error, TypeError | DescantError)  # our own words about a returned value
         reason = place + (str(error) if says_it_all else describe(error))
+        reason += "; an `await` is missing before it" if "'coroutine' object" in reason else ""
         message = f"callback {name!r} failed at step {step} of {self._state.num_steps}: {reason}"
         failure = CallbackFailure(name, step, message, "".join(traceback.format_exception(error)))
         self.failures.append(failure)

@@ -145,8 +145,17 @@ class Costs:
         """
         if not self.num_steps_made:
             return None
-        in_the_way = self._training_to_come_s(step) + self._callbacks_to_come_s(step)
+        in_the_way = self.training_to_come_s(step) + self._callbacks_to_come_s(step)
         return max(in_the_way, sum(self._background_to_come_s(cost, step) for cost in self))
+
+    def stall_to_come_s(self, name: str, step: int) -> float:
+        """Seconds for which training will wait for a callback from now, after ``step`` steps, its last call aside."""
+        num_calls = self._calls_to_come(name, step) - (self._num_steps in self._plans[name].steps)
+        return max(0.0, num_calls) * self._costs[name].mean_s
+
+    def training_to_come_s(self, step: int) -> float:
+        """Seconds of training alone from now, after ``step`` steps, to the end."""
+        return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
 
     def forecast(self, step: int) -> str | None:
         """What the callbacks will take of the whole run, in words; None while nothing is known."""
@@ -174,7 +183,7 @@ class Costs:
         to_come = sum(self._calls_to_come(cost.name, step) * cost.mean_s for cost in self)
         if self._budget is None:
             return to_come
-        training_s = self.training_s + self._training_to_come_s(step)
+        training_s = self.training_s + self.training_to_come_s(step)
         allowed = max(0.0, training_s * self._budget / (1 - self._budget) - self.callbacks_s)
         return min(to_come, allowed + sum(cost.mean_s for cost in self))
 
@@ -192,12 +201,9 @@ class Costs:
             return 0
         num_calls: float = len(plan.steps) - bisect_right(plan.steps, step)
         if plan.period_s is not None:
-            num_calls += self._training_to_come_s(step) / plan.period_s
+            num_calls += self.training_to_come_s(step) / plan.period_s
         source = self._source_of_key.get(plan.follows or "", name)
         return num_calls if source == name else num_calls + self._calls_to_come(source, step)
-
-    def _training_to_come_s(self, step: int) -> float:
-        return self.training_s / max(self.num_steps_made, 1) * max(self._num_steps - step, 0)
 
 
 def cost_table(costs: Iterable[CallbackCost], run_s: float) -> Table:

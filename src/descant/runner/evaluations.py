@@ -17,9 +17,13 @@ from descant.models.weight_buffers import WeightBuffers
 from descant.runner.call import Call
 from descant.runner.calls import Calls
 from descant.runner.in_flight import InFlight
-from descant.runner.modes import Background, Inline, Mode, Overlap, Pinned
+from descant.runner.modes import Background, Inline, Mode, Moved, Overlap, Pinned
 from descant.runner.run_state import RunState
 from descant.text import duration
+
+_GRACE_S = 0.01  # of overlap that nobody has asked for: what takes less is there with the metrics of its step
+
+_QUIET_S = 0.5  # at the end of a run: what takes less of that is not worth a line
 
 
 class Evaluations:
@@ -31,6 +35,7 @@ class Evaluations:
         state: the run, as callbacks see it.
         calls: makes and records them.
         placement: where background evaluations run.
+        is_auto: whether the mode of callbacks without one is for the runner to choose.
     """
 
     def __init__(
@@ -40,9 +45,12 @@ class Evaluations:
         state: RunState,
         calls: Calls,
         placement: EvaluationPlacement,
+        *,
+        is_auto: bool,
     ) -> None:
         self._state, self._calls, self._recorder = state, calls, calls.recorder
         self._in_flight = InFlight()
+        self._grace_s = _GRACE_S if is_auto else 0.0
         self._buffers: list[WeightBuffers] = []
         models = [callback.model for callback in callbacks if isinstance(callback, ModelCallback)]
         self._models = {(model._worker, model.weights): model for model in models}
@@ -58,6 +66,29 @@ class Evaluations:
     def need_a_turn(self) -> bool:
         """Whether any call is in flight, or has ended with something to raise."""
         return self.are_in_flight or self._in_flight.has_failed
+
+    async def prepare(self, model: InferenceModel, placement: EvaluationPlacement) -> WeightBuffers:
+        """Start a worker for background evaluations of a model, to which callbacks may be moved once it is ready.
+
+        Raises:
+            Exception: why the model cannot be evaluated there; nothing is left of it.
+        """
+        buffers = WeightBuffers(model, placement)
+        try:
+            await buffers.start()
+        except BaseException:
+            await buffers.close()
+            raise
+        self._buffers.append(buffers)
+        return buffers
+
+    def move(self, callback: RecipeCallback, *, back: bool = False) -> None:
+        """Have the later calls of a callback, which overlaps, made in the background; or ``back``, the other way."""
+        parts, name = (self._calls, self._in_flight), callback.name
+        background = self._mode(callback, "background", EvaluationPlacement())  # where its model was prepared
+        overlap = Overlap(*parts, self._grace_s)
+        self._modes[name] = Moved(*parts, background, overlap) if not back else overlap
+        self._calls.costs[name].mode = "overlap" if back else "background"
 
     def check_background(self) -> None:
         """Raises ConfigurationError if ``start`` would; waits for the models, so not on an event loop that they use."""
@@ -106,6 +137,7 @@ class Evaluations:
 
     async def wait(self) -> None:
         """Wait for everything in flight, and say for what and how long; raises as ``turn`` does."""
+        await self._in_flight.wait_at_most(_QUIET_S if self._grace_s else 0.0)
         if not self.are_in_flight:
             self._in_flight.check()
             return
@@ -137,7 +169,7 @@ class Evaluations:
         if mode == "inline" or not isinstance(callback, ModelCallback):
             return Inline(*parts)
         if mode == "overlap":
-            return Overlap(*parts)
+            return Overlap(*parts, self._grace_s if callback.mode is None else 0.0)
         if callback.model.weights != LIVE:
             if callback.model._worker.is_trained_by_others:
                 raise ConfigurationError(

@@ -67,6 +67,11 @@ class InFlight:
             await asyncio.wait(self._tasks.values())
         self.check()
 
+    async def wait_at_most(self, timeout_s: float) -> None:
+        """Wait for those that there are."""
+        if self._tasks and timeout_s:
+            await asyncio.wait(self._tasks.values(), timeout=timeout_s)
+
     async def cancel(self, call: Call) -> None:
         """Give one up, and wait until it has ended."""
         if task := self._tasks.get(call):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Never
 
-from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.callbacks.base import CallbackMode, RecipeCallback, RunMode
 from descant.callbacks.model_callback import ModelCallback
 from descant.errors import ConfigurationError
 from descant.models.weight_buffers import Lease, WeightBuffers
@@ -70,7 +70,15 @@ class Inline(Mode):
 
 
 class Overlap(Mode):
-    """Training waits for ``measure``, on the live weights; ``report`` runs in parallel."""
+    """Training waits for ``measure``, on the live weights; ``report`` runs in parallel.
+
+    Args:
+        grace_s: how long training waits for a ``report``, too, so that what a quick one returns is there at its step.
+    """
+
+    def __init__(self, calls: Calls, in_flight: InFlight, grace_s: float = 0.0) -> None:
+        super().__init__(calls, in_flight)
+        self._grace_s = grace_s
 
     async def begin(self, call: Call) -> None:
         """Measure."""
@@ -80,7 +88,11 @@ class Overlap(Mode):
             await self._calls.complete(call, FAILED)
             return
         call.as_measured = partial(_refuse_weights, call)
-        self._detach(call, partial(callback.report, measurement))
+        task = self._detach(call, partial(callback.report, measurement))
+        if self._grace_s:
+            started_at = time.perf_counter()
+            await asyncio.wait({task}, timeout=self._grace_s)
+            self._calls.costs.add_recording(callback.name, time.perf_counter() - started_at)
 
 
 class Pinned(Mode):
@@ -175,15 +187,35 @@ class Background(Mode):
         return True
 
 
+class Moved(Mode):
+    """Background for callbacks that began with overlap, and overlap again for the last calls: then nothing is trained
+    any more, and no copy is needed.
+
+    Args:
+        background, overlap: make the calls.
+    """
+
+    def __init__(self, calls: Calls, in_flight: InFlight, background: Mode, overlap: Mode) -> None:
+        super().__init__(calls, in_flight)
+        self._background, self._overlap = background, overlap
+
+    async def begin(self, call: Call) -> None:
+        """In one of the two."""
+        await (self._overlap if call.is_final else self._background).begin(call)
+
+
 def choose_modes(
-    callbacks: Sequence[RecipeCallback], keys: MetricKeys, callback_mode: CallbackMode
+    callbacks: Sequence[RecipeCallback], keys: MetricKeys, callback_mode: RunMode, in_the_loop: Mapping[str, str]
 ) -> Mapping[str, CallbackMode]:
     """The mode of each callback, by name: its own, or else the run's where it can run in that.
+
+    ``in_the_loop`` are the callbacks that "auto" has training wait for; the others overlap.
 
     Raises:
         ConfigurationError: callbacks whose modes cannot work together, with the fix.
     """
-    modes = {callback.name: _choose_mode(callback, callback_mode) for callback in callbacks}
+    automatic: CallbackMode = "overlap" if callback_mode == "auto" else callback_mode
+    modes = {c.name: _choose_mode(c, "inline" if c.name in in_the_loop else automatic) for c in callbacks}
     for watcher in callbacks:
         for source in keys.sources[watcher.name]:
             if watcher.watches is not None and keys.declares(source, watcher.watches.metric):

@@ -21,7 +21,7 @@ from descant.arguments import (
     is_finite_number,
     refuse_unknown,
 )
-from descant.callbacks.base import CallbackMode, RecipeCallback
+from descant.callbacks.base import RecipeCallback, RunMode
 from descant.errors import ConfigurationError
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.runner.contamination_check import Policy
@@ -142,10 +142,9 @@ class RunOptions:
     """What follows when prompts that callbacks evaluate on are trained on, too: "warn" says so at the start, with
     examples; "error" refuses to start; "ignore" does not look."""
 
-    callback_mode: CallbackMode = field(
-        default="inline", metadata=checked_by(check_one_of, allowed=get_args(CallbackMode))
-    )
-    """The mode of every callback that looks at a model and has none of its own, see ``ModelCallback``."""
+    callback_mode: RunMode = field(default="inline", metadata=checked_by(check_one_of, allowed=get_args(RunMode)))
+    """The mode of every callback that looks at a model and has none of its own, see ``ModelCallback``; or "auto", see
+    ``Trainer``."""
 
     callback_budget: float | None = field(default=None, metadata=checked_by(_check_budget))
     """The share of the time that callbacks may cost training, such as 0.05; by default there is no limit. A call that

@@ -9,7 +9,7 @@ from fractions import Fraction
 from math import nan
 from typing import Any, ClassVar, get_args
 
-from descant.arguments import check_finite_number, check_flag, check_one_of, check_whole_number
+from descant.arguments import check_finite_number, check_flag, check_one_of, check_whole_number, missing_await
 from descant.errors import ConfigurationError, DatasetError, NonFiniteError, NonFiniteSequenceError
 from descant.metrics import Metric, MetricSpec
 from descant.models.training import TrainingModel
@@ -36,6 +36,7 @@ def _check_model(name: str, model: Any) -> None:
     if not isinstance(model, TrainingModel):
         raise ConfigurationError(
             f"{name}={model!r} cannot be trained; make it with ModelBuilder(path).spawn_train(name, max_batch_size)"
+            f"{missing_await(model)}"
         )
 
 
@@ -65,7 +66,7 @@ class GradientTrainer(Trainer):
 
     positional = ("dataset", "model", "logger", "stage_notifier", "callbacks", "epochs")
 
-    dataset: Sequence[Any] = field(kw_only=False)
+    dataset: Any = field(kw_only=False)
     """The samples: those that the list holds when the trainer is made."""
 
     model: TrainingModel = field(kw_only=False, metadata=checked_by(_check_model))

@@ -24,8 +24,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+from descant.arguments import check_one_of
+from descant.callbacks.base import RunMode
 from descant.errors import ConfigurationError
 from descant.metrics import Metric, MetricSpec
 from descant.models.requester import Requester, requester_scope
@@ -104,6 +106,12 @@ class Trainer(RunOptions, ABC):
 
     metric_specs: ClassVar[Sequence[MetricSpec]] = ()
     """The metrics that a step returns, under their full keys."""
+
+    callback_mode: RunMode = field(default="auto", metadata=checked_by(check_one_of, allowed=get_args(RunMode)))
+    """What training waits for when a callback looks at a model and has no mode of its own (see ``ModelCallback``).
+    "auto" is the mode in which it waits least without a risk: "overlap", and "background" for the rest of the run once
+    the first calls and steps have shown that this saves more than it costs, where there are cores or an accelerator for
+    it; "inline" for what others go by. The metrics are the same in all. What was chosen is said, with the reason."""
 
     stage_notifier: StageNotifier | None = field(default=None, metadata=checked_by(_check_notifier))
     """Is told after every step how many samples are done."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
+from descant.data.datasets import threads_of
 from descant.errors import ConfigurationError, DatasetError
 from descant.metrics import Metric, MetricSpec
 from descant.models.off_loop import off_loop
@@ -18,8 +19,6 @@ from descant.trainers.loop import Step
 
 
 def _check_dataset(name: str, dataset: Any) -> None:
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ConfigurationError(f"{name}={dataset!r} is a {type(dataset).__name__}; a list of threads is needed")
     if not len(dataset):
         raise DatasetError(f"{name} is empty: give at least one thread")
     problems = []
@@ -56,12 +55,18 @@ class SFT(GradientTrainer):
         *GradientTrainer.metric_specs,
     )
 
-    dataset: Sequence[StringThread] = field(kw_only=False, metadata=checked_by(_check_dataset))
-    """Threads, each with a weighted turn; a fresh thread trains on its assistant turns."""
+    dataset: Any = field(kw_only=False, metadata=checked_by(_check_dataset))
+    """Threads, each with a weighted turn (a fresh thread trains on its assistant turns); or what ``load_threads``
+    reads: the path of a file, a ``datasets.Dataset``, rows; or a list of paths."""
+
+    def __post_init__(self) -> None:
+        self.dataset = threads_of("dataset", self.dataset)
+        super().__post_init__()
 
     def prompts(self) -> Sequence[StringThread]:
         """The dataset."""
-        return self.trained.threads if self.trained else self.dataset
+        threads: Sequence[StringThread] = self.trained.threads if self.trained else self.dataset
+        return threads
 
     def describe(self) -> str:
         """What is trained on what, in one line."""
