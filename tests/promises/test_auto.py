@@ -1,6 +1,7 @@
 """callback_mode="auto": what is chosen and said, and that the choice changes neither a number nor a decision."""
 
 import asyncio
+import signal
 
 import pytest
 import torch
@@ -191,6 +192,16 @@ async def test_a_run_that_moves_to_the_background_has_the_numbers_of_one_that_do
     assert "loss, validation and samples, so a process to evaluate in is being started" in started
     assert "loss, validation and samples in the background from here on: the process is ready" in ready
     assert {cost.mode for cost in runner.costs} == {"background"}
+
+
+@needs_cores
+async def test_a_process_that_is_still_starting_at_the_end_is_killed(gpt2_dir, tmp_path, monkeypatch):
+    """Asked to end, it would first import torch, and the run would wait."""
+    monkeypatch.setattr(auto_mode, "START_S", 1e-9)
+    _, runner = await follow(gpt2_dir, tmp_path, "auto", num_steps=5)
+    (buffers,) = runner._evaluations._buffers
+    assert "is being started" in said(tmp_path)[-1]
+    assert buffers._evaluator._child.process.returncode == -signal.SIGKILL
 
 
 async def test_a_short_run_starts_no_process(gpt2_dir, tmp_path):

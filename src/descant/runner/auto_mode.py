@@ -108,7 +108,7 @@ class AutoMode:
         self._costs, self._recorder, self._placement = costs, recorder, placement
         models = [callback for callback in callbacks if isinstance(callback, ModelCallback)]
         self._overlapping = [c for c in models if _asks(c) and costs[c.name].mode == "overlap"]
-        self._elsewhere = [c.name for c in models if costs[c.name].mode == "background"]
+        self._in_background = [c.name for c in models if costs[c.name].mode == "background"]
         self._may_move: list[ModelCallback[Any]] = []  # all of one model
         self._moving: WeightBuffers | None = None
         self._ready: asyncio.Task[None] | None = None
@@ -164,17 +164,19 @@ class AutoMode:
         await self._record(step, f"{found}, so a process to evaluate in is being started")
 
     def close(self) -> None:
-        """The run is over."""
-        if self._ready is not None:
+        """The run is over; a process that is still starting is not waited for."""
+        if self._ready is not None and not self._ready.done():
             self._ready.cancel()
+            if self._moving is not None:
+                self._moving.kill()
 
     async def _why_not_background(self) -> str | None:
         """Why nothing may move to the background, if so; else the callbacks of the first live model may."""
         live = [callback for callback in self._overlapping if callback.model.weights == LIVE]
         if not live:
             return "the weights that they look at are no live ones"
-        if self._elsewhere:
-            return f"the background is that of {_listed(self._elsewhere)}"
+        if self._in_background:
+            return f"the background is that of {_listed(self._in_background)}"
         host = await live[0].model._worker.run(DescribeHost())
         reason = _obstacle(host, self._placement)
         if reason is None:

@@ -21,7 +21,7 @@ from descant.runner.modes import Background, Inline, Mode, Moved, Overlap, Pinne
 from descant.runner.run_state import RunState
 from descant.text import duration
 
-_GRACE_S = 0.01  # of overlap that nobody has asked for: what takes less is there with the metrics of its step
+_GRACE_S = 0.01  # of overlap that was not asked for: what takes less is there with the metrics of its step
 
 _QUIET_S = 0.5  # at the end of a run: what takes less of that is not worth a line
 
