@@ -69,7 +69,9 @@ def calls(thread: StringThread) -> tuple[dict[str, Any], dict[str, Any] | None]:
     reference = thread.metadata["reference"]
     wanted = read_call(reference)
     if wanted is None:
-        raise GradingError(f"read_call finds no call in the reference {reference!r}; write it for your model's template")
+        raise GradingError(
+            f"read_call finds no call in the reference {reference!r}; write it for your model's template"
+        )
     return wanted, read_call(thread.last_content())
 
 
