@@ -32,27 +32,27 @@ def chromium():
 @contextmanager
 def trackio_dashboard(folder, log):
     """The address of Trackio's dashboard for the data in a folder."""
-    with _serving([sys.executable, "-c", TRACKIO], log, TRACKIO_DIR=str(folder)) as address:
+    with _serving([sys.executable, "-c", TRACKIO], log, None, TRACKIO_DIR=str(folder)) as address:
         yield address
 
 
 @contextmanager
 def tensorboard(folder, log):
     """The address of TensorBoard for the runs in a folder, with all texts."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--samples_per_plugin", "text=1000"]
-    with _serving([*command, "--port"], log) as address:
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder.name, "--samples_per_plugin", "text=1000"]
+    with _serving([*command, "--port"], log, folder.parent) as address:  # its page shows the path as it is given
         yield address
 
 
 @contextmanager
-def _serving(command, log, **environment):
+def _serving(command, log, cwd, **environment):
     """The address at which a program answers whose last argument is its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("wb") as file:
         environment = {**os.environ, **environment}
-        server = subprocess.Popen([*command, str(port)], env=environment, stdout=file, stderr=file)
+        server = subprocess.Popen([*command, str(port)], cwd=cwd, env=environment, stdout=file, stderr=file)
         try:
             wait_for_port(port, server, log)
             yield f"http://127.0.0.1:{port}"
