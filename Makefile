@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 
-.PHONY: help demo test check bench families gpu soak format clean
+.PHONY: help demo test check bench pictures families gpu soak format clean
 
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
 	@echo "make check   format, lint, types, layers, unit tests, and the figures of the house beside their limits"
 	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
+	@echo "make pictures  draw the pictures of README and docs from real runs, in Chromium (about five minutes)"
 	@echo "make families  how every language model of Transformers is driven, into docs/models.md (about ten minutes)"
 	@echo "make gpu     promises and figures on a GPU, with the machine's own torch, in eight minutes; WHEELS=folder"
 	@echo "make soak    a thousand background evaluations that fail, hang and are killed (about two minutes)"
@@ -41,6 +42,9 @@ bench: .venv/dev-installed
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/profile_engine.py
+
+pictures: .venv/dev-installed
+	$(BIN)/python benchmarks/pictures.py $(ARGS)
 
 families: .venv/dev-installed
 	$(BIN)/python benchmarks/families.py

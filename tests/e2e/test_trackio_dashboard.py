@@ -2,16 +2,13 @@
 
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 
 import pytest
-from trackers import need, wait_for_port
+from browser import CHROMIUM, NO_CHROMIUM, chromium, trackio_dashboard
+from trackers import need
 
-CHROMIUM = shutil.which("chromium")
-SHOW = "import sys, trackio; trackio.show(open_browser=False, host='127.0.0.1', server_port=int(sys.argv[1]))"
 FILL = """
 from pathlib import Path
 from descant.trackers.logger import RunInfo
@@ -26,37 +23,17 @@ logger.finish("completed")
 """
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def page(url, folder):
-    """The document as it stands when the page has been drawn."""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=20000", "--dump-dom", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_curves_and_tables_are_on_the_pages(tmp_path):
     need("trackio")
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
     subprocess.run([sys.executable, "-c", FILL], env=environment, check=True, timeout=120)
-    port = free_port()
-    log = tmp_path / "dashboard.log"
-    with log.open("wb") as file:
-        server = subprocess.Popen([sys.executable, "-c", SHOW, str(port)], env=environment, stdout=file, stderr=file)
-        try:
-            wait_for_port(port, server, log)
-            metrics = page(f"http://127.0.0.1:{port}/?project=addition", tmp_path / "browser")
-            tables = page(f"http://127.0.0.1:{port}/media?project=addition", tmp_path / "browser")
-        finally:
-            server.terminate()
-            server.wait(30)
-    assert "first try" in metrics
-    assert re.search(r"training \(1\)", metrics)
-    assert "Tables (3)" in tables
-    assert tables.count("&lt;img src=x onerror=") == 3
-    assert "<title>injected" not in tables
+    with trackio_dashboard(tmp_path / "trackio", tmp_path / "dashboard.log") as url, chromium() as browser:
+        page = browser.new_page()
+        page.goto(f"{url}/?project=addition")
+        page.get_by_text(re.compile(r"training \(1\)")).wait_for()
+        assert page.get_by_text("first try").count()
+        page.goto(f"{url}/media?project=addition")
+        page.get_by_text("Tables (3)").wait_for()
+        assert page.get_by_text("<img src=x onerror=").count() == 3
+        assert page.title() != "injected"
