@@ -49,8 +49,8 @@ def describe_threads(threads: Sequence[StringThread]) -> dict[str, Any]:
 
     The content is what models see of them, in this order: turns, loss weights, tool calls and tools. A file is named
     with its size and SHA-256 (if it is larger than a gigabyte, that of its size and of 256 MB of it); if it has changed
-    since it was read, that is said. It takes microseconds per thread and a second per gigabyte: call it off the event
-    loop.
+    since it was read, that is said. Of hashes, the first 16 digits are kept. It takes microseconds per thread and a
+    second per gigabyte: call it off the event loop.
     """
     if not all(isinstance(thread, StringThread) for thread in threads):  # which is refused where they are used
         return {"num_samples": len(threads)}
@@ -58,7 +58,11 @@ def describe_threads(threads: Sequence[StringThread]) -> dict[str, Any]:
     numbers = Counter(tuple(origins[i].facts.items()) for i in map(id, (t._source for t in threads)) if i in origins)
     described: dict[str, Any] = {"num_samples": len(threads), "content_hash": content_hash(threads)}
     if numbers:
-        described["sources"] = [{**_current(dict(facts)), "num_samples": n} for facts, n in numbers.items()]
+        is_one = list(numbers.values()) == [len(threads)]
+        described["sources"] = [
+            {**_current(dict(facts)), **({} if is_one else {"num_samples": number})}
+            for facts, number in numbers.items()
+        ]
     return described
 
 
@@ -91,12 +95,12 @@ def _file_hash(path: str, num_bytes: int, mtime_ns: int) -> tuple[str, str]:
     """The name and value of a file's hash; size and time say which version of the file it is."""
     with open(path, "rb") as file:
         if num_bytes <= _MAX_HASHED:
-            return "sha256", hashlib.file_digest(file, "sha256").hexdigest()
+            return "sha256", hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_LENGTH]
         digest = hashlib.sha256(str(num_bytes).encode())
         for block in _sampled_blocks(num_bytes):
             file.seek(block * _BLOCK, os.SEEK_SET)
             digest.update(file.read(_BLOCK))
-        return "sampled_sha256", digest.hexdigest()
+        return "sampled_sha256", digest.hexdigest()[:_HASH_LENGTH]
 
 
 def _sampled_blocks(num_bytes: int) -> Iterator[int]:

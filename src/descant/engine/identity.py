@@ -41,7 +41,7 @@ def identity(module: Any) -> dict[str, Any]:
         "num_parameters": sum(tensor.numel() for tensor in of_model.values() if isinstance(tensor, nn.Parameter)),
         "dtype": str(module.dtype).removeprefix("torch."),
         "attn_implementation": getattr(config, "_attn_implementation", None),
-        "gradient_checkpointing": bool(getattr(module, "is_gradient_checkpointing", False)),
+        "gradient_checkpointing": _checkpoints_activations(module),
         "quantization": quantization and plain(_as_dict(quantization)),
         "weights_hash": weights_hash(of_model),
         "adapters": {
@@ -88,6 +88,11 @@ def _sample(tensor: Tensor, num_sampled: int) -> bytes:
         tensor = tensor[torch.unravel_index(places, tensor.shape)]
     values = tensor.detach().to(torch.float32 if tensor.is_floating_point() else torch.int64)
     return values.cpu().contiguous().numpy().tobytes()
+
+
+def _checkpoints_activations(module: Any) -> bool:
+    newer = "is_activation_checkpointing"  # the name in newer versions of Transformers
+    return bool(getattr(module, newer if hasattr(module, newer) else "is_gradient_checkpointing"))
 
 
 def _settings_of(adapter: Any) -> dict[str, Any]:
