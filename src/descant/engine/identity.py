@@ -65,7 +65,13 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str | None:
         for name in sorted(tensors):
             digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
             digest.update(_sample(tensors[name], num_sampled))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # on no device, or of a kind of its own
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # on no device, or of a kind of its own
         return None
     return digest.hexdigest()[:_HASH_LENGTH]
 
@@ -92,7 +98,7 @@ def _sample(tensor: Tensor, num_sampled: int) -> bytes:
 
 def _checkpoints_activations(module: Any) -> bool:
     newer = "is_activation_checkpointing"  # the name in newer versions of Transformers
-    return bool(getattr(module, newer if hasattr(module, newer) else "is_gradient_checkpointing"))
+    return bool(getattr(module, newer if hasattr(module, newer) else "is_gradient_checkpointing", False))
 
 
 def _settings_of(adapter: Any) -> dict[str, Any]:

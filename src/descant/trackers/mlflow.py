@@ -125,8 +125,9 @@ class MLFlowLogger(TrackerLogger):
         assert self._tables is not None
         self._tables.merge_json("config.json", config)
         there = self._client.get_run(self._run_id).data.params
-        flat = flattened({key: value for key, value in config.items() if key not in _NO_PARAMS})
-        settings = {mlflow_name(key): _text(value) for key, value in flat.items() if value is not None}
+        left_out = _NO_PARAMS if "run_id" in config else ()  # of a run; what else is logged by hand is the user's
+        flat = flattened({key: value for key, value in config.items() if key not in left_out})
+        settings = {mlflow_name(key): _text(value) for key, value in flat.items()}
         changed = [key for key, value in settings.items() if there.get(key, value) != value]
         if changed:
             logging.getLogger("descant").warning(
