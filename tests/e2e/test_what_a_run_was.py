@@ -77,6 +77,7 @@ async def test_a_run_says_model_data_schedule_and_graders(qwen3_dir, tmp_path, m
     assert (callback["frequency"], callback["validation_set"]["num_samples"]) == (0.5, 2)
     assert callback["validation_set"]["sources"][0]["path"].endswith("validation.jsonl")
     assert callback["grader"]["weights"] == [1, 3]
+    assert callback["grader"]["graders"][1]["text"] == ["a", "b"]
     assert [(each["name"], each["class"]) for each in callback["grader"]["graders"]] == [
         ("exact_match", "ExactMatchGrader"),
         ("found", "ContainsGrader"),
