@@ -50,7 +50,9 @@ async def test_a_run_says_model_data_schedule_and_graders(qwen3_dir, tmp_path, m
     cached.symlink_to(qwen3_dir, target_is_directory=True)
     train = load_threads(write_threads(tmp_path / "train.jsonl", addition_threads(4)))
     validation = load_threads(write_threads(tmp_path / "validation.jsonl", addition_threads(2, offset=60)))
-    grader = CombinedGrader("both", [ExactMatchGrader(), ContainsGrader(["a", "b"], grader_key="found")], weights=[1, 3])
+    grader = CombinedGrader(
+        "both", [ExactMatchGrader(), ContainsGrader(["a", "b"], grader_key="found")], weights=[1, 3]
+    )
     async with training_model(cached, max_batch_size=300) as model:
         await SFT(
             dataset=train,
