@@ -12,6 +12,7 @@ from functools import partial
 from inspect import getattr_static
 from numbers import Integral, Real
 from pathlib import Path
+from textwrap import dedent
 from types import MemberDescriptorType
 from typing import Any
 
@@ -139,7 +140,7 @@ def _source(function: Any) -> dict[str, str]:
             text = inspect.getsource(code)
         except OSError:
             text = ""
-    text = inspect.cleandoc(text)[:_MAX_TEXT]
+    text = dedent(text).strip()[:_MAX_TEXT]
     return {"source": text} if text else {}
 
 

@@ -1,5 +1,6 @@
 """Callbacks inside a real Lightning trainer."""
 
+import json
 import signal
 
 import pytest
@@ -94,6 +95,9 @@ def test_exact_neutral_and_logged(gpt2_dir, tmp_path):
     assert list(series(tmp_path / "run", "training/train_loss")) == [2, 4, 6]
     assert list(series(tmp_path / "run", "training/val_loss")) == [6]
     assert query(tmp_path / "run", "SELECT count(*) FROM events WHERE kind = 'run_completed'") == [(1,)]
+    config = {key: json.loads(value) for key, value in query(tmp_path / "run", "SELECT key, value FROM config")}
+    assert (config["lr"], config["optimizer"]["name"], config["epochs"]) == (1e-2, "AdamW", 1)
+    assert (config["module"], config["model"]["path"]) == ("Module", str(gpt2_dir))
 
 
 def test_accumulation_counts_updates_and_late_results_are_logged_at_their_step(gpt2_dir, tmp_path):

@@ -1,13 +1,17 @@
 """``descant runs``, ``descant new``, ``descant run``: what the commands print, and their exit codes."""
 
+import asyncio
 import contextlib
+import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from descant.cli.app import app
@@ -55,6 +59,18 @@ METRICS = [
     {"key": "validation/rewards/score/mean", "unit": "", "better": "higher", "headline": True},
     {"key": "validation/loss", "unit": "nats", "better": "lower", "headline": False},
 ]
+
+
+def write_config(path, config, metrics=None):
+    async def write():
+        log = RunLog(path)
+        await log.log_config(config)
+        for key, values in (metrics or {"training/loss": [1.0]}).items():
+            for step, value in enumerate(values, start=1):
+                await log.log_metrics(step, {key: value})
+        await log.close()
+
+    asyncio.run(write())
 
 
 async def write_run(path, *, outcome="completed", num_steps=10, lr=1e-3, loss=1.0, at=0):
@@ -137,6 +153,62 @@ def test_filter_and_sort(runs):
     assert "late" in "".join(listed("--metric", "training/phase"))
 
 
+def test_numbers_are_compared_as_numbers_and_the_runs_own_setting_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "lr": 2e-3, "lr_scheduler": {"name": "Mine", "a": {"lr": 7.0}}, "model": {"path": "/models/tiny", "name": "p"},
+        "files": [{"path": "/data/train.jsonl"}], "skip": True, "unset": None,
+    }  # fmt: skip
+    write_config(tmp_path / "runs" / "a", settings)
+    for wanted in ("lr=2e-3", "lr=0.0020", "a.lr=7", "lr_scheduler.name=mine", "model.path=tiny", "path=train.jsonl",
+                   "files.1.path=/data/train.jsonl", "skip=true", "unset=null"):  # fmt: skip
+        assert listed("--filter", wanted)[-1].split()[0] == "a", wanted
+    for wanted in ("lr=7", "lr=2e-4", "path=iny"):
+        assert invoke("runs", "--filter", wanted).exit_code == 1, wanted
+    assert "it has parts: lr_scheduler.name, lr_scheduler.a.lr" in invoke("runs", "--filter", "lr_scheduler=x").stderr
+
+
+def test_a_learning_rate_that_nobody_says_is_the_highest_that_was_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rates = [1e-4, 3e-4, 2e-4]
+    write_config(tmp_path / "runs" / "a", {"lr_scheduler": {"name": "f"}}, {"training/learning_rate": rates})
+    assert listed("--filter", "lr=3e-4")[-1].split()[0] == "a"
+    assert invoke("runs", "--filter", "lr=2e-4").exit_code == 1
+
+
+def test_json_is_one_document_with_numbers_as_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, lr in (("a", 1e-3), ("b", 2e-3)):
+        values = [1.0, float("nan") if name == "a" else float("-inf")]
+        settings = {"lr": lr, "num_steps": 2, "metrics": METRICS, "title": "\x1b[2J"}
+        write_config(tmp_path / "runs" / name, settings, {"training/loss": values})
+    (tmp_path / "runs" / "c").mkdir()
+    (tmp_path / "runs" / "c" / "run.sqlite").touch()
+    done = invoke("runs", "--json")
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found["directory"] == "runs"
+    runs = {run["name"]: run for run in found["runs"]}
+    assert {name: run["settings"].get("lr") for name, run in runs.items()} == {"a": 1e-3, "b": 2e-3, "c": None}
+    assert runs["a"]["metrics"] == {"training/loss": "NaN"}
+    assert runs["b"]["metrics"] == {"training/loss": "-Infinity"}
+    assert (runs["a"]["path"], runs["a"]["step"], runs["a"]["num_steps"], runs["a"]["problem"]) == (
+        "runs/a",
+        2,
+        2,
+        None,
+    )
+    assert (runs["c"]["outcome"], runs["c"]["step"]) == ("broken", None)
+    assert "runs/c/run.sqlite is empty" in runs["c"]["problem"]
+    assert {frozenset(run) for run in runs.values()} == {frozenset(runs["a"])}
+    assert "\x1b" not in done.stdout
+    assert [run["name"] for run in json.loads(invoke("runs", "--json", "--filter", "lr=1e-3").stdout)["runs"]] == ["a"]
+    compared = json.loads(invoke("runs", "compare", "a", "b", "--json").stdout, parse_constant=pytest.fail)
+    assert compared["settings"] == [{"key": "lr", "a": 1e-3, "b": 2e-3}]
+    assert (compared["a"], compared["b"]["path"]) == ({"name": "a", "path": "runs/a"}, "runs/b")
+    loss = {"key": "training/loss", "unit": "nats", "better": "lower", "a": {"step": 2, "last": "NaN", "best": 1.0}}
+    assert compared["metrics"][0].items() >= loss.items()
+
+
 def test_what_cannot_be_listed(runs):
     for arguments, reason in {
         ("nowhere",): "there are no runs in nowhere",
@@ -171,6 +243,58 @@ def test_two_runs_side_by_side(runs):
     assert "none" in listed("compare", "first", "first")[3]
 
 
+def settings_that_differ(*arguments, **options):
+    lines = listed("compare", *arguments, **options)
+    return lines[lines.index("settings that differ") + 1 : lines.index("metrics") - 1]
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "120"])
+def test_what_differs_is_never_cut_off(tmp_path, columns):
+    common = "/a/rather/long/directory/that/all/of/them/are/in/" * 2
+    pairs = {
+        "path": (f"{common}first/train.jsonl", f"{common}second/train.jsonl"),
+        "callbacks.with_a_long_name.a_setting_with_a_long_name_of_its_own": (0.25, 0.5),
+        "text": ("x" * 90, "y" * 90),
+        "wide": ("漢字" * 30 + "一", "漢字" * 30 + "二"),
+        "lr": (1e-5, 2e-3),
+    }
+    for index, name in enumerate("ab"):
+        write_config(tmp_path / name, {key: values[index] for key, values in pairs.items()})
+    lines = settings_that_differ(tmp_path / "a", tmp_path / "b", columns=columns)
+    assert all(cell_len(line) <= int(columns) for line in lines)
+    shown = re.sub(r"\s+", "", "".join(lines))
+    assert all(key in shown for key in pairs)
+    for part in ("first/", "second/", "x" * 90, "y" * 90, "一", "二", "0.25", "0.5", "1e-05", "0.002"):
+        assert part in shown
+    assert common not in shown
+
+
+def test_a_difference_that_stands_under_several_names_is_listed_once(tmp_path):
+    for name, lr, frequency in (("a", 1e-3, 0.1), ("b", 2e-3, 0.5)):
+        recipe = {"name": "mine", "run_name": name, "config": {"lr": lr, "frequency": frequency, "model": None}}
+        settings = {
+            "lr": lr, "lr_scheduler": {"name": "CosineScheduler", "lr": lr}, "arguments": {"learning_rate": lr},
+            "callbacks": [{"name": "loss", "frequency": frequency}, {"name": "other", "patience": int(lr * 1e3)}],
+            "environment": {"recipe": recipe, "command_line": [name]}, "epochs": 1 if name == "a" else 1.0,
+        }  # fmt: skip
+        write_config(tmp_path / name, settings)
+    rows = [line.split() for line in settings_that_differ(tmp_path / "a", tmp_path / "b")]
+    assert rows == [
+        ["A", "B"],
+        ["config.frequency", "0.1", "0.5"],
+        ["lr", "0.001", "0.002"],
+        ["callbacks.other.patience", "1", "2"],
+    ]
+
+
+def test_what_only_one_run_has_is_one_line(tmp_path):
+    few, many = {"name": "few", "x": 1}, {"name": "many", **{f"setting_{number}": number for number in range(9)}}
+    write_config(tmp_path / "a", {"callbacks": [{"name": "loss", "x": 2}]})
+    write_config(tmp_path / "b", {"callbacks": [{"name": "loss", "x": 2}, few, many]})
+    rows = [line.split(maxsplit=2) for line in settings_that_differ(tmp_path / "a", tmp_path / "b")]
+    assert rows[1:] == [["callbacks.few.x", "–", "1"], ["callbacks.many", "–", "9 settings"]]
+
+
 async def test_the_ends_of_long_keys_are_shown_since_they_tell_them_apart(tmp_path):
     for name in ("a", "b"):
         log = RunLog(tmp_path / name)
@@ -179,7 +303,7 @@ async def test_the_ends_of_long_keys_are_shown_since_they_tell_them_apart(tmp_pa
         await log.close()
     text = "\n".join(listed("compare", tmp_path / "a", tmp_path / "b", columns="60"))
     for end in ("temperature", "max_gen_len", "quality/mean", "quality/stderr"):
-        assert f"{end} " in text
+        assert re.search(rf"{end}( |$)", text, re.MULTILINE)
 
 
 async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):
@@ -415,8 +539,22 @@ async def test_a_run_is_found_by_the_name_that_it_was_given(tmp_path, monkeypatc
     await write_run(tmp_path / "runs" / "baseline-20261128-000000")
     done = invoke("show", "baseline")
     assert done.exit_code == 1
-    assert "2 runs under runs/ are named baseline: say which: baseline-2026112" in done.stderr
-    assert "there is no run runs/basel" in invoke("show", "basel").stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == "descant: 2 runs under runs/ are named baseline; give the whole name of one:"
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["baseline-20261128-000000", "10/10", "completed"],
+        ["baseline-20261127-235553", "10/10", "completed"],
+    ]
+    assert (
+        "2 runs under runs/ have names that begin with basel; give" in invoke("sync", "basel", "--to", "mlflow").stderr
+    )
+    assert "there is no run runs/bassel" in invoke("show", "bassel").stderr
+    assert "runs/higher-lr-20261128-000202-2" in invoke("show", "higher-l").stdout  # the only one that begins so
+    Path("higher-l").mkdir()  # which is no run
+    assert "runs/higher-lr-20261128-000202-2" in invoke("show", "higher-l").stdout
+    await write_run(Path("higher-l"))
+    assert invoke("show", "higher-l").stdout.splitlines()[-1] != ""
+    assert "runs/higher-lr" not in invoke("show", "higher-l").stdout
 
 
 def test_two_contexts_in_the_same_second_have_a_directory_each(tmp_path, monkeypatch):

@@ -137,6 +137,22 @@ class TestMLFlow:
         assert len(params["prompt"]) == 6000
         assert place.artifact("config.json") == config
 
+    def test_every_setting_of_a_run_is_a_param_with_a_number_as_a_number(self, place):
+        callbacks = [{"name": "loss", "frequency": 0.25}, {"name": "samples", "max_gen_len": 8}]
+        config = {
+            "run_id": "x",
+            "lr": 2e-3,
+            "callbacks": callbacks,
+            "metrics": [{"key": "a"}],
+            "plan": {"loss": [0, 1]},
+        }
+        started(place, config=config).finish("completed")
+        params = place.run().data.params
+        assert {key: float(params[key]) for key in params if key != "run_id"} == {
+            "lr": 2e-3, "callbacks.loss.frequency": 0.25, "callbacks.samples.max_gen_len": 8,
+        }  # fmt: skip
+        assert place.artifact("config.json") == config
+
     def test_a_param_that_changes_keeps_its_value_and_says_so(self, place, caplog):
         started(place, config={"lr": 0.5}).finish("failed")
         with caplog.at_level(logging.WARNING, "descant"):

@@ -225,7 +225,6 @@ async def test_every_setting_of_every_callback_is_recorded(qwen3_dir):
             assert names - OBJECTS <= set(settings), kind  # a new argument must be recorded, too
             found = kind(**given, **frequency, **settings).settings()
             assert found.items() >= settings.items(), kind
-            assert found.get("num_validation_threads", 1) == 1
             if "grader" in names:
                 expected = {"class": "ExactMatchGrader", "key": "exact_match", "reference_key": "reference"}
                 assert found["grader"].items() >= expected.items()

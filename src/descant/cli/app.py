@@ -12,9 +12,10 @@ import typer
 from typer.core import TyperCommand
 
 from descant import __version__
-from descant.cli.compare import comparison_lines
+from descant.cli.compare import comparison, comparison_lines
+from descant.cli.json_output import json_text
 from descant.cli.new import write_recipe
-from descant.cli.runs import foreign_content_as_error, run_list_lines
+from descant.cli.runs import foreign_content_as_error, run_list, run_list_lines, short_lines
 from descant.cli.samples import Selection
 from descant.cli.show import Page, ShowOptions, show_run, silence_output
 from descant.cli.show_json import run_as_json
@@ -178,6 +179,9 @@ def runs(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="A metric to show. Repeatable; by default headline ones.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document, with all settings, for programs.")
+    ] = False,
 ) -> None:
     """List runs, newest first, finished or not; or compare two.
 
@@ -187,6 +191,7 @@ def runs(
       descant runs other/runs --metric training/grad_norm
       descant runs compare sft-20261123-131637 sft-20261123-140209
       descant runs compare baseline higher-lr
+      descant runs --json | jq '.runs[] | [.settings.lr, .metrics["validation/loss"]]'
     """
     with _errors_as_lines():
         page = Page()
@@ -194,20 +199,24 @@ def runs(
             if len(what) != 3:
                 raise typer.BadParameter("compare takes two runs", param_hint="compare A B")
             if filters or sort or descending or metric:
-                raise typer.BadParameter("options are for lists; compare shows everything", param_hint="compare A B")
+                message = "these options are for lists; compare shows everything, and takes --json"
+                raise typer.BadParameter(message, param_hint="compare A B")
             first, second = (_find(Path(run)) for run in what[1:])
             with RunReader(first) as a, RunReader(second) as b, foreign_content_as_error(a, b):
+                if as_json:
+                    return typer.echo(json_text(comparison(a, b)))
                 page.section("", list(comparison_lines(a, b, page.width)))
-            return
+            return None
         if what and len(what) > 1:
             raise typer.BadParameter(f"one directory, not {len(what)}; or: compare A B", param_hint="DIR")
         if descending and sort is None:
             raise typer.BadParameter("say by which metric: --sort METRIC --descending", param_hint="--descending")
         directory = Path(what[0]) if what else _RUNS
-        lines = run_list_lines(
-            directory, page.width, filters=filters or (), sort=sort, descending=descending, metrics=metric or ()
-        )
-        page.section("", list(lines))
+        choice: Any = {"filters": filters or (), "sort": sort, "descending": descending, "metrics": metric or ()}
+        if as_json:
+            return typer.echo(json_text({"directory": str(directory), "runs": run_list(directory, **choice)}))
+        page.section("", list(run_list_lines(directory, page.width, **choice)))
+    return None
 
 
 class _ShowCommand(TyperCommand):
@@ -330,27 +339,38 @@ def sync(
 
 @contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """Errors are one line on standard error, and the exit code 1."""
+    """Errors are a line on standard error, or some, and the exit code 1."""
     try:
         yield
     except (DescantError, OSError) as error:
         if isinstance(error, OSError):  # the disk is full, say; a closed pipe is Page's
             silence_output()
-        typer.echo(f"descant: {printable(str(error))}", err=True)
+        first, *others = map(printable, str(error).split("\n"))
+        typer.echo("\n".join([f"descant: {first}", *others]), err=True)
         raise typer.Exit(1) from None
 
 
 def _find(run: Path | None) -> Path:
+    """The directory of a run that is named by it, by its name under ``runs/``, by the name that it was given, or by the
+    beginning of its name, if that is the beginning of one only."""
     if run is None:
         if runs := find_runs(_RUNS):
             return runs[0]
         raise ConfigurationError("there are no runs under runs/ here; name the directory of a run: descant show RUN")
-    if run.parent != Path() or run.exists() or not _RUNS.is_dir():
+    is_run = run.is_file() or (run / "run.sqlite").is_file()
+    if run.parent != Path() or is_run or not _RUNS.is_dir():
         return run
-    named = [path for path in find_runs(_RUNS) if _WHEN.sub("", path.name) == run.name]
-    if (_RUNS / run).exists() or not named:
+    if (_RUNS / run).exists():
         return _RUNS / run
-    if len(named) > 1:
-        names = ", ".join(path.name for path in named[:8]) + (" and others" if len(named) > 8 else "")
-        raise ConfigurationError(f"{len(named)} runs under {_RUNS}/ are named {run.name}: say which: {names}")
-    return named[0]
+    paths = find_runs(_RUNS)
+    named = [path for path in paths if _WHEN.sub("", path.name) == run.name]
+    begun = [path for path in paths if path.name.startswith(run.name)]
+    if len(named or begun) == 1:
+        return (named or begun)[0]
+    if named or begun:
+        what = "are named" if named else "have names that begin with"
+        raise ConfigurationError(
+            f"{len(named or begun)} runs under {_RUNS}/ {what} {run.name}; give the whole name of one:\n"
+            + "\n".join(line.plain for line in short_lines(named or begun))
+        )
+    return run if run.exists() else _RUNS / run

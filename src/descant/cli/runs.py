@@ -17,10 +17,13 @@ from descant.cli.grid import cut, grid_lines
 from descant.errors import ConfigurationError, DescantError, RunLogError
 from descant.metrics import MetricSpec
 from descant.runlog.run_reader import RunReader, find_runs, last_written_at
+from descant.settings import flattened
 from descant.text import cell_text, did_you_mean, duration, printable
 
 SILENT_S = 120.0
 """A run that has not ended and was not written for so long is not running any more."""
+_MAX_SHOWN = 8
+_WIDE = 1000
 _HEADERS = ("name", "trainer", "steps", "outcome", "took", "started")
 _EXPENDABLE = ("started", "trainer", "took")
 
@@ -31,6 +34,8 @@ class ListedRun:
 
     facts: Mapping[str, str]
     started_at: float
+    took_s: float | None = None
+    step: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, float | str] = field(default_factory=dict)
     broken: str | None = None
@@ -46,12 +51,52 @@ def run_list_lines(
     metrics: Sequence[str] = (),
 ) -> Iterator[Text]:
     """The runs in a directory, newest first, with the last values of metrics: see the options of the command."""
+    asked = list(dict.fromkeys([*metrics, *([sort] if sort else [])]))
+    kept = _chosen_runs(directory, filters, sort, descending, asked)
+    measured = dict.fromkeys(key for run in kept for key in run.values)
+    yield from _table_lines(kept, asked or list(measured), bool(asked), width)
+    for run in kept:
+        if run.broken is not None:
+            yield Text(printable(f"  {run.facts['name']} is broken: {run.broken}"), style="red")
+
+
+def run_list(
+    directory: Path,
+    *,
+    filters: Sequence[str] = (),
+    sort: str | None = None,
+    descending: bool = False,
+    metrics: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The same for programs, with all settings by dotted keys."""
+    asked = list(dict.fromkeys([*metrics, *([sort] if sort else [])]))
+    return [
+        {
+            "name": run.facts["name"],
+            "path": str(directory / run.facts["name"]),
+            "trainer": run.facts["trainer"] or None,
+            "outcome": run.facts["outcome"],
+            "step": run.step,
+            "num_steps": run.settings.get("num_steps"),
+            "started_at": datetime.fromtimestamp(run.started_at).astimezone().isoformat(timespec="seconds"),
+            "seconds": run.took_s,
+            "metrics": dict(run.values),
+            "settings": dict(run.settings),
+            "problem": run.broken,
+        }
+        for run in _chosen_runs(directory, filters, sort, descending, asked)
+    ]
+
+
+def _chosen_runs(
+    directory: Path, filters: Sequence[str], sort: str | None, descending: bool, asked: Sequence[str]
+) -> list[ListedRun]:
+    """The runs of a directory that match, in order."""
     paths = find_runs(directory)
     if not paths:
         hint = "it is one: descant show shows it" if (directory / "run.sqlite").is_file() else ""
         hint = hint or "descant runs DIR lists those of another directory"
         raise ConfigurationError(f"there are no runs in {directory}; {hint}")
-    asked = list(dict.fromkeys([*metrics, *([sort] if sort else [])]))
     runs = [read_run(path, asked) for path in paths]
     kept = [run for run in runs if all(_matches(run, wanted) for wanted in filters)]
     if not kept:
@@ -63,10 +108,7 @@ def run_list_lines(
             raise _no_such_metric(key, directory, paths)
     if sort is not None:
         kept.sort(key=lambda run: _sort_value(run.values.get(sort), descending=descending))
-    yield from _table_lines(kept, asked or list(measured), bool(asked), width)
-    for run in kept:
-        if run.broken is not None:
-            yield Text(printable(f"  {run.facts['name']} is broken: {run.broken}"), style="red")
+    return kept
 
 
 def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool, width: int) -> Iterator[Text]:
@@ -84,6 +126,17 @@ def _table_lines(runs: Sequence[ListedRun], metrics: Sequence[str], asked: bool,
     yield from grid_lines(headers, rows if any(key in columns for key in metrics) else rows[1:], width, right=right)
     if left_out:
         yield Text(cut(f"  a wider terminal (or COLUMNS=160) shows also: {', '.join(left_out)}", width), style="dim")
+
+
+def short_lines(paths: Sequence[Path]) -> Iterator[Text]:
+    """What tells some runs apart, newest first: name, steps, outcome, start, learning rate."""
+    runs = sorted((read_run(path, ["training/loss"]) for path in paths), key=lambda run: run.started_at, reverse=True)
+    headers = ("name", "steps", "outcome", "started", "lr")
+    shown = runs[:_MAX_SHOWN]
+    rows = [[*(run.facts[header] for header in headers[:-1]), cell_text(run.settings.get("lr"))] for run in shown]
+    yield from grid_lines(headers, rows, _WIDE)
+    if len(runs) > _MAX_SHOWN:
+        yield Text(f"  and {len(runs) - _MAX_SHOWN} older ones")
 
 
 def _head(key: str) -> str:
@@ -108,7 +161,8 @@ def read_run(path: Path, metrics: Sequence[str]) -> ListedRun:
             facts = (path.name, trainer, steps, _outcome(reader), duration(took_s), date(started_at))
             keys = metrics or [spec.key for spec in declared_metrics(reader.config) if spec.headline and spec.better]
             values = {key: value for key in keys if (value := reader.last_value(key)) is not None}
-            return ListedRun(dict(zip(_HEADERS, facts, strict=True)), started_at, flattened(reader.config), values)
+            cells = dict(zip(_HEADERS, facts, strict=True))
+            return ListedRun(cells, started_at, took_s, reader.latest_step, settings_of(reader), values)
     except RunLogError as error:
         written_at = last_written_at(path / "run.sqlite")
         facts = (path.name, "", "", "broken", "", date(written_at))
@@ -134,16 +188,13 @@ def declared_metrics(config: Mapping[str, Any]) -> list[MetricSpec]:
     return sorted(specs, key=lambda spec: "*" in spec.key)
 
 
-def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys; of lists of named things (callbacks) the names are keys."""
-    if isinstance(settings, list) and settings and all(isinstance(item, dict) and "name" in item for item in settings):
-        settings = {str(item["name"]): {key: item[key] for key in item if key != "name"} for item in settings}
-    if not isinstance(settings, dict) or not settings:
-        return {prefix: settings} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def settings_of(reader: RunReader) -> dict[str, Any]:
+    """The settings of a run by dotted keys. If the scheduler does not say its learning rate (a function), ``lr`` is the
+    highest that was used so far."""
+    settings = flattened({key: value for key, value in reader.config.items() if key not in ("metrics", "plan")})
+    if "lr" not in settings and (used := reader.metrics.get("training/learning_rate")) and used.maximum is not None:
+        settings["lr"] = used.maximum
+    return settings
 
 
 def _outcome(reader: RunReader) -> str:
@@ -154,20 +205,26 @@ def _outcome(reader: RunReader) -> str:
 
 
 def _matches(run: ListedRun, wanted: str) -> bool:
-    """Whether a run matches ``key=value`` or a text; a key may be the end of a longer one (``lr``)."""
+    """Whether a run matches ``key=value`` or a text; a key may be the end of a longer one (``batch_size``)."""
     key, equals, value = wanted.partition("=")
     if not equals:
         texts = [*(run.facts[header] for header in ("name", "trainer", "outcome")), str(run.settings.get("title", ""))]
         return any(wanted.lower() in text.lower() for text in texts)
     facts = {**run.facts, **run.settings}
-    return any(_is_equal(fact, value) for name, fact in facts.items() if name == key or name.endswith(f".{key}"))
+    if key in facts:  # the run's own lr, and not that of something in it
+        return _is_equal(facts[key], value)
+    return any(_is_equal(fact, value) for name, fact in facts.items() if name.endswith(f".{key}"))
 
 
 def _is_equal(fact: Any, value: str) -> bool:
+    """Numbers are compared as such, texts without case; of a path the last parts are enough."""
     try:
-        return float(fact) == float(value)
+        if float(fact) == float(value):
+            return True
     except (TypeError, ValueError):
-        return value.lower() == str(fact).lower() or (fact is None and value.lower() == "null")
+        pass
+    text, wanted = str(fact).lower(), value.lower()
+    return text == wanted or text.endswith(f"/{wanted}") or (fact is None and wanted == "null")
 
 
 def _sort_value(value: float | str | None, *, descending: bool) -> tuple[bool, float]:
@@ -189,7 +246,9 @@ def _no_such_run(runs: Sequence[ListedRun], directory: Path, filters: Sequence[s
     hint = ""
     for key in (wanted.partition("=")[0] for wanted in filters if "=" in wanted):
         if key not in known:
+            within = [".".join(parts) for parts in keys if f".{key}." in f".{'.'.join(parts)}"]
             close = did_you_mean(key, known)
+            close = f"it has parts: {', '.join(dict.fromkeys(within[:_MAX_SHOWN]))}" if within else close
             hint += f"; no run has the setting {key!r}" + (close and f", {close}")
     return ConfigurationError(f"none of the {len(runs)} runs in {directory} matches {' and '.join(filters)}{hint}")
 

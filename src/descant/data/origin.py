@@ -15,8 +15,8 @@ from descant.threads.thread import StringThread
 
 _HASH_LENGTH = 16
 _BLOCK = 2**20
-_MAX_HASHED = 2**30  # bytes of a file that is hashed as a whole: about a second
-_NUM_SAMPLED = 256  # blocks of a larger one
+_MAX_HASHED = 2**28  # bytes of a file that is hashed as a whole, in half a second
+_NUM_SAMPLED = 64  # blocks of a larger one
 
 
 class Origin(str):
@@ -48,9 +48,9 @@ def describe_threads(threads: Sequence[StringThread]) -> dict[str, Any]:
     """Threads as settings of a run: their number, a hash of their content, and what they were read from.
 
     The content is what models see of them, in this order: turns, loss weights, tool calls and tools. A file is named
-    with its size and SHA-256 (if it is larger than a gigabyte, that of its size and of 256 MB of it); if it has changed
-    since it was read, that is said. It takes microseconds per thread and a second per gigabyte: call it off the event
-    loop.
+    with its size and SHA-256 (if it is larger than 256 MB, that of its size and of 64 MB of it, evenly spaced); if it
+    has changed since it was read, that is said. Of hashes, the first 16 digits are kept. It takes two microseconds per
+    thread and half a second per file: call it off the event loop.
     """
     if not all(isinstance(thread, StringThread) for thread in threads):  # which is refused where they are used
         return {"num_samples": len(threads)}
@@ -58,7 +58,11 @@ def describe_threads(threads: Sequence[StringThread]) -> dict[str, Any]:
     numbers = Counter(tuple(origins[i].facts.items()) for i in map(id, (t._source for t in threads)) if i in origins)
     described: dict[str, Any] = {"num_samples": len(threads), "content_hash": content_hash(threads)}
     if numbers:
-        described["sources"] = [{**_current(dict(facts)), "num_samples": n} for facts, n in numbers.items()]
+        is_one = list(numbers.values()) == [len(threads)]
+        described["sources"] = [
+            {**_current(dict(facts)), **({} if is_one else {"num_samples": number})}
+            for facts, number in numbers.items()
+        ]
     return described
 
 
@@ -66,10 +70,12 @@ def content_hash(threads: Sequence[StringThread]) -> str:
     """The hash of what models see of threads, in their order; it is the same on every machine."""
     digest = hashlib.sha256()
     for thread in threads:
-        content: list[Any] = [thread._roles, thread._contents, thread._weights]
+        contents = thread._contents
+        head = f"{thread._roles}{thread._weights}{[len(content) for content in contents]}"
+        digest.update(f"{head}{''.join(contents)}".encode())
         if thread.tools or thread._links:
-            content += [thread.chat_messages(), [tool.as_schema() for tool in thread.tools]]
-        digest.update(json.dumps(content).encode())
+            links = [thread.chat_messages(), [tool.as_schema() for tool in thread.tools]]
+            digest.update(json.dumps(links).encode())
     return digest.hexdigest()[:_HASH_LENGTH]
 
 
@@ -91,12 +97,12 @@ def _file_hash(path: str, num_bytes: int, mtime_ns: int) -> tuple[str, str]:
     """The name and value of a file's hash; size and time say which version of the file it is."""
     with open(path, "rb") as file:
         if num_bytes <= _MAX_HASHED:
-            return "sha256", hashlib.file_digest(file, "sha256").hexdigest()
+            return "sha256", hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_LENGTH]
         digest = hashlib.sha256(str(num_bytes).encode())
         for block in _sampled_blocks(num_bytes):
             file.seek(block * _BLOCK, os.SEEK_SET)
             digest.update(file.read(_BLOCK))
-        return "sampled_sha256", digest.hexdigest()
+        return "sampled_sha256", digest.hexdigest()[:_HASH_LENGTH]
 
 
 def _sampled_blocks(num_bytes: int) -> Iterator[int]:

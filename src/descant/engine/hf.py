@@ -133,7 +133,7 @@ class HFEngine:
     def _settings(self) -> dict[str, Any]:
         return {
             "description": self.describe(),
-            **identity(self.model),
+            **identity(self.model, is_of_main=self.owns_model),
             **({"precision": self.precision} if self.owns_model else {}),
             "max_batch_size": self.budgets.max_batch_tokens,
             "kv_cache_len": self.budgets.max_cached_tokens,

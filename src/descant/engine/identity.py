@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from descant.arguments import as_model_path
@@ -20,14 +22,14 @@ _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?=/|$)")  # the cache of the 
 _WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")  # what PEFT puts around a layer
 
 
-def identity(module: Any) -> dict[str, Any]:
+def identity(module: Any, *, is_of_main: bool = False) -> dict[str, Any]:
     """Where a causal language model of Transformers comes from, its numbers, and what its weights are now.
 
     Those of the model itself have one hash, which adapters (PEFT) do not change, and each adapter has its own.
+    ``is_of_main``: whether it was loaded from the branch that the hub gives without a ``revision``.
     """
     config, adapters = module.config, getattr(module, "peft_config", None) or {}
     path = getattr(config, "_name_or_path", None)
-    snapshot = _SNAPSHOT.search(path or "")
     quantization = getattr(config, "quantization_config", None)
     of_adapters: dict[str, dict[str, Tensor]] = {name: {} for name in adapters}
     of_model: dict[str, Tensor] = {}
@@ -37,11 +39,11 @@ def identity(module: Any) -> dict[str, Any]:
     found = {
         "class": type(module).__name__,
         "path": as_model_path(path) if path else None,
-        "revision": getattr(config, "_commit_hash", None) or (snapshot and snapshot[1]),
+        "revision": getattr(config, "_commit_hash", None) or _commit(path or "", is_of_main),
         "num_parameters": sum(tensor.numel() for tensor in of_model.values() if isinstance(tensor, nn.Parameter)),
         "dtype": str(module.dtype).removeprefix("torch."),
         "attn_implementation": getattr(config, "_attn_implementation", None),
-        "gradient_checkpointing": bool(getattr(module, "is_gradient_checkpointing", False)),
+        "gradient_checkpointing": _checkpoints_activations(module),
         "quantization": quantization and plain(_as_dict(quantization)),
         "weights_hash": weights_hash(of_model),
         "adapters": {
@@ -65,9 +67,30 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str | None:
         for name in sorted(tensors):
             digest.update(f"{name} {list(tensors[name].shape)}\n".encode())
             digest.update(_sample(tensors[name], num_sampled))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # on no device, or of a kind of its own
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # on no device, or of a kind of its own
         return None
     return digest.hexdigest()[:_HASH_LENGTH]
+
+
+def _commit(path: str, is_of_main: bool) -> str | None:
+    """The commit on the hub of a model in its client's cache, of which newer versions of Transformers say nothing; None
+    if it may be one of several, or is not from there. No network is asked."""
+    if found := _SNAPSHOT.search(path):
+        return found[1]
+    try:
+        config = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # it is no hub id
+        return None
+    if not isinstance(config, str) or Path(path).is_dir():
+        return None
+    snapshot = Path(config).parent
+    return snapshot.name if is_of_main or len(list(snapshot.parent.iterdir())) == 1 else None
 
 
 def _saved_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -88,6 +111,11 @@ def _sample(tensor: Tensor, num_sampled: int) -> bytes:
         tensor = tensor[torch.unravel_index(places, tensor.shape)]
     values = tensor.detach().to(torch.float32 if tensor.is_floating_point() else torch.int64)
     return values.cpu().contiguous().numpy().tobytes()
+
+
+def _checkpoints_activations(module: Any) -> bool:
+    newer = "is_activation_checkpointing"  # the name in newer versions of Transformers
+    return bool(getattr(module, newer if hasattr(module, newer) else "is_gradient_checkpointing", False))
 
 
 def _settings_of(adapter: Any) -> dict[str, Any]:

@@ -38,12 +38,12 @@ class ContainsGrader(ReferenceGrader):
         ignore_case: bool = False,
     ) -> None:
         super().__init__(grader_key, reference_key)
-        self.texts = None if text is None else _checked_texts(text)
+        self.text = None if text is None else _checked_texts(text)
         self.ignore_case = ignore_case
 
     async def check(self, completion: str, sample: StringThread) -> tuple[bool, str]:
         """Whether nothing is missing; the reasoning names what is missing, or else what was found."""
-        texts = self.texts
+        texts = self.text
         if texts is None:
             texts = (self.reference_of(sample),)
         if missing := [text for text in texts if self._folded(text) not in self._folded(completion)]:
@@ -52,7 +52,7 @@ class ContainsGrader(ReferenceGrader):
 
     def check_reference(self, sample: StringThread) -> None:
         """None is needed where texts were given."""
-        if self.texts is None:
+        if self.text is None:
             super().check_reference(sample)
 
     def _folded(self, text: str) -> str:

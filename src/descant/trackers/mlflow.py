@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from descant.errors import ConfigurationError
+from descant.settings import flattened
 from descant.table import Table
 from descant.text import printable, with_hash
 from descant.trackers.logger import RunInfo, TrackerLogger, require_extra
@@ -23,6 +24,7 @@ _MAX_METRICS, _MAX_TEXTS = 1000, 100  # of one request
 _MAX_VALUE_LENGTH = 6000  # of a param; a tag has room for 8000
 _MAX_NAME_LENGTH = 250
 _SQLITE = "sqlite:///"
+_NO_PARAMS = ("metrics", "plan", "trackers")  # they are not what a run was given; config.json has them
 _RUN_ID_TAG, _GROUP_TAG = "descant.run_id", "descant.group"
 _STATUS = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "cancelled": "KILLED"}
 
@@ -33,9 +35,10 @@ class MLFlowLogger(TrackerLogger):
     Numbers are metrics with the step and time that they were recorded at (MLflow keeps NaN, and infinity as the
     largest float). Strings are tags, with the value of the latest step, and a table ``strings`` of all changes. The
     tables of all evaluations are one growing table per key (artifact ``tables/<key>.json``; ``<key>-2.json`` and so
-    on when it grows beyond a megabyte or its columns change). The config is params, cut to 6,000 characters, and
-    the artifact ``config.json``, which is whole. Names that MLflow refuses are mapped: ``pass@4`` becomes
-    ``pass_at_4``, other characters become their code in hexadecimal (``_x2b_`` for ``+``).
+    on when it grows beyond a megabyte or its columns change). The settings are params by dotted keys (``lr``,
+    ``model.path``), cut to 6,000 characters, and the artifact ``config.json``, which is whole. Names that MLflow
+    refuses are mapped: ``pass@4`` becomes ``pass_at_4``, other characters become their code in hexadecimal (``_x2b_``
+    for ``+``).
 
     Args:
         project_name: of the experiment; it is made if it is not there.
@@ -125,7 +128,9 @@ class MLFlowLogger(TrackerLogger):
         assert self._tables is not None
         self._tables.merge_json("config.json", config)
         there = self._client.get_run(self._run_id).data.params
-        settings = {mlflow_name(key): _text(value) for key, value in _flat(config)}
+        left_out = _NO_PARAMS if "run_id" in config else ()  # of a run; what else is logged by hand is the user's
+        flat = flattened({key: value for key, value in config.items() if key not in left_out})
+        settings = {mlflow_name(key): _text(value) for key, value in flat.items()}
         changed = [key for key, value in settings.items() if there.get(key, value) != value]
         if changed:
             logging.getLogger("descant").warning(
@@ -230,15 +235,6 @@ def _check_uri(tracking_uri: str) -> None:
             f"tracking_uri={tracking_uri!r} is a folder, which MLflow no longer writes to: use a database such "
             "as sqlite:///mlflow.db, or set MLFLOW_ALLOW_FILE_STORE=true"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings under dotted names; those of a nested mapping under its name."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        pairs += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _text(value: Any) -> str:
