@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import unicodedata
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -283,11 +284,13 @@ def test_the_last_user_turn():
 def test_json_has_everything_of_the_page(run):
     found = document(run)
     assert list(found) == [
-        "run_dir", "outcome", "reason", "started_at", "ended_at", "last_written_at", "latest_step", "config", "metrics",
-        "samples", "events",
+        "name", "path", "trainer", "outcome", "reason", "step", "num_steps", "started_at", "ended_at",
+        "last_written_at", "config", "metrics", "samples", "events",
     ]  # fmt: skip
-    assert found["run_dir"] == str(run)
-    assert (found["outcome"], found["latest_step"], found["config"]["num_steps"]) == (None, 20, 20)
+    assert (found["name"], found["path"]) == ("run", str(run))
+    assert (found["trainer"], found["outcome"], found["step"], found["num_steps"]) == ("SFT", None, 20, 20)
+    assert found["started_at"] == found["events"][0]["time"]
+    assert abs(datetime.fromisoformat(found["started_at"]) - datetime.now().astimezone()) < timedelta(hours=1)
     assert found["metrics"]["validation/loss"] == {
         "unit": "", "better": None, "headline": False, "num_points": 3, "num_nan": 3, "minimum": None, "maximum": None,
         "first": [0, "NaN"], "last": [20, "NaN"],
