@@ -81,6 +81,7 @@ async def write_run(run_dir):
         losses = Table(["example_id", "prompt", "loss", "error"], [["a", "1+1=", 0.5, None], ["b", "2+2=", 2.5, None]])
         await log.log_metrics(step, {"validation/loss_samples": losses, "validation/loss": math.nan}, "loss")
         await log.log_metrics(step, {"norms": Table(["layer", "norm"], [["first", math.inf]])}, "norms")
+    await log.log_metrics(20, {"late": Table(["prompt"], [["asked once"]])}, "late")
     await log.log_event(20, "callback_failed", "graded", "it failed", "Traceback ...")
     await log.close()
     return run_dir
@@ -149,7 +150,7 @@ def test_the_worst_samples_have_the_lowest_grade_or_the_highest_loss(run):
         "  2+2=    2.5",
         "  1+1=    0.5",
     ]
-    assert "no table of samples has a column grade or loss" in failure(run, "--worst", "--callback", "samples")
+    assert "no sample has a grade or a loss" in failure(run, "--worst", "--callback", "samples")
 
 
 def test_changed_answers_stand_next_to_each_other_worse_ones_first(run):
@@ -331,6 +332,7 @@ def test_json_has_what_the_options_ask_for(run):
     assert [row["step"] for row in document(run, "--failed")["samples"]] == [10, 0]
     followed = document(run, "--prompt", "id-two")["samples"]
     assert [(row["step"], row["example_id"]) for row in followed] == [(step, "id-two") for step in (0, 10, 20)]
+    assert [row["step"] for row in document(run, "--prompt", "once", "--callback", "late")["samples"]] == [20]
 
 
 def test_a_pipe_that_takes_no_more_ends_the_command_without_an_error(run):

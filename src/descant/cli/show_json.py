@@ -10,10 +10,12 @@ from typing import Any
 from descant.cli.curves import choose_metrics
 from descant.cli.json_output import json_text
 from descant.cli.runs import declared_metrics, foreign_content_as_error
-from descant.cli.samples import choose_samples
+from descant.cli.samples import choose_samples, tables_of
 from descant.cli.show import ShowOptions, chosen_callbacks
 from descant.metrics import MetricSpec, find_spec
-from descant.runlog.run_reader import MetricSummary, RunEvent, RunReader
+from descant.runlog.run_reader import RunEvent, RunReader
+
+_SUMMARY = ("num_points", "num_nan", "minimum", "maximum", "first", "last")
 
 
 def run_as_json(reader: RunReader, options: ShowOptions) -> str:
@@ -49,27 +51,19 @@ def _metrics(reader: RunReader, pattern: str | None) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for metric in choose_metrics(reader.metrics, pattern) if pattern else reader.metrics.values():
         spec = find_spec(specs, metric.key) or MetricSpec(metric.key)
-        metrics[metric.key] = {"unit": spec.unit, "better": spec.better, "headline": spec.headline, **_summary(metric)}
+        declared = {"unit": spec.unit, "better": spec.better, "headline": spec.headline}
+        metrics[metric.key] = {**declared, **{name: getattr(metric, name) for name in _SUMMARY}}
         if pattern is not None:
             metrics[metric.key]["points"] = list(reader.series(metric.key).items())
     return metrics
 
 
-def _summary(metric: MetricSummary) -> dict[str, Any]:
-    return {
-        "num_points": metric.num_points,
-        "num_nan": metric.num_nan,
-        "minimum": metric.minimum,
-        "maximum": metric.maximum,
-        "first": metric.first,
-        "last": metric.last,
-    }
-
-
 def _samples(reader: RunReader, callbacks: Sequence[str], options: ShowOptions) -> Iterator[dict[str, Any]]:
     """All rows that were chosen, of each table the first ones if a number is given."""
-    steps = sorted({step for of in reader.sample_steps.values() for step in of}) if options.follows_prompt else ()
-    for chosen in choose_samples(reader, callbacks, options.selection, steps or options.steps, options.prompt):
+    steps = options.steps
+    if options.follows_prompt:
+        steps = sorted({step for table in tables_of(reader, callbacks) for step in reader.sample_steps[table]})
+    for chosen in choose_samples(reader, callbacks, options.selection, steps, options.prompt):
         for index, row in enumerate(chosen.rows[: options.num_samples or None]):
             before = {"before": asdict(chosen.before[index])} if chosen.before else {}
             yield {**asdict(row), **before}
