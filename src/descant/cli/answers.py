@@ -80,8 +80,9 @@ def _head_lines(reader: RunReader, chosen: ChosenSamples, selection: Selection, 
         changed = f"  {len(changes):,} of {chosen.num_rows:,} answers changed{f': {graded}' if has_grades else ''}"
         yield Text(cut(changed, width))
     else:
-        first = "grade" if chosen.rows and number(chosen.rows[0], "grade") is not None else "loss"
-        order = {"grade": ", lowest grade first", "loss": ", highest loss first"}[first] if selection == "worst" else ""
+        order = ""
+        if selection == "worst":
+            order = ", highest loss first" if number(chosen.rows[0], "grade") is None else ", lowest grade first"
         yield heading(f"{title} at step {chosen.steps[0]:,}, {rows}{order}", width)
 
 

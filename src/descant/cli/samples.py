@@ -60,7 +60,7 @@ def choose_samples(
             of_callback = None if examples is None else examples[table[0]]
             chosen += _choose(reader, table, selection, steps, of_callback)
     if not chosen and selection == "worst" and tables:
-        raise ConfigurationError("no table of samples has a column grade or loss that says which rows are the worst")
+        raise ConfigurationError("no sample has a grade or a loss that says which are the worst")
     if not chosen and selection == "changed" and tables:
         raise ConfigurationError("there are no answers at two evaluations whose changes could be shown")
     return chosen
@@ -120,7 +120,7 @@ def _choose(
     if selection == "changed":
         pair = (steps[0], measured[-1] if len(wanted) < 2 else steps[-1]) if steps else (0, 0)
         if pair[0] != pair[1]:
-            yield from _changed(table, *(_rows(reader, table, step, examples) for step in pair))
+            yield from _changed(table, pair, *(_rows(reader, table, step, examples) for step in pair))
     elif selection == "failed":
         failed, num_rows = [], 0
         for step in reversed(steps):
@@ -159,7 +159,7 @@ def _worst_first(rows: Sequence[SampleRow]) -> list[SampleRow]:
 
 
 def _changed(
-    table: tuple[str, str], before: Sequence[SampleRow], after: Sequence[SampleRow]
+    table: tuple[str, str], steps: Sequence[int], before: Sequence[SampleRow], after: Sequence[SampleRow]
 ) -> Iterator[ChosenSamples]:
     """The answers that both have and that differ: those that got worse, those that got better, the others."""
     earlier = {_identity(row): row for row in before}
@@ -167,7 +167,6 @@ def _changed(
     pairs = [pair for pair in both if len({tuple(map(row.cells.get, _OUTCOME)) for row in pair}) > 1]
     pairs.sort(key=lambda pair: _worse_first(grade_change(*pair)))
     if both:
-        steps = [before[0].step, after[0].step]
         yield ChosenSamples(*table, steps, [row for _, row in pairs], len(both), [row for row, _ in pairs])
 
 

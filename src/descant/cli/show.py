@@ -167,11 +167,12 @@ def _head_lines(reader: RunReader, width: int) -> list[Text]:
     model, dataset = config.get("model"), config.get("dataset")
     if not model:  # a loop that is not one of descant's trainers
         parts.append(str(config.get("title", "a run whose settings were not recorded")))
-    if "trainer" in config:
+    if "trainer" in config and not "".join(parts).startswith(f"{config['trainer']}: "):
         parts.append(str(config["trainer"]))
-    if model:
-        described = isinstance(model, dict) and "name" in model
-        parts.append(f"{model['name']} ({model.get('description', '')})" if described else str(model))
+    if isinstance(model, dict) and "name" in model:
+        parts.append(f"{model['name']} ({model['description']})" if "description" in model else str(model["name"]))
+    elif model:
+        parts.append(str(model))
     if isinstance(dataset, dict) and isinstance(dataset.get("num_samples"), int):
         parts.append(f"{dataset['num_samples']:,} samples")
     if "seed" in config:
