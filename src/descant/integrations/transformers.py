@@ -17,15 +17,17 @@ from descant.errors import ConfigurationError
 from descant.integrations.ranks import Ranks
 from descant.integrations.trainer_settings import trainer_settings
 from descant.integrations.trainer_tables import TrainerTables
-from descant.metrics import Metric, find_spec
+from descant.metrics import Metric, MetricSpec, find_spec
 from descant.models.inference import InferenceModel
 from descant.models.live_model import live_model
-from descant.runner.callback_runner import CallbackRunner
+from descant.runner.callback_runner import TRAINING_SPECS, CallbackRunner
 from descant.runner.calls import CallbackFailure
 from descant.runner.options import RunOptions
 from descant.runner.recorder import unused_run_dir
 from descant.runner.synchronous import SynchronousRunner
 
+_COUNTERS = ("epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+_DETAILS = [MetricSpec(f"training/{key}", detail=True) for key in _COUNTERS]
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
 
@@ -149,6 +151,7 @@ class AddedCallbacks(TrainerCallback):
             name=name.lower(),
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
             config=settings,
+            metric_specs=(*TRAINING_SPECS, *_DETAILS),
             save_checkpoint=lambda _: self._request_save(args, state, control),
         )
         self._logged = {}

@@ -66,8 +66,9 @@ class SynchronousRunner:
         self._loop.run(self.runner.recorder.record_event(self.runner.step, kind, source, message, details))
 
     def make_final_calls(self) -> None:
-        """See ``CallbackRunner.make_final_calls``."""
+        """See ``CallbackRunner.make_final_calls``; loggers are given what they return."""
         self._loop.run(self.runner.make_final_calls())
+        self._loop.run(self.runner.recorder.publish())
 
     def close(self, error: BaseException | None = None) -> None:
         """Leave, ``error`` being what has ended the training, if it has failed."""
