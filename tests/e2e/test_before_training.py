@@ -3,9 +3,11 @@
 import asyncio
 import io
 import json
+import re
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -233,6 +235,15 @@ async def test_a_preview_is_data_and_a_page_and_trains_nothing(qwen3_dir, tmp_pa
     assert "1 of 21 threads are cut at 64 tokens" in printed
 
 
+async def test_every_thread_is_in_the_histogram(qwen3_dir, capsys):
+    """Lengths that are far beyond most are one row, so that the others are not."""
+    async with training_model(qwen3_dir) as model:
+        await SFT(dataset=[*addition_threads(150), LONG], model=model).preview(1)
+    page = capsys.readouterr().out
+    rows = re.findall(r"^ +([\d,–]+(?: and more)?) +(\d+)  █*$", page, flags=re.MULTILINE)
+    assert rows == [("29", "150"), ("30 and more", "1")]
+
+
 async def test_what_is_trained_is_in_colour_on_a_terminal(qwen3_dir, monkeypatch):
     page = io.StringIO()
     monkeypatch.setattr("sys.stdout", page)
@@ -248,7 +259,7 @@ async def test_what_is_trained_is_in_colour_on_a_terminal(qwen3_dir, monkeypatch
 
 
 HEADER = """
-from pathlib import Path
+import asyncio
 from descant import SFT, CallbackRunner, ModelBuilder, StringThread, ValidationLossCallback
 from descant.recipes import InputConfig, RecipeContext, recipe_main
 THREADS = [StringThread().user(f"{i}+{i}=").assistant(str(2 * i)) for i in range(20)]
@@ -275,6 +286,13 @@ BODIES = {
     with CallbackRunner([], num_steps=7, title="my loop", run_dir=ctx.run_dir).synchronous():
         print("RAN ON")
 """,
+    "tasks": """
+    async def train():
+        async with CallbackRunner([], num_steps=7, title="my loop"):
+            print("RAN ON")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(train())
+""",
     "neither": """
     print("ended")
 """,
@@ -297,8 +315,9 @@ def write_recipe(path, name, model_dir):
         ("trainer", ["max_length=28"], 1, "of 20 threads cannot be trained"),
         ("trainer", ["max_lengt=30"], 2, ""),
         ("loop", [], 0, "my loop\n7 steps\n"),
+        ("tasks", [], 0, "my loop\n7 steps\n"),
         ("synchronous", [], 0, "my loop\n7 steps\n"),
-        ("neither", [], None, "ended\nthe recipe has ended without a trainer or callbacks of descant"),
+        ("neither", [], 0, "ended\nthe recipe has ended without a trainer or callbacks of descant"),
         ("broken", [], 1, ""),
     ],
 )
@@ -308,11 +327,11 @@ def test_a_recipe_is_run_up_to_what_it_would_train(
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, name, qwen3_dir)
     there = sorted(tmp_path.iterdir())
-    ended = None
+    ended = 0
     try:
         preview_recipe(recipe, None, settings, None, tmp_path / "run", 2)
-    except (SystemExit, RuntimeError) as error:  # typer's exit is one
-        ended = getattr(error, "exit_code", getattr(error, "code", None))
+    except typer.Exit as error:
+        ended = error.exit_code
     out = capsys.readouterr().out
     assert ended == code, out
     assert printed in out

@@ -68,7 +68,6 @@ class Calls:
         self.failures: list[CallbackFailure] = []
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
-        self._warned: set[str] = set()  # what was shown
         self._returned: dict[str, set[str]] = {}  # the keys of each callback's latest metrics
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
 
@@ -176,14 +175,10 @@ class Calls:
         return now
 
     async def record_warnings(self) -> None:
-        """Record what callbacks have warned of since the last time; what was said at an earlier step is not shown."""
+        """Record what callbacks have warned of since the last time."""
         while self._state.warnings:  # threads may add to them
             source, step, message, details = self._state.warnings.pop(0)
-            text = f"{source}: {message}"
-            await self.recorder.record_event(
-                step, "callback_warning", source, text, details, is_shown=text not in self._warned
-            )
-            self._warned.add(text)
+            await self.recorder.record_event(step, "callback_warning", source, f"{source}: {message}", details)
 
     async def _call_follower(
         self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric], num_failed: dict[str, float]

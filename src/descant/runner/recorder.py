@@ -67,6 +67,7 @@ class RunRecorder:
         """The latest table under every key."""
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
+        self._said: set[str] = set()  # as warnings
         self._unpublished: dict[int, dict[str, Metric]] = {}
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
@@ -244,8 +245,10 @@ class RunRecorder:
         *,
         is_shown: bool = True,
     ) -> None:
-        """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
-        if is_shown:
+        """Record an event and show it as a warning, once if it is the same again; ``details`` is text, or an exception
+        for its traceback."""
+        if is_shown and message not in self._said:
+            self._said.add(message)
             self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 

@@ -173,7 +173,7 @@ class Trainer(RunOptions, ABC):
             Exception: what else stops training, once callbacks and run log are closed.
         """
         if (num_samples := num_previewed.get()) is not None:
-            raise PreviewEnd(int((await self.preview(num_samples)).refusal is not None))
+            raise PreviewEnd((await self.preview(num_samples)).refusal is not None)
         started_at = time.monotonic()
         async with self._training_alone():
             await self.prepare()
