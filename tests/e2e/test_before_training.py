@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -304,8 +305,8 @@ BODIES = {
 
 def write_recipe(path, name, model_dir):
     source = HEADER + f"MODEL = {str(model_dir)!r}\n@recipe_main\nasync def main(ctx: RecipeContext, config: Config):\n"
-    (path / f"{name}.py").write_text(source + BODIES[name])
-    return path / f"{name}.py"
+    (path / f"previewed_{name}.py").write_text(source + BODIES[name])
+    return path / f"previewed_{name}.py"
 
 
 @pytest.mark.parametrize(
@@ -325,6 +326,7 @@ def test_a_recipe_is_run_up_to_what_it_would_train(
     name, settings, code, printed, qwen3_dir, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     recipe = write_recipe(tmp_path, name, qwen3_dir)
     there = sorted(tmp_path.iterdir())
     ended = 0
