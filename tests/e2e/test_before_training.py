@@ -3,9 +3,12 @@
 import asyncio
 import io
 import json
+import re
+import sys
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -170,7 +173,6 @@ async def test_threads_that_fail_at_every_step_are_said_once(qwen3_dir, tmp_path
         ).run()
     printed = capsys.readouterr().err
     assert printed.count("cannot be trained") == 1
-    assert printed.count("4 of 4 steps have left out 4 threads in all") == 1
     assert printed.count("1 of 4 threads could not be scored") == 1
     for kind in ("samples_skipped", "callback_warning"):
         assert query(tmp_path, "SELECT count(*) FROM events WHERE kind = ?", kind)[0][0] >= 4, kind
@@ -233,6 +235,15 @@ async def test_a_preview_is_data_and_a_page_and_trains_nothing(qwen3_dir, tmp_pa
     assert "1 of 21 threads are cut at 64 tokens" in printed
 
 
+async def test_every_thread_is_in_the_histogram(qwen3_dir, capsys):
+    """Lengths that are far beyond most are one row, so that the others are not."""
+    async with training_model(qwen3_dir) as model:
+        await SFT(dataset=[*addition_threads(150), LONG], model=model).preview(1)
+    page = capsys.readouterr().out
+    rows = re.findall(r"^ +([\d,–]+(?: and more)?) +(\d+)  █*$", page, flags=re.MULTILINE)
+    assert rows == [("29", "150"), ("30 and more", "1")]
+
+
 async def test_what_is_trained_is_in_colour_on_a_terminal(qwen3_dir, monkeypatch):
     page = io.StringIO()
     monkeypatch.setattr("sys.stdout", page)
@@ -248,7 +259,7 @@ async def test_what_is_trained_is_in_colour_on_a_terminal(qwen3_dir, monkeypatch
 
 
 HEADER = """
-from pathlib import Path
+import asyncio
 from descant import SFT, CallbackRunner, ModelBuilder, StringThread, ValidationLossCallback
 from descant.recipes import InputConfig, RecipeContext, recipe_main
 THREADS = [StringThread().user(f"{i}+{i}=").assistant(str(2 * i)) for i in range(20)]
@@ -275,6 +286,13 @@ BODIES = {
     with CallbackRunner([], num_steps=7, title="my loop", run_dir=ctx.run_dir).synchronous():
         print("RAN ON")
 """,
+    "tasks": """
+    async def train():
+        async with CallbackRunner([], num_steps=7, title="my loop"):
+            print("RAN ON")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(train())
+""",
     "neither": """
     print("ended")
 """,
@@ -286,8 +304,8 @@ BODIES = {
 
 def write_recipe(path, name, model_dir):
     source = HEADER + f"MODEL = {str(model_dir)!r}\n@recipe_main\nasync def main(ctx: RecipeContext, config: Config):\n"
-    (path / f"{name}.py").write_text(source + BODIES[name])
-    return path / f"{name}.py"
+    (path / f"previewed_{name}.py").write_text(source + BODIES[name])
+    return path / f"previewed_{name}.py"
 
 
 @pytest.mark.parametrize(
@@ -297,8 +315,9 @@ def write_recipe(path, name, model_dir):
         ("trainer", ["max_length=28"], 1, "of 20 threads cannot be trained"),
         ("trainer", ["max_lengt=30"], 2, ""),
         ("loop", [], 0, "my loop\n7 steps\n"),
+        ("tasks", [], 0, "my loop\n7 steps\n"),
         ("synchronous", [], 0, "my loop\n7 steps\n"),
-        ("neither", [], None, "ended\nthe recipe has ended without a trainer or callbacks of descant"),
+        ("neither", [], 0, "ended\nthe recipe has ended without a trainer or callbacks of descant"),
         ("broken", [], 1, ""),
     ],
 )
@@ -306,13 +325,14 @@ def test_a_recipe_is_run_up_to_what_it_would_train(
     name, settings, code, printed, qwen3_dir, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     recipe = write_recipe(tmp_path, name, qwen3_dir)
     there = sorted(tmp_path.iterdir())
-    ended = None
+    ended = 0
     try:
         preview_recipe(recipe, None, settings, None, tmp_path / "run", 2)
-    except (SystemExit, RuntimeError) as error:  # typer's exit is one
-        ended = getattr(error, "exit_code", getattr(error, "code", None))
+    except typer.Exit as error:
+        ended = error.exit_code
     out = capsys.readouterr().out
     assert ended == code, out
     assert printed in out

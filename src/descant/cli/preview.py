@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from descant.cli.run import errors_as_exit_codes, prepare_recipe
-from descant.runner.preview_scope import num_previewed
+from descant.runner.preview_scope import PreviewEnd, num_previewed
 
 
 def preview_recipe(
@@ -21,10 +23,14 @@ def preview_recipe(
         sys.stdout.reconfigure(errors="backslashreplace")
     with tempfile.TemporaryDirectory(prefix="descant-preview-") as directory:
         ctx.run_in(Path(directory))
-        token = num_previewed.set(num_samples)
+        is_refused, token = False, num_previewed.set(num_samples)
         try:
             with errors_as_exit_codes(path, is_running=True):
                 recipe.run(ctx)
+            print("the recipe has ended without a trainer or callbacks of descant: there was nothing to preview")
+        except* PreviewEnd as ends:  # of the recipe, or of one of its tasks
+            is_refused = ends.subgroup(lambda end: isinstance(end, PreviewEnd) and end.is_refused) is not None
         finally:
             num_previewed.reset(token)
-    print("the recipe has ended without a trainer or callbacks of descant: there was nothing to preview")
+    if is_refused:
+        raise typer.Exit(1)

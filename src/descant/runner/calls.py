@@ -87,7 +87,6 @@ class Calls:
         self.failures: list[CallbackFailure] = []
         self.guard = CallGuard(recorder.show_warning)
         self.recorder, self.costs = recorder, costs
-        self._said: set[str] = set()  # what was shown
         self._running: dict[Call, _Running] = {}
         self._returned: dict[str, set[str]] = {}  # the keys of each callback's latest metrics
         self._callbacks, self._state, self._keys, self._strict = callbacks, state, keys, strict
@@ -215,13 +214,11 @@ class Calls:
         return now
 
     async def record_messages(self) -> None:
-        """Record what callbacks have said since the last time; what was said at an earlier step is not shown."""
+        """Record what callbacks have said since the last time."""
         while self._state.messages:  # threads may add to them
             kind, source, step, message, details = self._state.messages.pop(0)
             record = self.recorder.record_note if kind == "callback_note" else self.recorder.record_event
-            text = f"{source}: {message}"
-            await record(step, kind, source, text, details, is_shown=text not in self._said)
-            self._said.add(text)
+            await record(step, kind, source, f"{source}: {message}", details)
 
     async def _call_follower(
         self, follower: RecipeCallback, measured: Call, metrics: dict[str, Metric], num_failed: dict[str, float]

@@ -13,8 +13,12 @@ num_previewed: ContextVar[int | None] = ContextVar("descant_preview", default=No
 """How many threads a preview shows; None where recipes are run and not previewed."""
 
 
-class PreviewEnd(SystemExit):
-    """Raised through the recipe in place of training: code 0, or 1 if training would be refused."""
+class PreviewEnd(BaseException):
+    """Raised through the recipe in place of training; ``is_refused`` says whether training would be refused."""
+
+    def __init__(self, is_refused: bool = False) -> None:
+        super().__init__("the preview ends here")
+        self.is_refused = is_refused
 
 
 def end_with_plan(title: str, num_steps: int, plan: Sequence[Plan]) -> NoReturn:
@@ -27,4 +31,4 @@ def end_with_plan(title: str, num_steps: int, plan: Sequence[Plan]) -> NoReturn:
     page.print(printable(title), style="bold")
     page.print(f"{num_steps:,} step{'s' * (num_steps != 1)}", style="bold")
     page.print(plan_table(plan))
-    raise PreviewEnd(0)
+    raise PreviewEnd

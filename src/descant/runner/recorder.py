@@ -77,6 +77,7 @@ class RunRecorder:
         """The latest table under every key."""
         self._outcome = "completed"
         self._costs: Sequence[CallbackCost] = ()
+        self._said: set[str] = set()  # what was shown
         self._unpublished: dict[int, dict[str, Metric]] = {}
         self._final_losses: deque[tuple[float, float]] = deque(maxlen=num_final(num_steps))  # with their tokens
         self._num_losses, self._weights_losses = 0, False
@@ -276,8 +277,10 @@ class RunRecorder:
         *,
         is_shown: bool = True,
     ) -> None:
-        """Record an event and show it as a warning; ``details`` is text, or an exception for its traceback."""
-        if is_shown:
+        """Record an event and show it as a warning, once if it is the same again; ``details`` is text, or an exception
+        for its traceback."""
+        if is_shown and message not in self._said:
+            self._said.add(message)
             self.show_warning(message)
         await self._run_log.log_event(step, kind, source, message, _as_text(details))
 
@@ -285,11 +288,10 @@ class RunRecorder:
         """Record a warning that was shown when it arose."""
         await self._run_log.log_event(step, kind, source, message, details)
 
-    async def record_note(
-        self, step: int, kind: str, source: str, message: str, details: str | None = None, *, is_shown: bool = True
-    ) -> None:
-        """Record an event that is no reason to worry, and show it."""
-        if is_shown:
+    async def record_note(self, step: int, kind: str, source: str, message: str, details: str | None = None) -> None:
+        """Record an event that is no reason to worry, and show it, once if it is the same again."""
+        if message not in self._said:
+            self._said.add(message)
             self.show_note(message)
         await self._run_log.log_event(step, kind, source, message, details)
 

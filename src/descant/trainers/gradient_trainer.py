@@ -107,7 +107,7 @@ class GradientTrainer(Trainer):
 
     def __post_init__(self) -> None:
         self.trained: TrainedThreads | None = None  # what remains of the dataset, once it is prepared
-        self._num_skipped: list[int] = []  # of each step that has left samples out
+        self._has_skipped = False
         if hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__"):
             self.dataset = tuple(self.dataset)
         super().__post_init__()
@@ -170,15 +170,6 @@ class GradientTrainer(Trainer):
             await recorder.record_event(0, "samples_left_out", "trainer", message, _listing(left_out))
         if cut := self.trained.cut:
             await recorder.record_note(0, "samples_cut", "trainer", self.trained.describe_cut(), _listing(cut))
-
-    async def conclude(self, recorder: RunRecorder) -> None:
-        """Say how many samples steps have left out, if more than the first such step has."""
-        if (num_steps := len(self._num_skipped)) > 1:
-            message = (
-                f"{num_steps:,} of {self.num_steps:,} steps have left out {sum(self._num_skipped):,} threads in all"
-            )
-            await recorder.record_event(recorder.step, "samples_skipped_in_all", "trainer", message)
-        self._num_skipped.clear()
 
     def hints(self) -> list[str]:
         """What could be planned better: a step that takes the whole dataset, too few steps to evaluate between."""
@@ -296,9 +287,9 @@ class GradientTrainer(Trainer):
             f"{len(failures)} of {num_samples} threads of step {step.number} cannot be trained, first: {problems[0][1]}"
         )
         await step.recorder.record_event(
-            step.number, "samples_skipped", "trainer", message, listing, is_shown=not self._num_skipped
+            step.number, "samples_skipped", "trainer", message, listing, is_shown=not self._has_skipped
         )
-        self._num_skipped.append(len(failures))
+        self._has_skipped = True
 
 
 def _listing(problems: Sequence[Problem]) -> str:

@@ -152,9 +152,6 @@ class Trainer(RunOptions, ABC):
     async def announce(self, recorder: RunRecorder) -> None:
         """Say what is known of the data and the plan, before the first call."""
 
-    async def conclude(self, recorder: RunRecorder) -> None:
-        """Say what adds up over the steps, after the last."""
-
     async def setup(self) -> None:
         """Prepare what training needs apart from the models (a reference, a value model), before the first call."""
 
@@ -183,7 +180,7 @@ class Trainer(RunOptions, ABC):
             Exception: what else stops training, once callbacks and run log are closed.
         """
         if (num_samples := num_previewed.get()) is not None:
-            raise PreviewEnd(int((await self.preview(num_samples)).refusal is not None))
+            raise PreviewEnd((await self.preview(num_samples)).refusal is not None)
         started_at = time.monotonic()
         async with self._training_alone():
             await self.prepare()
@@ -197,7 +194,6 @@ class Trainer(RunOptions, ABC):
                     step = Step(number, number / self.num_steps, self.order.indices(number), runner.recorder)
                     await runner.after_step(number, await self.train_step(step))
                     await self._report_progress(number, runner.recorder)
-                await self.conclude(runner.recorder)
         return TrainingResult(
             num_steps=runner.step,
             stop_reason=runner.stop_reason,

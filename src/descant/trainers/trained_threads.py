@@ -66,7 +66,7 @@ class TrainedThreads:
         model: TrainingModel,
         max_length: int,
         over_long: OverLong,
-        say: Callable[[str], object] = print,
+        say: Callable[[str], object],
     ) -> TrainedThreads:
         """Render a dataset, off the event loop; ``say`` is told once how long it takes, if it takes long."""
         found, started_at, has_said = cls(model, max_length, over_long), time.monotonic(), False
