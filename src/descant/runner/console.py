@@ -231,6 +231,8 @@ class Console:
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
         """Print what a callback returned on one line: headlines, what is not declared, and the first of its samples."""
+        if not metrics:
+            return  # it has failed, or is not called for numbers
         if step != self._evaluated_step:
             self._evaluated_step = step
             self._rich.print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
