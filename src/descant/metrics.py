@@ -20,6 +20,8 @@ RESERVED_PREFIXES = ("training/", "progress/", "callbacks/", "completion_percent
 """Metrics that belong to the trainer and its runner."""
 TRAINING_LOSS, NUM_TOKENS = "training/loss", "training/num_tokens"
 """The loss of a step, and the trained tokens that it is the mean over, where a trainer declares how many those are."""
+NUM_SKIPPED = "training/num_skipped_samples"
+"""Samples of a step that could not be trained on."""
 _LARGEST_INTEGER = 2**63 - 1
 
 

@@ -123,7 +123,7 @@ def test_runs_are_listed_with_what_they_came_to(runs):
     assert set(names(lines)) == {"first", "second", "third", "fourth"}
     row = {line.split()[0]: line.split() for line in lines[:-1]}
     assert row["first"][1:4] == ["SFT", "10/10", "completed"]
-    assert row["first"][-2:] == ["0.5", "10"]
+    assert row["first"][-2:] == ["1", "10"]  # the loss of a run that has ended is the mean of its last two
     assert row["second"][3] == "failed"
     assert row["third"][3:5] == ["silent", "for"]
     assert row["fourth"][1] == "broken"
@@ -236,7 +236,7 @@ def test_two_runs_side_by_side(runs):
     assert "python" not in text  # it is the same
     assert "command_line" not in text
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
-    assert rows["training/loss"] == ["0.5", "0.5", "0.25", "0.25"]
+    assert rows["training/loss"] == ["1", "0.5", "0.75", "0.25"]
     assert rows["validation/rewards/score/mean"] == ["10", "10", "10", "10"]
     assert rows["training/phase"] == ["late", "late"]
     assert "progress/step" not in rows

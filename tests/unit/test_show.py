@@ -110,12 +110,12 @@ def test_the_head_says_what_was_run_and_how_it_ended(run):
 
 def test_every_metric_has_one_line_in_the_group_of_its_callback(run):
     assert section(show(run), "metrics") == [
-        "                                  first  last  min   max",
+        "                                  first   last  min   max",
         "training",
-        "  loss      ███▇▇▆▆▆▅▅▄▄▃▃▃▂▂▁▁▁   1.95     1    1  1.95",
+        "  loss      ███▇▇▆▆▆▅▅▄▄▃▃▃▂▂▁▁▁   1.95  1.025    1  1.95",  # the mean of the last two of 20
         "validation (from answers)",
-        "  score     ▁▃▅▇█                     0     1    0     1",
-        "  constant  ▁▁▁▁▁                     7     7    7     7",
+        "  score     ▁▃▅▇█                     0      1    0     1",
+        "  constant  ▁▁▁▁▁                     7      7    7     7",
         "  phase     phase 20",
     ]
 

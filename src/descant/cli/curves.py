@@ -91,7 +91,6 @@ def _numbers(metric: MetricSummary) -> list[str]:
 def _note(metric: MetricSummary, unit: str, latest_step: int) -> str:
     """The unit, how many values are NaN, and the last step if others of the group, or a call that failed, are newer."""
     notes = [printable(unit)] if unit else []
-    notes += [f"last: mean of {metric.num_last:,} steps"] if metric.num_last > 1 else []
     notes += [f"{metric.num_nan:,} NaN"] if metric.num_nan else []
     if metric.last[0] < latest_step:
         notes.append(f"at step {metric.last[0]:,}")

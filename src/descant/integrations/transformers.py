@@ -8,7 +8,15 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from descant.arguments import refuse_unknown
 from descant.callbacks.base import RecipeCallback
@@ -238,10 +246,14 @@ class AddedCallbacks(TrainerCallback):
         present, should_log = state.global_step, control.should_log
         epoch = state.epoch if step == present or state.epoch is None else state.epoch * step / present
         state.log_history.append(cast("Any", {**numbers, "epoch": epoch, "step": step}))
+        handler = self._trainer.callback_handler
+        everyone = handler.callbacks
+        handler.callbacks = [each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)]
         AddedCallbacks._is_logging, state.global_step = True, step
-        try:
-            self._trainer.callback_handler.on_log(self._trainer.args, state, control, main)
+        try:  # not to those that print: the console has shown it in a line
+            handler.on_log(self._trainer.args, state, control, main)
         finally:  # the trainer's own log is still to come
+            handler.callbacks = everyone
             AddedCallbacks._is_logging, state.global_step, control.should_log = False, present, should_log
 
     def _request_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> Path:

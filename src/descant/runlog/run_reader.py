@@ -45,9 +45,8 @@ class MetricSummary:
         num_points: steps at which it was recorded; ``num_nan`` of them are NaN.
         minimum, maximum: of its numbers, None without any (NaN is not one, infinity is).
         total: the sum of its numbers.
-        first, last: (step, value) of the first and the last point; a value may be a string.
-        num_last: how many points ``last`` is the mean of: of the training loss of a run that has ended, see
-            ``RunReader.final_loss``.
+        first, last: (step, value) of the first and the last point; a value may be a string. The last value of the
+            training loss of a run that has ended is its ``RunReader.final_loss``.
         curve: its numbers in the order of steps; in runs of more than 320 steps the mean of each 320th of the
             steps. A part with a NaN or an infinity is NaN.
     """
@@ -61,7 +60,6 @@ class MetricSummary:
     first: tuple[int, float | str]
     last: tuple[int, float | str]
     curve: Sequence[float]
-    num_last: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,7 +438,6 @@ class RunReader:
             first=self._point(key, parts[0].first_step),
             last=last if final is None else (last[0], final.mean),
             curve=[part.mean for part in parts if part.num_numbers or part.num_nan],
-            num_last=1 if final is None else final.num_values,
         )
 
     def _point(self, key: str, step: int) -> tuple[int, float | str]:

@@ -190,6 +190,7 @@ class Calls:
             self.recorder.forget(self._returned.get(name, set()) - metrics.keys())
             self._returned[name] = set(metrics)
         self.costs.add_result(name, metrics, call.num_tokens, call.seconds.get("busy_s"))
+        self.costs[name].num_measured += self._keys.has_measured(call.callback, metrics)
         self.costs[name].num_failed_samples += 0 if is_failure else int(failed)
         costs = {f"callbacks/{name}/{key}": value for key, value in self._cost_metrics(call).items()}
         await self.recorder.record_evaluation(step, name, metrics, costs)

@@ -38,12 +38,14 @@ _IN_A_NOTEBOOK: dict[str, Any] = {
 
 class _Stream:
     """Standard error (or output), which falls silent once it cannot be written (closed, a full disk): the run
-    continues. Bars of tqdm, which other code may have drawn there, make room for what is written."""
+    continues. Bars that other code draws there (of tqdm or rich) make room for what is written."""
 
     _is_broken = False
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.has_own_bar = False
+        self.rich_proxied_file = self  # rich shall write to this, and not to what it finds beneath
 
     def write(self, text: str) -> int:
         """Write, if that works."""
@@ -60,7 +62,7 @@ class _Stream:
 
     def _present(self) -> Any:
         stream = getattr(sys, self._name)
-        return getattr(stream, "rich_proxied_file", stream)  # beneath what a live line puts in its place
+        return getattr(stream, "rich_proxied_file", stream) if self.has_own_bar else stream  # which rich has replaced
 
     def _attempt(self, method: str, *arguments: str) -> None:
         if not self._is_broken:
@@ -94,10 +96,10 @@ class Console:
     Args:
         num_steps: planned steps.
         shows_progress: False where other code does: then there is neither a live line nor lines that mark the
-            progress. A bar of tqdm that a loop draws ends the live line.
+            progress. None: from the first step on, unless the loop draws a bar of tqdm.
     """
 
-    def __init__(self, num_steps: int, *, shows_progress: bool = True) -> None:
+    def __init__(self, num_steps: int, *, shows_progress: bool | None = True) -> None:
         self._num_steps = num_steps
         self._shows_progress = shows_progress
         self._specs: Mapping[str, Sequence[MetricSpec]] = {}
@@ -111,14 +113,16 @@ class Console:
         self._evaluated_step = -1
         self._shown_at = -_REFRESH_S
         self._name_width = 0
-        self._rich = RichConsole(file=cast("IO[str]", _Stream("stderr")), highlight=False, soft_wrap=True)
+        self._stream = _Stream("stderr")
+        self._rich = RichConsole(file=cast("IO[str]", self._stream), highlight=False, soft_wrap=True)
         self._live: Live | NotebookLine | None = None
         if self._rich.is_jupyter:
-            self._rich = RichConsole(file=cast("IO[str]", _Stream("stdout")), **_IN_A_NOTEBOOK)
+            self._stream = _Stream("stdout")
+            self._rich = RichConsole(file=cast("IO[str]", self._stream), **_IN_A_NOTEBOOK)
             self._live = NotebookLine(self._live_line)
         elif self._rich.is_terminal:
             self._live = Live(get_renderable=self._live_line, console=self._rich, refresh_per_second=1 / _REFRESH_S)
-        if not shows_progress:
+        if shows_progress is False:
             self._live = None
 
     def start(
@@ -142,8 +146,8 @@ class Console:
         if plan:
             self._rich.print(plan_table(plan))
         self._started_at = time.monotonic()
-        if self._live is not None:
-            self._live.start()
+        if self._shows_progress:
+            self._start_live()
 
     def show_step(
         self, step: int, metrics: Mapping[str, Metric], remaining_s: Callable[[], float | None] = lambda: None
@@ -152,6 +156,10 @@ class Console:
 
         Most steps of a fast loop are not shown, and cost nothing.
         """
+        if self._shows_progress is None and step > 0:
+            self._shows_progress = _bars_of_others() is None
+            self._live = self._live if self._shows_progress else None
+            self._start_live()
         self._step = step
         is_last = step == self._num_steps
         if self._live is not None:
@@ -162,8 +170,6 @@ class Console:
             self._training = self._training_texts(metrics)
             left_s = remaining_s()
             self._remaining = None if left_s is None else (left_s, now)
-            if isinstance(self._live, Live) and _bars_of_others() is not None:
-                self._give_way()
         elif self._shows_progress and (is_last or step % max(1, self._num_steps // _NUM_LINES_WITHOUT_TERMINAL) == 0):
             left_s = None if is_last else remaining_s()
             left = "" if left_s is None else f"  {duration(left_s)} left"
@@ -177,12 +183,15 @@ class Console:
             if spec.headline and spec.key in metrics
         ]
 
-    def _give_way(self) -> None:
-        """The loop draws a bar of its own."""
-        assert isinstance(self._live, Live)
-        self._live.transient = True
-        self._live.stop()
-        self._live, self._shows_progress = None, False
+    def _start_live(self) -> None:
+        if self._live is not None:
+            self._stream.has_own_bar = True
+            self._live.start()
+
+    def _stop_live(self) -> None:
+        if self._live is not None and self._stream.has_own_bar:
+            self._live.stop()
+            self._stream.has_own_bar = False
 
     def _live_line(self) -> Text:
         """Steps, a bar, times, what is evaluated now and the latest numbers: as much as fits into one line."""
@@ -216,6 +225,8 @@ class Console:
 
     def show_evaluation(self, step: int, callback: str, metrics: Mapping[str, Metric]) -> None:
         """Print what a callback returned on one line: headlines, what is not declared, and the first of its samples."""
+        if not metrics:
+            return  # it has failed, or is not called for numbers
         if step != self._evaluated_step:
             self._evaluated_step = step
             self._rich.print(Text(f"step {step} · {step / self._num_steps:.1%}", style="bold"))
@@ -244,15 +255,22 @@ class Console:
 
     def show_waiting(self, message: str) -> None:
         """Print what training waits for, unless the live line says it."""
-        if self._live is None:
+        if not self._stream.has_own_bar:
             self.note(message)
 
-    def close(self, summary: str, costs: Sequence[CallbackCost] = (), duration_s: float = 0.0) -> None:
-        """End the live line, and print what the callbacks have cost and how the run ended."""
-        if self._live is not None:
-            self._live.stop()
+    def close(
+        self,
+        summary: str,
+        costs: Sequence[CallbackCost] = (),
+        duration_s: float = 0.0,
+        problems: Sequence[str] = (),
+    ) -> None:
+        """End the live line, and print what the callbacks have cost, what went wrong, and how the run ended."""
+        self._stop_live()
         if any(cost.num_runs for cost in costs):
             self._rich.print(_cost_table(costs, duration_s))
+        for problem in problems:
+            self.warn(problem)
         self._rich.print(Text(printable(summary), style="bold"))
 
 

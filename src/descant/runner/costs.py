@@ -24,6 +24,7 @@ class CallbackCost:
         wait_s: how long training waited for room for a copy of the weights.
         seconds: both, and the time in ``on_start`` and ``on_end``.
         busy_s: of asynchronous calls, how long the evaluation itself took.
+        num_measured: calls that returned what the callback is for, see ``MetricKeys.has_measured``.
         num_landed: asynchronous calls that are complete, failed ones included.
         num_tokens: tokens of prompts, completions and scored sequences.
         num_failed: failures: of its calls, its hooks, and of single values that it returned.
@@ -41,6 +42,7 @@ class CallbackCost:
     wait_s: float = 0.0
     seconds: float = 0.0
     busy_s: float = 0.0
+    num_measured: int = 0
     num_landed: int = 0
     num_tokens: int = 0
     num_failed: int = 0
@@ -54,6 +56,16 @@ class CallbackCost:
     def mean_s(self) -> float:
         """Seconds that training waits for a call; 0 before the first."""
         return (self.stall_s + self.wait_s) / self.num_runs if self.num_runs else 0.0
+
+    @property
+    def failed_in_all(self) -> str | None:
+        """Why it never measured anything, if that is a failure, in words."""
+        if self.num_measured or not (self.num_failed or self.num_failed_samples):
+            return None
+        calls = f"{self.num_failed} of {self.num_runs} calls failed"
+        samples = f"all {self.num_failed_samples:,} samples failed"
+        causes = [calls] * bool(self.num_failed) + [samples] * bool(self.num_failed_samples)
+        return f"{self.name} has never measured anything: {', and '.join(causes)}"
 
     @property
     def mean_busy_s(self) -> float:

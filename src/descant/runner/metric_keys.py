@@ -90,6 +90,16 @@ class MetricKeys:
         )  # fmt: skip
         return inf if is_failure else sum(counted)
 
+    def has_measured(self, callback: RecipeCallback, metrics: Mapping[str, Metric]) -> bool:
+        """Whether a call has returned what its callback is for: a headline with a direction, if it declares one, else
+        anything but counts of failures."""
+        specs = [spec for spec in self.specs[callback.name] if not spec.counts_failures]
+        aims = [spec for spec in specs if spec.headline and spec.better is not None]
+        if aims:
+            return any(find_spec(aims, key) for key in metrics)
+        counts = [spec for spec in self.specs[callback.name] if spec.counts_failures]
+        return any(not find_spec(counts, key) for key in metrics)
+
     def missing(self, callback: RecipeCallback, metrics: Mapping[str, Metric], *, is_failure: bool) -> set[str]:
         """The watched metrics that a call should have returned and did not: those that belong to its callback, and if
         the call failed those that it may have returned."""

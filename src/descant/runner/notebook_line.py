@@ -11,7 +11,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 _REFRESH_S = 0.5
-_FORMAT = '<pre style="white-space:pre-wrap;margin:0">{code}</pre>'
+_FORMAT = '<pre style="white-space:pre-wrap;margin:0;font-family:monospace">{code}</pre>'
 
 
 class NotebookLine:

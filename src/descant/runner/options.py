@@ -37,6 +37,11 @@ def checked_by(check: Callable[..., object], **limits: Any) -> dict[str, Any]:
     return {"check": partial(check, **limits)}
 
 
+def _check_progress_bar(name: str, value: Any) -> None:
+    if value is not None:
+        check_flag(name, value)
+
+
 def _check_budget(name: str, value: Any) -> None:
     if value is not None and not (is_finite_number(value) and 0 < value < 1):
         raise ConfigurationError(
@@ -162,9 +167,11 @@ class RunOptions:
     """What trackers are sent: "main" leaves out metrics declared as details (``MetricSpec.detail``: counts,
     constants, spreads) and what callbacks cost, which is one table at the end; "all" is everything. The run log and
     loggers that are plain functions always have everything."""
-    progress_bar: bool = field(default=True, metadata=checked_by(check_flag))
-    """Show the progress: in a live line on a terminal and in a notebook, in about twenty lines without. Evaluations,
-    warnings and the outcome are shown in any case. Off by default in trainers of others, which have a bar."""
+
+    progress_bar: bool | None = field(default=None, metadata=checked_by(_check_progress_bar))
+    """Show the progress: in a live line on a terminal and in a notebook, in about twenty lines without. By default
+    descant's trainers do, loops of yours from their first step on unless they draw a bar of tqdm, and trainers of
+    others do not, which have a bar. Evaluations, warnings and the outcome are shown in any case."""
 
     def __new__(cls, *_: Any, **arguments: Any) -> Self:
         """Refuse arguments that do not exist, in words that help."""

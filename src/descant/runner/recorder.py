@@ -19,7 +19,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from descant.errors import ConfigurationError
-from descant.metrics import COSTS_KEY, NUM_TOKENS, TRAINING_LOSS, Metric, MetricSpec
+from descant.metrics import COSTS_KEY, NUM_SKIPPED, NUM_TOKENS, TRAINING_LOSS, Metric, MetricSpec
 from descant.provenance import masked_text, plain_config
 from descant.runlog.run_log import RunLog
 from descant.runner.costs import CallbackCost, cost_table
@@ -64,7 +64,7 @@ class RunRecorder:
         *,
         strict: bool,
         name: str = "run",
-        shows_progress: bool = True,
+        shows_progress: bool | None = True,
     ) -> None:
         self._started_in, self._name = Path.cwd(), name  # a callback may change the working directory
         self._given_run_dir = None if run_dir is None else self._started_in / run_dir
@@ -81,6 +81,7 @@ class RunRecorder:
         self._unpublished: dict[int, dict[str, Metric]] = {}
         self._final_losses: deque[tuple[float, float]] = deque(maxlen=num_final(num_steps))  # with their tokens
         self._num_losses, self._weights_losses = 0, False
+        self._num_skipped = 0  # samples that could not be trained on
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
         self._console = Console(num_steps, shows_progress=shows_progress)
@@ -126,11 +127,22 @@ class RunRecorder:
         duration_s = time.monotonic() - self._started_at
         steps = f"{self.step} of {self.num_steps} steps in {duration_s:.1f} s{self._conclude_loss()}"
         summary = f"{outcome} after {steps}; the run is in {self._shown_run_dir}"
-        self._console.close(summary, self._costs, duration_s)
+        self._console.close(summary, self._costs, duration_s, await self._record_problems())
         if any(cost.num_runs for cost in self._costs):
             await self._run_log.log_metrics(self.step, {COSTS_KEY: cost_table(self._costs, duration_s)}, "runner")
         details = None if error is None else "".join(traceback.format_exception(error))
         await self._run_log.log_event(self.step, f"run_{outcome.partition(' ')[0]}", "trainer", summary, details)
+
+    async def _record_problems(self) -> list[str]:
+        """What of the whole run should not be overlooked, in words."""
+        failed = [(cost.name, reason) for cost in self._costs if (reason := cost.failed_in_all) is not None]
+        for name, reason in failed:
+            await self._run_log.log_event(self.step, "never_measured", name, reason)
+        problems = [reason for _, reason in failed]
+        if self._num_skipped:
+            samples = f"{self._num_skipped:,} sample{'s were' if self._num_skipped > 1 else ' was'}"
+            problems.append(f"{samples} not trained on; `descant show` says which and why")
+        return problems
 
     def _conclude_loss(self) -> str:
         """The training loss that the run came to, which is its latest from now on, in words."""
@@ -141,7 +153,7 @@ class RunRecorder:
             return ""
         self.latest[TRAINING_LOSS] = final.mean
         spread = f" ± {final.std:.2g}" if final.num_values > 1 else ""
-        return f"; training loss {figure(final.mean)}{spread} over the last {final.num_values:,} steps"
+        return f"; training loss {figure(final.mean)}{spread} over its last {final.num_values:,} values"
 
     def _describe_outcome(self, error: BaseException | None) -> str:
         return self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
@@ -218,6 +230,8 @@ class RunRecorder:
             num_tokens = metrics.get(NUM_TOKENS)
             self._final_losses.append((loss, num_tokens if isinstance(num_tokens, int | float) else 1.0))
             self._num_losses += 1
+        if isinstance(num_skipped := metrics.get(NUM_SKIPPED), int | float):
+            self._num_skipped += int(num_skipped)
         if step >= self.step:
             self.step = step
             self.latest |= {key: value for key, value in place.items() if not isinstance(value, Table)}

@@ -208,7 +208,7 @@ class Trainer(RunOptions, ABC):
     def _make_runner(self) -> CallbackRunner:
         name = type(self).__name__
         return CallbackRunner(
-            **self.run_options(),
+            **{**self.run_options(), "progress_bar": self.progress_bar is not False},
             num_steps=self.num_steps,
             name=name.lower(),
             title=f"{name}: {self.describe()}",
