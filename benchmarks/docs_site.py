@@ -1,6 +1,6 @@
 """The documentation as a site: ``make docs`` writes the pages of docs into build/site.
 
-What a page links outside of docs is linked in the project's repository; CONTRIBUTING and CHANGELOG become pages. A page or
+What a page links outside of docs is linked in the repository; CONTRIBUTING and CHANGELOG become pages. A page or
 an anchor that is not there ends the build.
 """
 
