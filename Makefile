@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 
-.PHONY: help demo test check bench pictures families gpu soak format clean
+.PHONY: help demo test test-latest check docs bench pictures families gpu soak format clean
 
 help:
 	@echo "make demo    train a small model while callbacks watch (about two minutes on two cores)"
 	@echo "make test    the whole test suite; make test T=tests/promises/test_exact.py runs a part of it"
+	@echo "make test-latest  the same with the newest releases of all dependencies but torch, in .venv-latest; T=... as above"
 	@echo "make check   format, lint, types, layers, unit tests, and the figures of the house beside their limits"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make bench   training, generation, scoring and callbacks against TRL, torch and others, as tables"
 	@echo "make pictures  draw the pictures of README and docs from real runs, in Chromium (about five minutes)"
 	@echo "make families  how every language model of Transformers is driven, into docs/models.md (about ten minutes)"
@@ -23,6 +25,18 @@ demo: .venv/core-installed
 
 test: .venv/dev-installed
 	$(BIN)/python -m pytest $(T)
+
+test-latest:
+	$(PYTHON) -m venv --clear .venv-latest
+	grep '^torch==' constraints.txt > .venv-latest/torch.txt
+	.venv-latest/bin/pip install --quiet --disable-pip-version-check -c .venv-latest/torch.txt -e '.[dev]'
+	@echo "other releases than in constraints.txt:"
+	@.venv-latest/bin/pip freeze --exclude-editable | grep -vixFf constraints.txt || echo none
+	.venv-latest/bin/python -m pytest $(T)
+
+docs: .venv/dev-installed
+	$(BIN)/python benchmarks/docs_site.py
+	@echo "to look at it: python3 -m http.server -d build/site"
 
 check: .venv/dev-installed
 	$(BIN)/ruff format --check .
@@ -60,7 +74,7 @@ format: .venv/dev-installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-latest build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_model import save_tiny_qwen3
 
+from descant.runlog.run_reader import RunReader
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = {"README.md"}  # a whole program; the snippets of the others are cells of a notebook
+PROGRAMS = {"README.md"}  # whole programs; the snippets of the others are cells of a notebook
 NOTEBOOKS = [page for page in PAGES if page.name not in PROGRAMS and "```python" in page.read_text(encoding="utf-8")]
 NOTEBOOK_RUNNER = """
 import ast, asyncio, contextlib, gc, os, sys, traceback
@@ -49,8 +51,8 @@ def masked(text):
     ]
 
 
-def run(arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
+def run(arguments, cwd, **variables):
+    environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200", **variables}
     done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -61,7 +63,7 @@ def test_every_page_is_tested():
         "callbacks.md", "data.md", "graders.md", "integrations.md", "modes.md", "quickstart.md", "recipes.md",
         "run-log.md", "testing.md", "trackers.md", "writing-a-callback.md",
     ]  # fmt: skip
-    assert {page.name: len(blocks(page, "python")) for page in PAGES if page.name in PROGRAMS} == {"README.md": 1}
+    assert {page.name: len(blocks(page, "python")) for page in PAGES if page.name in PROGRAMS} == {"README.md": 2}
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,23 @@ def test_the_snippets_of_a_page_run_from_top_to_bottom(notebooks, page):
     assert "Task exception was never retrieved" not in errors
 
 
-def test_the_program_of_the_readme(tmp_path):
+def test_the_first_screen_of_the_readme_runs_inside_the_trainer_of_trl(tmp_path):
+    save_tiny_qwen3(tmp_path / "tiny-qwen3")
+    write_small_data(tmp_path)
+    (tmp_path / "program.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    done = run([sys.executable, "program.py"], tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert "completed after 24 of 24 steps" in done.stderr
+    (directory,) = (tmp_path / "runs").iterdir()
+    with RunReader(directory) as reader:
+        assert [*reader.series("validation/rewards/score/mean")][::5] == [0, 12, 24]
+        assert len(reader.series("validation/loss")) == 11
+    assert list((tmp_path / "trackio").glob("*.db"))
+
+
+def test_the_whole_program_of_the_readme(tmp_path):
     save_tiny_qwen3(tmp_path / "tiny-qwen3")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    (tmp_path / "program.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    (tmp_path / "program.py").write_text(blocks(ROOT / "README.md", "python")[1])
     done = run([sys.executable, "program.py"], tmp_path)
     printed = masked(done.stderr + done.stdout)
     shown = masked(next(text for text in blocks(ROOT / "README.md", "text") if text.startswith("SFT: policy")))
