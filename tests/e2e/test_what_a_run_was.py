@@ -160,6 +160,22 @@ def test_the_optimizer_that_a_trainer_was_given_is_the_one_that_is_said(gpt2_dir
     assert config["model"]["adapters"]["default"]["r"] == 3
 
 
+def test_the_commit_of_a_hub_model_is_the_one_in_the_cache(gpt2_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    module = AutoModelForCausalLM.from_pretrained(gpt2_dir)
+    module.config._name_or_path = "org/tiny"
+    assert "revision" not in identity(module)
+    repository = tmp_path / "models--org--tiny"
+    for commit in (COMMIT, COMMIT[::-1]):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").touch()
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        assert identity(module, is_of_main=True)["revision"] == commit
+        assert identity(module).get("revision") == (commit if commit == COMMIT else None)  # it may be either then
+
+
 # The hash of weights
 
 
