@@ -136,7 +136,8 @@ def _heading_lines(row: SampleRow, title: str, width: int, *, whole: bool) -> It
     line = f"{title}: {_cell(row, 'prompt')}" if "prompt" in row.cells else f"{title}, example {row.example_id}"
     yield Text(printable(line), style="bold") if whole else heading(line, width)
     if reference is not None:
-        yield Text(printable(f"  reference: {cell_text(reference)}", None if whole else width))
+        line = f"  reference: {cell_text(reference)}"
+        yield Text(printable(line) if whole else cut(line, width))
 
 
 def _columns(rows: Sequence[SampleRow]) -> list[str]:
