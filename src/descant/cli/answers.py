@@ -35,6 +35,11 @@ def sample_lines(
         yield from _table(rows, columns, width, with_step=selection == "failed")
 
 
+def rest_line(num_rows: int, limit: int, width: int) -> Text:
+    """How many of the rows are shown, and what shows the others."""
+    return Text(cut(f"  {limit:,} of {num_rows:,} are shown; --samples {num_rows} shows all", width), style="dim")
+
+
 def prompt_lines(
     reader: RunReader, callbacks: Sequence[str], wanted: str | None, width: int, *, in_full: bool = False
 ) -> Iterator[Text]:
