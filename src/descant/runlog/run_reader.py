@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _REASON = re.compile(r"(?:stopped|interrupted) \((.*)\) after \d+ of \d+ steps", re.DOTALL)
 _ENDS = ("completed", "stopped", "interrupted", "failed", "cancelled")
 _MAX_NAMES = 8
-_WHERE = ("callback", "step", "key", "position", "example_id")
 NUM_RECORDS_AT_ONCE = 200
 """Records that are read together."""
+_WHERE = ("callback", "step", "key", "position", "example_id")
 
 
 @dataclass(frozen=True, slots=True)
