@@ -35,6 +35,11 @@ def sample_lines(
         yield from _table(rows, columns, width, with_step=selection == "failed")
 
 
+def rest_line(num_rows: int, limit: int, width: int) -> Text:
+    """How many of the rows are shown, and what shows the others."""
+    return Text(cut(f"  {limit:,} of {num_rows:,} are shown; --samples {num_rows} shows all", width), style="dim")
+
+
 def prompt_lines(
     reader: RunReader, callbacks: Sequence[str], wanted: str | None, width: int, *, in_full: bool = False
 ) -> Iterator[Text]:
@@ -136,7 +141,8 @@ def _heading_lines(row: SampleRow, title: str, width: int, *, whole: bool) -> It
     line = f"{title}: {_cell(row, 'prompt')}" if "prompt" in row.cells else f"{title}, example {row.example_id}"
     yield Text(printable(line), style="bold") if whole else heading(line, width)
     if reference is not None:
-        yield Text(printable(f"  reference: {cell_text(reference)}", None if whole else width))
+        line = f"  reference: {cell_text(reference)}"
+        yield Text(printable(line) if whole else cut(line, width))
 
 
 def _columns(rows: Sequence[SampleRow]) -> list[str]:

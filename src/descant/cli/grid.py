@@ -69,7 +69,7 @@ def labelled_lines(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Te
 
 def heading(text: str, width: int) -> Text:
     """One line in bold, cut to the width."""
-    return Text(cut(text, width), style="bold")
+    return Text(cut(text, width).rstrip(), style="bold")
 
 
 def cut(text: str, width: int) -> str:

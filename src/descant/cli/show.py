@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from descant.cli.answers import prompt_lines, sample_lines
+from descant.cli.answers import prompt_lines, rest_line, sample_lines
 from descant.cli.costs import cost_lines
 from descant.cli.curves import curve_lines
 from descant.cli.events import failure_lines, note_lines, warning_lines
@@ -137,8 +137,7 @@ def _sample_sections(
                 lines.append(Text())
             lines += sample_lines(reader, chosen, options.selection, limit, width, in_full=options.in_full)
             if alone and limit < len(chosen.rows):
-                shows_all = f"{limit:,} of {len(chosen.rows):,} are shown; --samples {len(chosen.rows)} shows all"
-                lines += [*[Text()] * options.in_full, Text(f"  {shows_all}", style="dim")]
+                lines += [*[Text()] * options.in_full, rest_line(len(chosen.rows), limit, width)]
         if alone and not lines:
             lines.append(Text("  none so far", style="dim"))
         yield _SAMPLES[options.selection], lines
