@@ -29,10 +29,13 @@ REFUSED = StringThread([("user", "x"), ("assistant", "a<|im_end|>b")], source="d
 MIXED = [*SUMS[:5], LONG, *SUMS[5:9], LONGER, REFUSED, *SUMS[9:]]
 
 
-async def trained_weights(path, run_dir, dataset, **options):
+async def trained_weights(path, run_dir, dataset, is_previewed=False, **options):
     options = {"samples_per_batch": 4, "lr": 1e-2, "epochs": 2, **options}
     async with training_model(path) as model:
-        result = await SFT(dataset=dataset, model=model, run_dir=run_dir, **options).run()
+        trainer = SFT(dataset=dataset, model=model, run_dir=run_dir, **options)
+        if is_previewed:
+            await trainer.preview()
+        result = await trainer.run()
         return weights_of(model), result
 
 
@@ -83,8 +86,8 @@ async def test_what_is_skipped_is_as_if_it_were_not_there(qwen3_dir, tmp_path, c
 
 
 async def test_one_step_at_a_time_is_what_a_loop_by_hand_does(qwen3_dir, tmp_path):
-    """Rendering before the first step changes no bit of what is trained."""
-    weights, _ = await trained_weights(qwen3_dir, tmp_path, SUMS, lr_scheduler=lambda _: 1e-2, seed=3)
+    """Rendering before the first step, and a preview, change no bit of what is trained."""
+    weights, _ = await trained_weights(qwen3_dir, tmp_path, SUMS, True, lr_scheduler=lambda _: 1e-2, seed=3)
     order = DataOrder(20, epochs=2, samples_per_batch=4, seed=42)
     async with training_model(qwen3_dir) as model:
         for step in range(1, order.num_steps + 1):
