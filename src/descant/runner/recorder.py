@@ -152,8 +152,9 @@ class RunRecorder:
         if (final := final_mean(losses, num_tokens if self._weights_losses else [1.0] * len(last))) is None:
             return ""
         self.latest[TRAINING_LOSS] = final.mean
-        spread = f" ± {final.std:.2g}" if final.num_values > 1 else ""
-        return f"; training loss {figure(final.mean)}{spread} over its last {final.num_values:,} values"
+        if final.num_values == 1:
+            return f"; training loss {figure(final.mean)}"
+        return f"; training loss {figure(final.mean)} ± {final.std:.2g} over its last {final.num_values:,} values"
 
     def _describe_outcome(self, error: BaseException | None) -> str:
         return self._outcome if error is None else "failed" if isinstance(error, Exception) else "cancelled"
