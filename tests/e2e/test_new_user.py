@@ -93,10 +93,9 @@ def test_the_run_is_there_in_the_terminal(user, run_dir):
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_curves_and_grades_are_on_the_first_screen_of_trackio(user, run_dir, tmp_path):
     need("trackio")
-    with trackio_dashboard(user.home / "trackio", tmp_path / "dashboard.log") as url, chromium() as browser:
-        page = browser.new_page(viewport=FIRST_SCREEN)
-        page.goto(f"{url}/?project=my_sft")
-        page.locator("canvas.marks").nth(3).wait_for()
+    with trackio_dashboard(user.home / "trackio", tmp_path / "dashboard.log") as url, chromium() as open_page:
+        page = open_page(f"{url}/?project=my_sft", viewport=FIRST_SCREEN)
+        page.locator("canvas.marks").first.wait_for()
         charts = {title.inner_text(): title.bounding_box()["y"] for title in page.locator(".plot-title").all()}
         sections = {label.inner_text(): label.bounding_box()["y"] for label in page.locator(".accordion-label").all()}
         picture = page.screenshot()
