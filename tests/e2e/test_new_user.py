@@ -95,6 +95,7 @@ def test_curves_and_grades_are_on_the_first_screen_of_trackio(user, run_dir, tmp
     need("trackio")
     with trackio_dashboard(user.home / "trackio", tmp_path / "dashboard.log") as url, chromium() as open_page:
         page = open_page(f"{url}/?project=my_sft", viewport=FIRST_SCREEN)
+        page.wait_for_timeout(15000)
         page.locator("canvas.marks").first.wait_for()
         charts = {title.inner_text(): title.bounding_box()["y"] for title in page.locator(".plot-title").all()}
         sections = {label.inner_text(): label.bounding_box()["y"] for label in page.locator(".accordion-label").all()}
