@@ -25,7 +25,7 @@ from trackers import start_mlflow_server
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
 LEARNING_RATES = ("2e-3", "5e-4")
-SIZE = {"width": 1280, "height": 860}
+SIZE = {"width": 1440, "height": 940}
 TERMINAL = (100, 42)  # columns and lines
 MAX_BYTES = 250_000
 
@@ -133,7 +133,7 @@ def draw_mlflow(open_page, url):
     pages = {"model-metrics": "mlflow.png", "artifacts/tables/validation/samples.json": "mlflow-tables.png"}
     for path, name in pages.items():
         page = open_page(f"{address}/{path}", viewport=SIZE, color_scheme="light")
-        page.get_by_text("response" if "tables" in name else "validation/loss").first.wait_for()
+        page.get_by_text("response" if "tables" in name else f"lr-{LEARNING_RATES[0]} (").first.wait_for()
         settle(page)
         save(page.screenshot(), name)
         page.close()

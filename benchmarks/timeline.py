@@ -22,7 +22,7 @@ from descant import every_steps as every_n
 MODES = ("inline", "overlap", "background")
 NUM_STEPS = 24
 SCALE = 200  # pixels per second
-ROW, LEFT, TOP = 78, 96, 56  # pixels
+ROW, LEFT, TOP = 78, 104, 56  # pixels
 LEGEND = {
     "step": "a step of training",
     "stall": "training waits",
