@@ -94,20 +94,21 @@ def save(png, name):
 
 
 def draw_trackio(open_page, folder):
-    """Curves in light and dark, and tables."""
-    for data, stem in (("trackio", "trackio"), ("trackio-trl", "trackio-trl")):
+    """Curves in light and dark, and tables of the demo."""
+    for data in ("trackio", "trackio-trl"):
         with trackio_dashboard(folder / data, folder / "dashboard.log") as url:
             for scheme, suffix in (("light", ""), ("dark", "-dark")):
                 page = open_page(f"{url}/?project=descant", viewport=SIZE, color_scheme=scheme)
                 page.locator("canvas.marks").nth(3).wait_for()
                 settle(page)
-                save(page.screenshot(), f"{stem}{suffix}.png")
+                save(page.screenshot(), f"{data}{suffix}.png")
                 page.close()
-            page = open_page(f"{url}/media?project=descant", viewport=SIZE, color_scheme="light")
-            page.get_by_text(re.compile(r"^Tables \(\d+\)")).wait_for()
-            settle(page)
-            save(page.screenshot(), f"{stem}-tables.png")
-            page.close()
+            if data == "trackio":
+                page = open_page(f"{url}/media?project=descant", viewport=SIZE, color_scheme="light")
+                page.get_by_text(re.compile(r"^Tables \(\d+\)")).wait_for()
+                settle(page)
+                save(page.screenshot(), "trackio-tables.png")
+                page.close()
 
 
 def draw_tensorboard(open_page, folder):
