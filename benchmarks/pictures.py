@@ -134,6 +134,7 @@ def draw_mlflow(open_page, url):
     pages = {"model-metrics": "mlflow.png", "artifacts/tables/validation/samples.json": "mlflow-tables.png"}
     for path, name in pages.items():
         page = open_page(f"{address}/{path}", viewport=SIZE, color_scheme="light")
+        page.get_by_role("button", name="Close", exact=True).click()  # an assistant, on a third of the page
         page.get_by_text("response" if "tables" in name else f"lr-{LEARNING_RATES[0]} (").first.wait_for()
         settle(page)
         save(page.screenshot(), name)
