@@ -25,7 +25,7 @@ from trackers import start_mlflow_server
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
 LEARNING_RATES = ("2e-3", "5e-4")
-SIZE = {"width": 1280, "height": 860}
+SIZE = {"width": 1440, "height": 940}
 TERMINAL = (100, 42)  # columns and lines
 MAX_BYTES = 250_000
 
@@ -40,10 +40,10 @@ def main():
         try:
             make_runs(folder, mlflow)
             draw_terminal(folder)
-            with chromium() as browser:
-                draw_trackio(browser, folder)
-                draw_tensorboard(browser, folder)
-                draw_mlflow(browser, mlflow)
+            with chromium() as open_page:
+                draw_trackio(open_page, folder)
+                draw_tensorboard(open_page, folder)
+                draw_mlflow(open_page, mlflow)
         finally:
             stop_mlflow()
     subprocess.run([sys.executable, ROOT / "benchmarks" / "timeline.py"], check=True)
@@ -93,38 +93,36 @@ def save(png, name):
     assert size <= MAX_BYTES, f"{name} has {size} bytes; {MAX_BYTES} are allowed"
 
 
-def draw_trackio(browser, folder):
-    """Curves in light and dark, and tables."""
-    for data, stem in (("trackio", "trackio"), ("trackio-trl", "trackio-trl")):
+def draw_trackio(open_page, folder):
+    """Curves in light and dark, and tables of the demo."""
+    for data in ("trackio", "trackio-trl"):
         with trackio_dashboard(folder / data, folder / "dashboard.log") as url:
             for scheme, suffix in (("light", ""), ("dark", "-dark")):
-                page = browser.new_page(viewport=SIZE, color_scheme=scheme)
-                page.goto(f"{url}/?project=descant")
+                page = open_page(f"{url}/?project=descant", viewport=SIZE, color_scheme=scheme)
                 page.locator("canvas.marks").nth(3).wait_for()
                 settle(page)
-                save(page.screenshot(), f"{stem}{suffix}.png")
+                save(page.screenshot(), f"{data}{suffix}.png")
                 page.close()
-            page = browser.new_page(viewport=SIZE, color_scheme="light")
-            page.goto(f"{url}/media?project=descant")
-            page.get_by_text(re.compile(r"^Tables \(\d+\)")).wait_for()
-            settle(page)
-            save(page.screenshot(), f"{stem}-tables.png")
-            page.close()
+            if data == "trackio":
+                page = open_page(f"{url}/media?project=descant", viewport=SIZE, color_scheme="light")
+                page.get_by_text(re.compile(r"^Tables \(\d+\)")).wait_for()
+                settle(page)
+                save(page.screenshot(), "trackio-tables.png")
+                page.close()
 
 
-def draw_tensorboard(browser, folder):
+def draw_tensorboard(open_page, folder):
     """Curves and tables."""
     with tensorboard(folder / "tensorboard", folder / "tensorboard.log") as url:
         for tab, name in (("scalars", "tensorboard.png"), ("text", "tensorboard-tables.png")):
-            page = browser.new_page(viewport=SIZE, color_scheme="light")
-            page.goto(f"{url}/#{tab}")
+            page = open_page(f"{url}/#{tab}", viewport=SIZE, color_scheme="light")
             page.get_by_text("validation", exact=False).first.wait_for()
             settle(page)
             save(page.screenshot(), name)
             page.close()
 
 
-def draw_mlflow(browser, url):
+def draw_mlflow(open_page, url):
     """Curves and the table of an evaluation, of the first run."""
     from mlflow import MlflowClient
 
@@ -135,9 +133,9 @@ def draw_mlflow(browser, url):
     address = f"{url}/#/experiments/{experiment}/runs/{run}"
     pages = {"model-metrics": "mlflow.png", "artifacts/tables/validation/samples.json": "mlflow-tables.png"}
     for path, name in pages.items():
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
-        page.goto(f"{address}/{path}")
-        page.get_by_text("response" if "tables" in name else "validation/loss").first.wait_for()
+        page = open_page(f"{address}/{path}", viewport=SIZE, color_scheme="light")
+        page.get_by_role("button", name="Close", exact=True).click()  # an assistant, on a third of the page
+        page.get_by_text("response" if "tables" in name else f"lr-{LEARNING_RATES[0]} (").first.wait_for()
         settle(page)
         save(page.screenshot(), name)
         page.close()

@@ -22,8 +22,19 @@ from descant import every_steps as every_n
 MODES = ("inline", "overlap", "background")
 NUM_STEPS = 24
 SCALE = 200  # pixels per second
-ROW, LEFT, WIDTH = 78, 96, 1000
-COLORS = {"step": "#c9ced6", "stall": "#d1495b", "evaluation": "#3b7dd8"}
+ROW, LEFT, TOP = 78, 104, 56  # pixels
+LEGEND = {
+    "step": "a step of training",
+    "stall": "training waits",
+    "evaluation": "the evaluation",
+}
+STYLE = (
+    "text{font-family:system-ui,sans-serif;font-size:13px;fill:#222}.mode{font-weight:600}.page{fill:#fff}"
+    ".in{font-size:11px;fill:#fff;text-anchor:middle}.axis{font-size:11px;text-anchor:middle;fill:#666}"
+    ".tick{stroke:#e4e6ea}.step{fill:#c9ced6}.stall{fill:#d1495b}.evaluation{fill:#3b7dd8}"
+    "@media (prefers-color-scheme:dark){text{fill:#e6e8eb}.page{fill:#0d1117}.axis{fill:#9aa3ad}.tick{stroke:#262c34}"
+    ".in{fill:#fff}.step{fill:#59626e}.stall{fill:#d65a6a}.evaluation{fill:#3f7fd6}}"
+)
 
 
 class Judge(BaseGrader):
@@ -83,42 +94,43 @@ async def run(mode, path):
     return before.ends, after.ends, watched.spans
 
 
-def box(start, end, row, height, color, text=""):
+def box(start, end, row, height, kind, text=""):
     x, width = LEFT + SCALE * start, max(1.0, SCALE * (end - start) - 1)
     label = f'<text x="{x + width / 2:.1f}" y="{row + height - 5}" class="in">{text}</text>' if text else ""
-    return f'<rect x="{x:.1f}" y="{row}" width="{width:.1f}" height="{height}" rx="2" fill="{color}"/>{label}'
+    return f'<rect x="{x:.1f}" y="{row}" width="{width:.1f}" height="{height}" rx="2" class="{kind}"/>{label}'
 
 
 def draw(runs):
     parts, longest = [], 0.0
     for number, (mode, (before, after, spans)) in enumerate(runs.items()):
-        top = 20 + ROW * number
+        top = TOP + ROW * number
         first = after[2][1]  # the run begins to be steady after a few steps
         parts.append(f'<text x="8" y="{top + 17}" class="mode">{mode}</text>')
         measured_at = spans[0][1]
         for (step, started_at), (_, ended_at) in zip(after[2:-1], before[3:], strict=True):
-            parts.append(box(started_at - first, ended_at - first, top, 24, COLORS["step"]))
+            parts.append(box(started_at - first, ended_at - first, top, 24, "step"))
             stalled_until = after[step + 1][1]
             if ended_at <= measured_at + 0.05 and stalled_until - ended_at > 0.0005 and stalled_until >= measured_at:
-                parts.append(box(ended_at - first, stalled_until - first, top, 24, COLORS["stall"]))
+                parts.append(box(ended_at - first, stalled_until - first, top, 24, "stall"))
         for (what, started_at), (_, ended_at) in pairwise(spans):
-            parts.append(box(started_at - first, ended_at - first, top + 28, 18, COLORS["evaluation"], what))
+            parts.append(box(started_at - first, ended_at - first, top + 28, 18, "evaluation", what))
         longest = max(longest, before[-1][1] - first, spans[-1][1] - first)
-    width, height = LEFT + SCALE * longest + 20, 20 + ROW * len(runs) + 24
+    width, height = LEFT + SCALE * longest + 20, TOP + ROW * len(runs) + 24
     ticks = [
-        f'<line x1="{LEFT + SCALE * second}" y1="10" x2="{LEFT + SCALE * second}" y2="{height - 26}" class="tick"/>'
-        f'<text x="{LEFT + SCALE * second}" y="{height - 10}" class="axis">{second} s</text>'
-        for second in range(int(longest) + 1)
+        f'<line x1="{x}" y1="{TOP - 10}" x2="{x}" y2="{height - 26}" class="tick"/>'
+        f'<text x="{x}" y="{height - 10}" class="axis">{second} s</text>'
+        for second, x in enumerate(range(LEFT, int(LEFT + SCALE * longest) + 1, SCALE))
     ]
-    style = (
-        "text{font-family:system-ui,sans-serif;font-size:13px;fill:#222}.mode{font-weight:600}"
-        ".in{font-size:11px;fill:#fff;text-anchor:middle}.axis{font-size:11px;text-anchor:middle;fill:#666}"
-        ".tick{stroke:#e4e6ea}"
+    legend, x = [], LEFT
+    for kind, text in LEGEND.items():
+        legend.append(f'<rect x="{x}" y="12" width="16" height="14" rx="2" class="{kind}"/>')
+        legend.append(f'<text x="{x + 22}" y="24">{text}</text>')
+        x += 52 + 7 * len(text)
+    content = "".join(
+        [f'<style>{STYLE}</style><rect width="100%" height="100%" class="page"/>', *legend, *ticks, *parts]
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}">'
-        f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(ticks)}{"".join(parts)}</svg>\n'
-    )
+    size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{content}</svg>\n'
 
 
 def main():

@@ -20,12 +20,19 @@ TRACKIO = "import sys, trackio; trackio.show(open_browser=False, host='127.0.0.1
 
 @contextmanager
 def chromium():
-    """A browser; ``new_page(viewport=..., color_scheme=...)`` opens a page in it."""
+    """A function that opens a page, ``open_page(address, viewport=..., color_scheme=...)``, in one browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
+
+        def open_page(address, **options):
+            page = browser.new_page(**options)
+            page.set_default_timeout(120_000)  # all that waits for a page is patient: machines may be busy
+            page.goto(address)
+            return page
+
+        yield open_page
         browser.close()
 
 

@@ -28,9 +28,8 @@ def test_curves_and_tables_are_on_the_pages(tmp_path):
     need("trackio")
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
     subprocess.run([sys.executable, "-c", FILL], env=environment, check=True, timeout=120)
-    with trackio_dashboard(tmp_path / "trackio", tmp_path / "dashboard.log") as url, chromium() as browser:
-        page = browser.new_page()
-        page.goto(f"{url}/?project=addition")
+    with trackio_dashboard(tmp_path / "trackio", tmp_path / "dashboard.log") as url, chromium() as open_page:
+        page = open_page(f"{url}/?project=addition")
         page.get_by_text(re.compile(r"training \(1\)")).wait_for()
         assert page.get_by_text("first try").count()
         page.goto(f"{url}/media?project=addition")
