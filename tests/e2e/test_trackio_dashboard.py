@@ -21,7 +21,8 @@ logger = TrackioLogger("addition", "first try")
 logger.start(RunInfo("0123", "first try", Path(), {"lr": 0.001}))
 for step in range(3):
     table = Table(["prompt", "response"], [["2+2=", "<img src=x onerror=document.title='injected'>"]])
-    logger.write(step, 1.7e9 + step, {"training/loss": 1.0 / (1 + step)}, {"validation/samples": table})
+    metrics = {"training/loss": 1.0 / (1 + step), "validation/rewards/score/mean": 0.5, "z_descant/a/stall_s": 1.0}
+    logger.write(step, 1.7e9 + step, metrics, {"validation/samples": table})
 logger.finish("completed")
 """
 
@@ -56,7 +57,12 @@ def test_curves_and_tables_are_on_the_pages(tmp_path):
             server.terminate()
             server.wait(30)
     assert "first try" in metrics
-    assert re.search(r"training \(1\)", metrics)
+    assert re.findall(r"(\w+) \(1\)", metrics)[-3:] == [
+        "training",
+        "validation",
+        "z_descant",
+    ]  # in this order, no boxes
+    assert "rewards.score.mean" in metrics
     assert "Tables (3)" in tables
     assert tables.count("&lt;img src=x onerror=") == 3
     assert "<title>injected" not in tables
