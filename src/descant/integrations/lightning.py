@@ -39,10 +39,11 @@ def add_callbacks(
     ... )
 
     A step is an update of the optimizer (``trainer.global_step``). What callbacks return goes to the trainer's loggers
-    (but for details, see ``tracker_detail``), each value at its step, and with everything else into the run log; what the module logs is there under
-    ``training/``, every ``log_every_n_steps``. ``request_stop`` and the first Ctrl-C end the training after the step;
-    ``request_checkpoint`` saves ``checkpoint-<step>.ckpt`` in ``trainer.default_root_dir``. Where several processes
-    train (``strategy="ddp"``), callbacks run in the first, for which the others wait after each step.
+    (but for details, see ``tracker_detail``), each value at its step, and with everything else into the run log; what
+    the module logs is there under ``training/``, every ``log_every_n_steps``. ``request_stop`` and the first Ctrl-C
+    end the training after the step; ``request_checkpoint`` saves ``checkpoint-<step>.ckpt`` in
+    ``trainer.default_root_dir``. Where several processes train (``strategy="ddp"``), callbacks run in the first, for
+    which the others wait after each step.
 
     Args:
         trainer: not fitting yet.
