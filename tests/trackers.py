@@ -18,6 +18,7 @@ from importlib.util import find_spec
 import pytest
 
 from descant.text import printable
+from descant.trackers.logger import OWN_GROUP
 from descant.trackers.mlflow import MLFlowLogger, mlflow_name
 from descant.trackers.rows import without_nan
 from descant.trackers.tensorboard import TBMetricsLogger
@@ -64,7 +65,7 @@ class TensorBoardPlace(Place):
         return {name: [(event.step, event.value) for event in accumulator.Scalars(name)] for name in names}
 
     def table_names(self):
-        return set(self._accumulator().Tags()["tensors"]) - {"config", "outcome"}
+        return set(self._accumulator().Tags()["tensors"]) - {f"{OWN_GROUP}/config", f"{OWN_GROUP}/outcome"}
 
     def times(self, key):
         return [event.wall_time for event in self._accumulator().Scalars(key)]
@@ -91,10 +92,10 @@ class TensorBoardPlace(Place):
         return [(step, _text(re.fullmatch(r"<p>(.*)</p>", shown)[1])) for step, shown in self.shown(key)]
 
     def config(self):
-        return {name: value for name, value in self.table("config")}  # noqa: C416 - rows are lists
+        return {name: value for name, value in self.table(f"{OWN_GROUP}/config")}  # noqa: C416 - rows are lists
 
     def outcome(self):
-        return self.strings("outcome")[-1][1]
+        return self.strings(f"{OWN_GROUP}/outcome")[-1][1]
 
     def num_runs(self):
         return len({path.parent for path in (self.folder / "tb").rglob("events.out.tfevents.*")})
@@ -128,7 +129,8 @@ class TrackioPlace(Place):
         return import_module("trackio.sqlite_storage").SQLiteStorage.get_logs(run.project, run.name, run_id=run.id)
 
     def name(self, key):
-        return f"__{key}" if key in ("step", "time") else key
+        group, slash, rest = key.partition("/")
+        return f"__{key}" if key in ("step", "time") else f"{group}{slash}{rest.replace('/', '.')}"
 
     def numbers(self, key):
         return [(log["step"], log[key]) for log in self._logs() if key in log]

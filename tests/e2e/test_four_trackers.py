@@ -26,6 +26,10 @@ from descant.runlog.run_reader import RunReader
 SCRIPT = Path(__file__).parents[2] / "examples" / "addition" / "train.py"
 NUM_STEPS = 732
 TRACKERS = ["mlflow", "tensorboard", "trackio", "wandb"]
+CHARTS = [  # of about fifty metrics
+    "characters/first_correct", "characters/last_correct", "training/grad_norm", "training/learning_rate",
+    "training/loss", "validation/generation_length_mean", "validation/loss", "validation/rewards/score/mean",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,7 @@ def recorded(demo):
         assert {event.source for event in reader.events if event.kind.startswith("tracker_")} <= {"mlflow"}  # its link
         num_records = sum(1 for _ in reader.records())
         assert {name: sink.offset for name, sink in reader.sinks.items()} == dict.fromkeys(TRACKERS, num_records)
-        (run_name,) = {settings["run_name"] for settings in reader.config["trackers"].values()}
-    return SimpleNamespace(curves=curves, tables=tables, run_name=run_name)
+    return SimpleNamespace(curves=curves, tables=tables, run_name=demo.run_dir.name)
 
 
 def test_the_run_log_has_every_step_and_every_evaluation(recorded):
@@ -87,7 +90,8 @@ def test_the_run_log_has_every_step_and_every_evaluation(recorded):
     assert [step for step, _ in recorded.curves["validation/rewards/score/mean"]] == steps
     num_rows = {"validation/samples": 300, "validation/loss_samples": 300, "generation/samples": 8}
     assert {key: [row[0] for row in rows] for key, rows in recorded.tables.items()} == {
-        key: [step for step in steps for _ in range(number)] for key, number in num_rows.items()
+        **{key: [step for step in steps for _ in range(number)] for key, number in num_rows.items()},
+        "callbacks/costs": [NUM_STEPS] * 4,
     }
 
 
@@ -107,11 +111,13 @@ def test_a_tracker_has_what_the_run_log_has_row_for_row(demo, recorded, mlflow_u
     assert re.fullmatch(r"wandb, mlflow, tensorboard \(.*\), trackio \(trackio show --project descant\)", says)
     stored = as_float32 if tracker == "tensorboard" else float
     curves, tables = place.curves(), place.tables()
-    assert curves.keys() == {place.name(key) for key in recorded.curves}
-    for key, points in recorded.curves.items():
-        assert curves[place.name(key)] == [(step, stored(value)) for step, value in points], key
-    assert tables.keys() == {place.name(key) for key in recorded.tables}
+    axis = {"progress/step"} if tracker == "wandb" else set()
+    assert curves.keys() == {place.name(key) for key in CHARTS} | axis
+    for key in CHARTS:
+        assert curves[place.name(key)] == [(step, stored(value)) for step, value in recorded.curves[key]], key
+    names = {key: place.name(key.replace("callbacks/", "z_descant/")) for key in recorded.tables}
+    assert tables.keys() == set(names.values())
     for key, rows in recorded.tables.items():
-        assert tables[place.name(key)] == [place.as_shown(row) for row in rows], key
+        assert tables[names[key]] == [place.as_shown(row) for row in rows], key
     assert place.outcome() == "completed"
     assert place.num_runs() == 1

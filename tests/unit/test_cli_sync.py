@@ -50,7 +50,7 @@ async def test_a_run_arrives_in_tensorboard(folder, monkeypatch):
         "4 records delivered to tensorboard",
         "look at it: tensorboard --logdir tb --samples_per_plugin text=1000",
     ]
-    place = TensorBoardPlace(folder, "mine/first")
+    place = TensorBoardPlace(folder, "first")
     assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert place.table("validation/samples") == [["3", "a", "4"], ["3", "b", "5"]]
     assert place.outcome() == "completed"
@@ -62,10 +62,10 @@ async def test_a_run_arrives_in_tensorboard(folder, monkeypatch):
         assert again.stdout.splitlines()[1] == (
             "4 records delivered to tensorboard; they are a new run there, beside the former one"
         )
-    folders = [path.name for path in (folder / "tb" / "mine").iterdir()]
+    folders = [path.name for path in (folder / "tb").iterdir()]
     assert len(folders) == 3
     for name in folders:
-        assert len(TensorBoardPlace(folder, f"mine/{name}").numbers("loss")) == 3
+        assert len(TensorBoardPlace(folder, name).numbers("loss")) == 3
 
 
 async def test_a_run_arrives_in_trackio(folder, trackio_dir):  # noqa: F811
@@ -73,7 +73,7 @@ async def test_a_run_arrives_in_trackio(folder, trackio_dir):  # noqa: F811
     done = invoke("sync", folder / "runs" / "first" / "run.sqlite", "--to", "trackio", "--all")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "look at it: trackio show --project mine" in done.stdout
-    place = TrackioPlace(folder, "mine/first")
+    place = TrackioPlace(folder, "first")
     place._project = lambda: "mine"
     assert place.numbers("loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert place.table("validation/samples") == [[3, "a", "4"], [3, "b", "5"]]
@@ -208,18 +208,28 @@ async def test_a_run_that_was_killed_goes_to_one_tracker_right_after_another(fol
         assert f"1 record delivered to {tracker}" in done.stdout
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "mlflow"])
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "mlflow", "wandb"])
 async def test_a_tracker_that_was_emptied_is_given_everything(folder, monkeypatch, request, tracker):
     need(tracker)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    database = request.getfixturevalue("trackio_dir") if tracker == "trackio" else folder / "tb" / "mine"
+    database = {"tensorboard": folder / "tb", "wandb": folder / "runs" / "first" / "wandb"}.get(tracker)
+    if tracker == "trackio":
+        database = request.getfixturevalue("trackio_dir")
     await record(folder / "runs" / "first")
+    with contextlib.closing(sqlite3.connect("runs/first/run.sqlite")) as connection, connection:
+        connection.execute("UPDATE records SET time = time - 3600")
+        connection.execute("UPDATE events SET time = time - 3600 + 60 * (kind = 'run_completed')")
+    with RunReader(folder / "runs" / "first") as reader:
+        lasted = (round(reader.started_at * 1000), round(reader.ended_at * 1000))
+    assert 60_000 <= lasted[1] - lasted[0] < 120_000
     assert "4 records delivered" in invoke("sync", "first", "--to", tracker).stdout
     assert "0 records delivered" in invoke("sync", "first", "--to", tracker).stdout
     if tracker == "mlflow":
         client = import_module("mlflow").MlflowClient(f"sqlite:///{folder}/mlflow.db")
         (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+        assert (run.info.run_name, run.info.start_time, run.info.end_time) == ("first", *lasted)
         client.delete_run(run.info.run_id)
     else:
         shutil.rmtree(database)

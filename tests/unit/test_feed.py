@@ -19,6 +19,7 @@ from trackers import TensorBoardPlace, TrackioPlace, WandbPlace, need, trackio_d
 
 from descant import CallbackRunner, RecipeCallback, Table
 from descant.errors import ConfigurationError, RunLogError
+from descant.metrics import MetricSpec
 from descant.runlog.run_log import RunLog
 from descant.runlog.run_reader import RunReader
 from descant.runner.recorder import RunRecorder
@@ -153,27 +154,71 @@ async def test_a_tracker_gets_every_record_in_order_and_with_its_types(tmp_path)
     await run(tmp_path / "r", tracker, num_steps=2, callbacks=[Answers()])
     assert tracker.outcomes == ["completed"]
     assert tracker.threads == {"descant-feed-memory"}
-    assert [step for step, *_ in tracker.rows] == [0, 1, 1, 2, 2]
+    assert [step for step, *_ in tracker.rows] == [0, 1, 1, 2, 2, 2]
     assert tracker.series("loss") == [(1, 1.0), (2, 0.5)]
     for step, metrics, tables in (tracker.rows[0], tracker.rows[2], tracker.rows[4]):
         assert {key: metrics[f"watch/{key}"] for key in ("numpy", "torch", "inf", "bool", "text", "big")} == {
             "numpy": 0.5, "torch": 2, "inf": -math.inf, "bool": 1, "text": "é\n", "big": 2**60 + 1,
         }  # fmt: skip
         assert math.isnan(metrics["watch/nan"])
-        assert metrics["callbacks/watch/num_failed"] == 0
+        assert metrics.keys() == {f"watch/{key}" for key in ("numpy", "torch", "nan", "inf", "bool", "text", "big")}
         assert list(tables) == ["watch/empty", "watch/table"]
         assert (tables["watch/empty"].headers, tables["watch/empty"].rows) == (["z", "a"], [])
         table = tables["watch/table"]
         assert table.headers == ["example_id", "any", "number", "odd"]
         assert repr(table.rows) == f"[['a', {step}, 0.5, nan], ['b', True, None, -inf], ['c', 'text', 3, inf]]"
+    ((_, _, costs),) = tracker.rows[5:]
+    assert list(costs) == ["z_descant/costs"]
+    assert costs["z_descant/costs"]["callback"] == ["watch"]
+    assert costs["z_descant/costs"]["calls"] == [3]
     with RunReader(tmp_path / "r") as reader:
+        assert list(reader.sample_steps) == [("watch", "watch/table")]  # costs are no samples
+        assert {row.key for row in reader.samples()} == {"watch/table"}
         assert repr([row.cells["odd"] for row in reader.samples(step=2)]) == "[nan, -inf, inf]"
         recorded = [(record.step, record.tables) for record in reader.records() if record.tables]
         assert [(step, list(tables)) for step, tables in recorded] == [
-            (step, ["watch/empty", "watch/table"]) for step in (0, 1, 2)
+            *((step, ["watch/empty", "watch/table"]) for step in (0, 1, 2)),
+            (2, ["callbacks/costs"]),
         ]
         assert repr(recorded[2][1]["watch/table"].rows) == repr(table.rows)
-        assert reader.sinks["memory"].offset == 5
+        assert reader.sinks["memory"].offset == 6
+
+
+class Declared(RecipeCallback):
+    """A metric that matters, one that is a detail, and one that is not declared."""
+
+    metric_specs = (MetricSpec("mine", better="higher"), MetricSpec("count", detail=True))
+
+    def __init__(self):
+        super().__init__(frequency=1, log_key_prefix="declared")
+
+    async def callback(self, current_percentage):
+        return {"mine": 0.5, "count": 3, "other": 1}
+
+
+@pytest.mark.parametrize("detail", ["main", "all"])
+async def test_details_come_when_they_are_asked_for_by_the_run_and_by_sync(tmp_path, detail):
+    fed, logged = MemoryTracker(), {}
+    options = {"run_dir": tmp_path / "r", "tracker_detail": detail, "logger": [fed, logged.update]}
+    async with CallbackRunner([Declared()], num_steps=1, **options) as runner:
+        await runner.after_step(1, {"training/loss": 1.0})
+    replay(tmp_path / "r", synced := MemoryTracker(), everything=True)
+    assert synced.rows == fed.rows
+    sent = {key for _, metrics, _ in fed.rows for key in metrics}
+    main = {"training/loss", "declared/mine", "declared/other"}
+    own = {
+        "z_descant/step",
+        "z_descant/completion_percentage",
+        "z_descant/declared/stall_s",
+        "z_descant/declared/total_s",
+    }
+    if detail == "main":
+        assert sent == main
+    else:
+        assert sent >= {*main, *own, "declared/count", "training/step_s"}
+        assert sorted(sent)[-1].startswith("z_descant/")
+    assert logged.keys() >= {*main, "declared/count", "callbacks/declared/stall_s", "progress/step"}
+    assert [name for *_, tables in fed.rows for name in tables] == ["z_descant/costs"]
 
 
 async def test_the_tracker_is_told_of_the_run(tmp_path):
@@ -212,7 +257,7 @@ async def test_a_table_that_is_recorded_again_at_its_step_replaces_the_first(tmp
     await log.close()
     tracker = MemoryTracker()
     assert replay(tmp_path, tracker) == 2
-    assert [tables for *_, tables in tracker.rows] == [{}, {"t": Table(["y"], [[3]])}]
+    assert [tables for *_, tables in tracker.rows] == [{"t": Table(["y"], [[3]])}]
 
 
 @pytest.mark.parametrize("fail_in", ["start", "write", "finish"])
@@ -384,13 +429,13 @@ async def test_runs_that_share_a_logger_are_runs_of_their_own(tmp_path):
     await run(tmp_path / "grpo", tracker, num_steps=2, config={"lr": 0.2})
     await run(tmp_path / "more", tracker, num_steps=1)
     assert [step for step, *_ in tracker.rows] == [1, 2, 3, 1, 2, 1]
-    assert tracker.series("progress/step") == [(step, step) for step in (1, 2, 3, 1, 2, 1)]
+    assert tracker.series("loss") == [(step, 1 / step) for step in (1, 2, 3, 1, 2, 1)]
     assert [(told.name, told.suffix) for told in tracker.runs] == [("sft", ""), ("grpo", "-2"), ("more", "-3")]
     assert len({told.run_id for told in tracker.runs}) == 3
     assert [told.config.get("lr") for told in tracker.runs] == [0.1, 0.2, None]
     assert tracker.outcomes == ["completed"] * 3
     assert replay(tmp_path / "grpo", again := MemoryTracker()) == 0
-    assert again.runs == [tracker.runs[1]]
+    assert [(told.run_id, told.name, told.suffix) for told in again.runs] == [(tracker.runs[1].run_id, "grpo", "-2")]
     assert replay(tmp_path / "grpo", again, everything=True) == 2
     assert [told.suffix for told in again.runs] == ["-2", "-2"]
     assert again.runs[1].run_id != again.runs[0].run_id

@@ -8,6 +8,7 @@ from trackers import need
 
 from descant.errors import ConfigurationError
 from descant.runner.callback_runner import TRAINING_SPECS
+from descant.runner.options import RunOptions
 from descant.runner.recorder import RunRecorder
 from descant.table import Table
 from descant.trackers import configured
@@ -41,7 +42,7 @@ def test_every_tracker_that_is_configured(monkeypatch, capsys):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
     logger = get_prod_logger(SimpleNamespace(name="small", recipe_name="addition"))
     assert [tracker.tracker for tracker in logger.loggers] == ["wandb", "mlflow", "tensorboard", "trackio"]
-    assert {tracker.run_name for tracker in logger.loggers} == {"addition/small"}
+    assert {tracker.run_name for tracker in logger.loggers} == {None}  # which is the name of the run directory
     assert logger.loggers[0].project_name == "addition"
     assert capsys.readouterr().err == (
         "metrics go to wandb, mlflow, tensorboard (tensorboard --logdir tb --samples_per_plugin text=1000), "
@@ -150,3 +151,40 @@ def test_no_logger_is_refused():
 def test_a_value_that_is_no_metric_names_its_key():
     with pytest.raises(TypeError, match=r"'loss': \[1\] \(list\) is not a metric"):
         StdoutLogger()({"loss": [1]})
+
+
+def test_trackers_by_name_and_no_others(monkeypatch, capsys):
+    need("trackio"), need("tensorboard")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "tb")
+    assert [each.tracker for each in get_prod_logger(None, ["trackio", "tensorboard"]).loggers] == [
+        "tensorboard",
+        "trackio",
+    ]
+    assert isinstance(get_prod_logger(None, []), StdoutLogger)
+    assert capsys.readouterr().err.splitlines()[1] == "metrics go to the run log"
+
+
+@pytest.mark.parametrize(
+    ("trackers", "message"),
+    [
+        (["trakio"], r"trackers=\['trakio'\]: 'trakio' is not a tracker; did you mean 'trackio'\?"),
+        ("wandb", "which account of W&B is meant: run `wandb login`, or set WANDB_API_KEY; or set WANDB_MODE=offline"),
+        (["mlflow"], "MLFLOW_TRACKING_URI is not set: it says where to write, such as MLFLOW_TRACKING_URI=http"),
+        (["tensorboard"], "TENSORBOARD_LOGGING_DIR is not set"),
+    ],
+)
+def test_a_tracker_that_is_named_and_not_configured_says_what_to_write(trackers, message):
+    with pytest.raises(ConfigurationError, match=message):
+        get_prod_logger(None, trackers)
+
+
+def test_a_tracker_that_is_named_and_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("descant.trackers.logger.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'descant\[trackio\]'"):
+        get_prod_logger(None, ["trackio"])
+
+
+def test_the_name_of_a_tracker_is_no_logger_and_says_what_is():
+    with pytest.raises(ConfigurationError, match=r"logger=get_prod_logger\(trackers=\['wandb'\]\)"):
+        RunOptions(logger="wandb")

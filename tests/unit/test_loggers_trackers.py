@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,18 @@ class TestWandb:
     def test_the_outcome_is_the_exit_code(self, place, outcome, code):
         started(place).finish(outcome)
         assert place.exit_codes() == [code]
+
+    def test_the_summary_has_the_best_value_where_it_is_declared_which_are_better(self, place):
+        metrics = [{"key": "v/loss", "better": "lower"}, {"key": "v/score", "better": "higher"}]
+        metrics += [{"key": "v/*", "better": "higher"}, {"key": "v/length", "better": None}]
+        logger = started(place, config={"metrics": metrics})
+        for step, value in ((1, 3.0), (10, 1.0), (20, 2.0), (5, 4.0)):
+            logger.write(step, NOW_S, dict.fromkeys(["v/loss", "v/score", "v/length"], value), {})
+        logger.finish("completed")
+        summary = place.summary()
+        assert summary["v/loss"] == {"min": 1.0, "last": 4.0}  # as W&B has it before what came late is put right
+        assert summary["v/score"] == {"max": 4.0, "last": 4.0}
+        assert (summary["v/loss/last"], summary["v/score/last"], summary["v/length"]) == (2.0, 2.0, 2.0)
 
     def test_charts_go_by_the_step_of_descant(self, place):
         started(place).finish("completed")
@@ -353,6 +366,44 @@ class TestTrackio:
         logger.finish("completed")
         assert place.numbers("loss") == [(3, 0.5)]
         assert place.table("samples") == [[3, 1]]
+
+    def test_a_database_that_is_made_anew_by_a_write_is_noticed(self, place, trackio_dir):  # noqa: F811
+        logger = started(place)
+        for step in (1, 2):
+            logger.write(step, NOW_S, {"loss": 1.0 / step}, {})
+        for path in trackio_dir.glob(f"{place._project()}*"):
+            path.unlink() if path.is_file() else None
+        storage = import_module("trackio.sqlite_storage").SQLiteStorage
+        storage.init_db(place._project())  # between the check of the next write and the write itself
+        logger.write(3, NOW_S, {"loss": 1 / 3}, {})
+        with pytest.raises(FileNotFoundError, match="the run was deleted"):
+            logger.finish("completed")
+        logger.start(logger.run)
+        assert logger.starts_empty
+        for step in (1, 2, 3):
+            logger.write(step, NOW_S, {"loss": 1 / step}, {})
+        logger.finish("completed")
+        assert sorted(place.numbers("loss")) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+    def test_a_run_that_was_deleted_there_is_noticed(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {"loss": 1.0}, {})
+        logger.finish("completed")
+        import_module("trackio.sqlite_storage").SQLiteStorage.delete_run(place._project(), "a run")
+        assert started(place).starts_empty
+
+    def test_a_run_without_anything_to_send_ends(self, place):
+        logger = started(place)
+        logger.finish("completed")
+        assert place.outcome() == "completed"
+
+    def test_a_group_has_one_level_and_no_two_keys_one_name(self, place):
+        logger = started(place)
+        logger.write(1, NOW_S, {"v/rewards/score/mean": 0.5, "v/rewards.score.mean": 0.25, "loss": 1.0}, {})
+        logger.finish("completed")
+        assert place.numbers("v/rewards.score.mean") == [(1, 0.5)]
+        (other,) = place.curves().keys() - {"v/rewards.score.mean", "loss"}
+        assert re.fullmatch(r"v/rewards\.score\.mean-[0-9a-f]{12}", other)
 
     def test_on_a_network_file_system_it_writes_fragments(self, place, monkeypatch, trackio_dir):  # noqa: F811
         monkeypatch.setenv("TRACKIO_STORAGE_MODE", "jsonl")

@@ -144,3 +144,23 @@ def test_threads_with_tools_go_through_json_and_have_their_own_ids():
 def test_tools_that_cannot_work_are_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_people_read_turns_and_tool_calls():
+    call = ToolCall("add", {"a": 2, "b": [1, None], "c d": "x\n\x1b[31m"})
+    thread = StringThread().system("You add.").user("2+2=").assistant("", [call, ToolCall("\x1b[2Jclear")])
+    thread = thread.tool("4").assistant("It is 4.", [ToolCall("end")])
+    shown = 'add(a=2, b=[1, null], c d="x\\n\\u001b[31m")'
+    assert thread.as_text() == (
+        f"[system]\nYou add.\n\n[user]\n2+2=\n\n[assistant]\n→ {shown}\n→ \\x1b[2Jclear()\n\n[tool]\n4\n\n"
+        "[assistant]\nIt is 4.\n→ end()"
+    )
+    assert repr(thread) == (
+        f"StringThread(system: 'You add.', user: '2+2=', assistant: → {shown} → \\x1b[2Jclear(), tool: '4', "
+        "assistant: 'It is 4.' → end())"
+    )
+    system, rest = thread.split_system()
+    assert (system, rest.get_tool_calls(), len(rest)) == ("You add.", thread.get_tool_calls()[1:], 4)
+    assert rest.split_system() == ("", rest)
+    assert StringThread().user("2+2=").as_text() == "2+2="
+    assert repr(StringThread().user("2+2=").assistant("")) == "StringThread(user: '2+2=', assistant: '')"

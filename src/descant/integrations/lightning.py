@@ -39,11 +39,12 @@ def add_callbacks(
     ...     lambda module: [ValidationLossCallback(validation, live_model(module.model, module.tokenizer))],
     ... )
 
-    A step is an update of the optimizer (``trainer.global_step``). What callbacks return goes to the trainer's loggers,
-    each value at its step, and with everything else into the run log; what the module logs is there under
-    ``training/``, every ``log_every_n_steps``. ``request_stop`` and the first Ctrl-C end the training after the step;
-    ``request_checkpoint`` saves ``checkpoint-<step>.ckpt`` in ``trainer.default_root_dir``. Where several processes
-    train (``strategy="ddp"``), callbacks run in the first, for which the others wait after each step.
+    A step is an update of the optimizer (``trainer.global_step``). What callbacks return goes to the trainer's loggers
+    (but for details, see ``tracker_detail``), each value at its step, and with everything else into the run log; what
+    the module logs is there under ``training/``, every ``log_every_n_steps``. ``request_stop`` and the first Ctrl-C
+    end the training after the step; ``request_checkpoint`` saves ``checkpoint-<step>.ckpt`` in
+    ``trainer.default_root_dir``. Where several processes train (``strategy="ddp"``), callbacks run in the first, for
+    which the others wait after each step.
 
     Args:
         trainer: not fitting yet.
@@ -173,7 +174,8 @@ class AddedCallbacks(Callback):
         if self.runner is not None and self._waiting:
             late, step = self.runner.late_evaluations, trainer.global_step
             for at, metrics in [*late, (step, self.runner.evaluations)]:
-                new = {k: v for k, v in metrics.items() if isinstance(v, int | float) and (at, k) not in self._logged}
+                sent = {key: value for key, value in metrics.items() if self.runner.is_for_trackers(key)}
+                new = {k: v for k, v in sent.items() if isinstance(v, int | float) and (at, k) not in self._logged}
                 self._logged |= {(at, key) for key in new}
                 for logger in trainer.loggers if new else ():
                     logger.log_metrics(new, at)

@@ -46,6 +46,12 @@ class TrainerTables:
         assert isinstance(step, int)
         self._collected += [(step, key, table) for key, table in tables]
 
+    @property
+    def has_trackers(self) -> bool:
+        """Whether the trainer reports to any of the four."""
+        kinds = (WandbCallback, TrackioCallback, MLflowCallback, TensorBoardCallback)
+        return any(isinstance(callback, kinds) for callback in self._trainer.callback_handler.callbacks)
+
     def write(self) -> dict[str, Exception]:
         """Write what was collected, and return what each tracker has raised, if it has; the others have everything."""
         collected, self._collected = self._collected, []

@@ -149,7 +149,8 @@ class AddedCallbacks(TrainerCallback):
         if options.get("run_dir") is not None:
             options["run_dir"] = unused_run_dir(Path(options["run_dir"]), may_be_there=True)
         self._tables, self._failed_trackers = TrainerTables(self._trainer), set()
-        options["logger"] = [options.get("logger"), self._tables]
+        if self._tables.has_trackers:
+            options["logger"] = [options.get("logger"), self._tables]
         self.runner = CallbackRunner(
             self._callbacks,
             num_steps=max(state.max_steps, state.global_step),  # a run may be resumed behind its end
@@ -238,9 +239,7 @@ class AddedCallbacks(TrainerCallback):
         override with what belongs to their training metrics."""
         assert self.runner is not None
         numbers = {f"eval_{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
-        main = {
-            key: number for key, number in numbers.items() if self.runner.is_for_trackers(key.removeprefix("eval_"))
-        }
+        sent = {key: numbers[key] for key in numbers if self.runner.is_for_trackers(key.removeprefix("eval_"))}
         if not numbers:
             return
         present, should_log = state.global_step, control.should_log
@@ -251,7 +250,8 @@ class AddedCallbacks(TrainerCallback):
         handler.callbacks = [each for each in everyone if not isinstance(each, PrinterCallback | ProgressCallback)]
         AddedCallbacks._is_logging, state.global_step = True, step
         try:  # not to those that print: the console has shown it in a line
-            handler.on_log(self._trainer.args, state, control, main)
+            if sent:
+                handler.on_log(self._trainer.args, state, control, sent)
         finally:  # the trainer's own log is still to come
             handler.callbacks = everyone
             AddedCallbacks._is_logging, state.global_step, control.should_log = False, present, should_log
