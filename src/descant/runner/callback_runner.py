@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
-from descant.data.datasets import ThreadSource, threads_of
+from descant.data.datasets import threads_of
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric
 from descant.models.evaluation_placement import EvaluationPlacement
@@ -98,7 +98,7 @@ class CallbackRunner(RunOptions):
     save_checkpoint: SaveCheckpoint | None = None
     """Writes a checkpoint to the directory that it is given, when a callback requests one."""
 
-    training_set: ThreadSource | None = None
+    training_set: Any = None
     """The threads that are trained on, or what ``load_threads`` reads: see ``contamination``."""
 
     def __post_init__(self) -> None:
@@ -111,7 +111,8 @@ class CallbackRunner(RunOptions):
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
-        self._trained_on = None if self.training_set is None else threads_of("training_set", self.training_set)
+        if self.training_set is not None:
+            self.training_set = threads_of("training_set", self.training_set)
         self._keys = MetricKeys(self.callbacks)
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
@@ -190,7 +191,7 @@ class CallbackRunner(RunOptions):
     async def open(self) -> None:
         """What entering does, but for the signals."""
         self._state.started_at = time.monotonic()
-        contaminations = await check_contamination(self.callbacks, self._trained_on, self.contamination)
+        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
             models = await self._evaluations.look_again()
             await stack.enter_async_context(self.recorder)
