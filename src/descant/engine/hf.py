@@ -157,10 +157,10 @@ class HFEngine:
                 return self.weights.keep_reference()
             case jobs.LookAgain():
                 return self.describe()
-            case jobs.DescribeHost():
-                return describe_host(self)
             case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
+            case jobs.DescribeHost():
+                return describe_host(self)
             case jobs.ExportWeights():
                 return self.weights.export(job.handle)
             case jobs.AttachWeights():
