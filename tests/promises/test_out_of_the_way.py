@@ -117,13 +117,13 @@ class Opener(RecipeCallback):
 
 async def test_the_modes_agree(gpt2_dir, tmp_path):
     runs = {}
-    for mode in (None, *MODES):
+    for mode in (None, *MODES, "auto"):
         make = (lambda model: []) if mode is None else built_ins
         options = {} if mode is None else {"callback_mode": mode}
         result, weights = await train(gpt2_dir, tmp_path / str(mode), make, **options)
         assert not result.callback_failures
         runs[mode] = weights
-    for mode in MODES:
+    for mode in (*MODES, "auto"):
         assert_same_weights(runs[None], runs[mode])
         assert recorded(tmp_path / mode) == recorded(tmp_path / "inline")
         assert list(series(tmp_path / mode, "validation/loss")) == [0, 2, 4, 6, 8]

@@ -14,7 +14,7 @@ from descant.data.keys import UnreadKeys
 from descant.data.messages import TrainedTurns
 from descant.data.pairs import Pair, pair_of_row
 from descant.data.rows import thread_of_row
-from descant.data.sources import is_dataset, rows_of
+from descant.data.sources import rows_of
 from descant.errors import ConfigurationError, DatasetError
 from descant.text import quoted
 from descant.threads.thread import StringThread
@@ -85,7 +85,7 @@ def threads_of(name: str, source: Any) -> Sequence[StringThread]:
                 f"{name}[0]={quoted(first)} is text, and there is no such file; a thread is StringThread().user(text)"
             )
         return [thread for path in source for thread in load_threads(path)]
-    is_data = isinstance(source, str | PathLike | Mapping) or is_dataset(source)
+    is_data = isinstance(source, str | PathLike | Mapping) or hasattr(source, "column_names")
     if is_data or isinstance(first, Mapping) or type(source).__name__ == "DataFrame":
         return load_threads(source)
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):

@@ -174,10 +174,10 @@ class HFEngine:
                 return self.describe()
             case jobs.DescribeModel():
                 return self._settings()
-            case jobs.DescribeHost():
-                return describe_host(self)
             case jobs.DescribeEngine():
                 return EngineSpec.of(self, job)
+            case jobs.DescribeHost():
+                return describe_host(self)
             case jobs.ExportWeights():
                 return self.weights.export(job.handle)
             case jobs.AttachWeights():

@@ -221,6 +221,19 @@ class DescribeModel(Job[dict[str, Any]]):
 
 
 @dataclass(frozen=True, slots=True)
+class DescribeEngine(Job["EngineSpec"]):
+    """A description of the engine, for another one that computes with copies of its weights.
+
+    ``device`` and ``num_threads`` are of the other one; None for the device of this engine and the cores that it
+    leaves. ``importable``: whether the other one has to import the class of the model.
+    """
+
+    device: str | None
+    num_threads: int | None
+    importable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """Where an engine computes, and what it leaves there for another one.
 
@@ -244,19 +257,6 @@ class Host:
 @dataclass(frozen=True, slots=True)
 class DescribeHost(Job[Host]):
     """Where the engine computes."""
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeEngine(Job["EngineSpec"]):
-    """A description of the engine, for another one that computes with copies of its weights.
-
-    ``device`` and ``num_threads`` are of the other one; None for the device of this engine and the cores that it
-    leaves. ``importable``: whether the other one has to import the class of the model.
-    """
-
-    device: str | None
-    num_threads: int | None
-    importable: bool
 
 
 @dataclass(frozen=True, slots=True)

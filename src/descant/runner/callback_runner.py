@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
-from descant.data.datasets import ThreadSource, threads_of
+from descant.data.datasets import threads_of
 from descant.data.origin import describe_threads
 from descant.errors import CallbackError, ConfigurationError
 from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, is_detail
@@ -102,7 +102,7 @@ class CallbackRunner(RunOptions):
     save_checkpoint: SaveCheckpoint | None = None
     """Writes a checkpoint to the directory that it is given, when a callback requests one."""
 
-    training_set: ThreadSource | None = None
+    training_set: Any = None
     """The threads that are trained on, or what ``load_threads`` reads: see ``contamination``."""
 
     models: Sequence[InferenceModel] = ()
@@ -121,7 +121,8 @@ class CallbackRunner(RunOptions):
             raise ConfigurationError(
                 f"first_step={self.first_step!r} must be a whole number from 0 to num_steps={self.num_steps}"
             )
-        self._trained_on = None if self.training_set is None else threads_of("training_set", self.training_set)
+        if self.training_set is not None:
+            self.training_set = threads_of("training_set", self.training_set)
         self._keys = MetricKeys(self.callbacks)
         self.callbacks = list(self.callbacks)
         ordered = self._keys.in_order(self.callbacks)
@@ -209,7 +210,7 @@ class CallbackRunner(RunOptions):
         if num_previewed.get() is not None:
             end_with_plan(self.title, self.num_steps, self.plan())
         self._state.started_at = time.monotonic()
-        contaminations = await check_contamination(self.callbacks, self._trained_on, self.contamination)
+        contaminations = await check_contamination(self.callbacks, self.training_set, self.contamination)
         async with AsyncExitStack() as stack:
             models = await self._evaluations.describe_models(self.models)
             await stack.enter_async_context(self.recorder)

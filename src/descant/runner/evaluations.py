@@ -50,7 +50,7 @@ class Evaluations:
     ) -> None:
         self._state, self._calls, self._recorder = state, calls, calls.recorder
         self._in_flight = InFlight()
-        self._grace_s = _GRACE_S if is_auto else 0.0
+        self._grace_s, self._quiet_s = (_GRACE_S, _QUIET_S) if is_auto else (0.0, 0.0)
         self._buffers: list[WeightBuffers] = []
         models = [callback.model for callback in callbacks if isinstance(callback, ModelCallback)]
         self._models = {(model._worker, model.weights): model for model in models}
@@ -137,7 +137,8 @@ class Evaluations:
 
     async def wait(self) -> None:
         """Wait for everything in flight, and say for what and how long; raises as ``turn`` does."""
-        await self._in_flight.wait_at_most(_QUIET_S if self._grace_s else 0.0)
+        was_asked_for = any(getattr(call.callback, "mode", None) for call in self._in_flight)
+        await self._in_flight.wait_at_most(0.0 if was_asked_for else self._quiet_s)
         if not self.are_in_flight:
             self._in_flight.check()
             return
