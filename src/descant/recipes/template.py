@@ -44,12 +44,13 @@ class Config(InputConfig):
 @recipe_main
 async def main(ctx: RecipeContext, config: Config) -> None:
     """Fine-tune a model; the best one by validation loss is in checkpoints/best of the run directory."""
+    logger = get_prod_logger(ctx, config.trackers)
     train, validation = await config.train.load(), await config.validation.load()
     model = await config.model.spawn_train("policy", max_batch_size=config.max_batch_size)
     result = await SFT(
         dataset=train,
         model=model,
-        logger=get_prod_logger(ctx, config.trackers),
+        logger=logger,
         callbacks=[
             GraderEvalCallback(
                 validation, model, await config.grader.load(), config.frequency, max_gen_len=config.max_gen_len
