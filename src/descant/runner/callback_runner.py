@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, nullcontext, suppress
-from dataclasses import asdict, field
+from dataclasses import field
 from functools import partial
 from numbers import Integral
 from types import TracebackType
@@ -13,15 +13,13 @@ from typing import Any, Self, TypeGuard
 
 from descant.callbacks.base import RecipeCallback, RunView
 from descant.data.datasets import threads_of
-from descant.data.origin import describe_threads
 from descant.errors import CallbackError, ConfigurationError
-from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, is_detail
+from descant.metrics import Metric, MetricSpec, is_detail
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.inference import InferenceModel
-from descant.models.off_loop import off_loop
 from descant.process_state import caches_casts, preserved_process_state
 from descant.progress import Progress
-from descant.provenance import describe_environment, masked
+from descant.provenance import masked
 from descant.runner.auto_mode import AutoMode, kept_in_the_loop
 from descant.runner.call import Call
 from descant.runner.calls import CallbackFailure, Calls, is_news
@@ -36,10 +34,10 @@ from descant.runner.options import RunOptions, options
 from descant.runner.preview_scope import end_with_plan, num_previewed
 from descant.runner.recorder import RunRecorder
 from descant.runner.requests import Requests, SaveCheckpoint
+from descant.runner.run_description import describe_run
 from descant.runner.run_state import RunState
 from descant.runner.synchronous import SynchronousRunner
 from descant.schedule import Plan
-from descant.settings import plain
 
 _NUM_STEPS_BEFORE_FORECAST = 3  # the first steps are slow, and a forecast is wanted early
 _LEAVING_S = 5.0  # what each on_end may take once the run is cancelled
@@ -216,7 +214,7 @@ class CallbackRunner(RunOptions):
             await stack.enter_async_context(self.recorder)
             self.run_dir = self._state.run_dir = self.recorder.run_dir
             specs = {"trainer": self.metric_specs, **self._keys.specs}
-            config = masked(await self._describe(specs, models))
+            config = masked(await describe_run(self, specs, models))
             await self.recorder.announce(self.title, config, self.plan(), specs, self._calls.describe_running)
             if self._auto is not None:
                 await self._auto.announce(self.step)
@@ -281,7 +279,10 @@ class CallbackRunner(RunOptions):
         num_new_steps = int(step) - self.step
         state.advance(int(step))
         self.costs.add_steps(num_new_steps, training_s)
-        state.training_metrics = {"training/step_s": training_s / num_new_steps, **self._checked(metrics or {})}
+        state.training_metrics = {
+            "training/step_s": training_s / num_new_steps,
+            **self._keys.of_the_loop(metrics or {}, self.step),
+        }
         await self.recorder.record(self.step, state.training_metrics)
         is_quiet = not self._evaluations.need_a_turn and not self._requests.are_pending
         is_quiet = is_quiet and self._due.is_quiet(before.step, state.progress.step)
@@ -316,7 +317,7 @@ class CallbackRunner(RunOptions):
 
     async def record(self, metrics: Mapping[str, Any]) -> None:
         """Record more metrics of the latest step, such as those that a loop has only after ``after_step``."""
-        checked = self._checked(metrics)
+        checked = self._keys.of_the_loop(metrics, self.step)
         self._state.training_metrics = {**self._state.training_metrics, **checked}
         with preserved_process_state():
             await self.recorder.record(self.step, checked)
@@ -444,32 +445,6 @@ class CallbackRunner(RunOptions):
         await self._calls.make(Call(callback, run), partial(hook, run), timeout_s)
         self.costs[callback.name].seconds += time.perf_counter() - started_at
 
-    # What is recorded
-
-    async def _describe(
-        self, specs: Mapping[str, Sequence[MetricSpec]], models: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """The settings of the run, for the run log."""
-        own = {name: value for name, value in self.settings().items() if name in RunOptions.__dataclass_fields__}
-        config = {"title": self.title, "num_steps": self.num_steps, **own, **plain(self.config or {})}
-        (name, model), *others = [*models.items()] or [("", {})]
-        if model:
-            config["model"] = {"name": name, **plain(config.get("model") or {}), **model}
-        if self.training_set is not None:
-            config["dataset"] = await off_loop(describe_threads, self.training_set)
-        return {
-            **config,
-            **({"models": dict(others)} if others else {}),
-            "callbacks": [await self._settings_of(callback) for callback in self.callbacks],
-            "metrics": [asdict(spec) for declared in specs.values() for spec in declared],
-            "environment": await off_loop(describe_environment),
-        }
-
-    async def _settings_of(self, callback: RecipeCallback) -> dict[str, Any]:
-        threads = callback.validation_threads()
-        found = {"validation_set": await off_loop(describe_threads, threads)} if threads else {}
-        return {**callback.settings(), **found}
-
     def _check_step(self, step: int) -> None:
         if not isinstance(step, Integral) or step <= self.step:
             raise ConfigurationError(
@@ -478,23 +453,6 @@ class CallbackRunner(RunOptions):
         if step > self.num_steps >= self.step:
             message = f"step {step} is beyond num_steps={self.num_steps}, by which calls are planned"
             self._state.warn("runner", int(step), message)
-
-    def _checked(self, metrics: Mapping[str, Any]) -> dict[str, Metric]:
-        """The loop's own metrics, as plain values."""
-        checked: dict[str, Metric] = {}
-        for key, value in metrics.items():
-            if not isinstance(key, str) or key.startswith(RESERVED_PREFIXES[1:]):
-                reserved = ", ".join(RESERVED_PREFIXES[1:])
-                raise ConfigurationError(
-                    f"the metric {key!r} of step {self.step}: its key must be text not in {reserved}"
-                )
-            try:
-                checked[key] = as_metric(value)
-            except TypeError as error:
-                raise ConfigurationError(f"the metric {key!r} of step {self.step}: {error}") from error
-            if (owner := self._keys.owner(key)) is not None:
-                raise ConfigurationError(f"the metric {key!r} of step {self.step} is what callback {owner!r} returns")
-        return checked
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

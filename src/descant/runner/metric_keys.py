@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 from descant.callbacks.base import RecipeCallback
 from descant.errors import ConfigurationError
-from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, clean_text, find_spec
+from descant.metrics import RESERVED_PREFIXES, Metric, MetricSpec, as_metric, clean_text, find_spec
 from descant.text import did_you_mean
 
 
@@ -77,6 +78,26 @@ class MetricKeys:
         if owner != callback:
             raise ConfigurationError(f"the key belongs to {owner}; give {callback!r} its own log_key_prefix=")
         return key
+
+    def of_the_loop(self, metrics: Mapping[str, Any], step: int) -> dict[str, Metric]:
+        """The loop's own metrics of a step, as plain values.
+
+        Raises:
+            ConfigurationError: a key that is reserved or a callback's, or a value that is not a metric.
+        """
+        checked: dict[str, Metric] = {}
+        for key, value in metrics.items():
+            place = f"the metric {key!r} of step {step}"
+            if not isinstance(key, str) or key.startswith(RESERVED_PREFIXES[1:]):
+                reserved = ", ".join(RESERVED_PREFIXES[1:])
+                raise ConfigurationError(f"{place}: its key must be text not in {reserved}")
+            try:
+                checked[key] = as_metric(value)
+            except TypeError as error:
+                raise ConfigurationError(f"{place}: {error}") from error
+            if (owner := self.owner(key)) is not None:
+                raise ConfigurationError(f"{place} is what callback {owner!r} returns")
+        return checked
 
     def num_failed(self, callback: RecipeCallback, metrics: Mapping[str, Metric], *, is_failure: bool) -> float:
         """How many samples of a call failed: what its metrics that are declared as such counts say, or ``num_failed``
