@@ -141,16 +141,18 @@ def argument_names(kind: type) -> list[str]:
 
 
 def refuse_unknown(function: str, arguments: Iterable[str], known: Sequence[str]) -> None:
-    """Raises ConfigurationError for the first argument that is not known, with the one that was meant."""
+    """Raises ConfigurationError for the arguments that are not known, each with the one that was meant, on a line."""
+    problems = []
     for name in arguments:
-        if name not in known:
-            if name in _NOT_YET:
-                raise ConfigurationError(
-                    f"{function} has no argument {name!r} yet: it belongs to the recipe API and this version does not "
-                    "support it"
-                )
-            hint = what_was_meant(name, known, "arguments")
-            raise ConfigurationError(f"{function} has no argument {name!r}; {hint}")
+        if name in _NOT_YET and name not in known:
+            problems.append(
+                f"{function} has no argument {name!r} yet: it belongs to the recipe API and this version does not "
+                "support it"
+            )
+        elif name not in known:
+            problems.append(f"{function} has no argument {name!r}; {what_was_meant(name, known, 'arguments')}")
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 def what_was_meant(name: str, known: Iterable[str], kind: str) -> str:

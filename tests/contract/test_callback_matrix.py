@@ -166,7 +166,7 @@ async def test_key(model, kind, tmp_path):
     prefix = callback.log_key_prefix
     callback.log_key_prefix = None
     is_no_text = "a key must be a string that is valid Unicode and not empty"
-    fix = f"give {callback.name!r} its own log_key_prefix="
+    fix = f"give {callback.name!r} its own log_key= or log_key_prefix="
     cases = {
         3: f"key 3: {is_no_text}",
         "": f"key '': {is_no_text}",

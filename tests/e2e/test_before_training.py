@@ -71,7 +71,7 @@ async def test_what_is_skipped_is_as_if_it_were_not_there(qwen3_dir, tmp_path, c
     assert equal(without, with_them)
     assert result.num_steps == plain.num_steps == 10
     printed = capsys.readouterr().err
-    assert printed.count("left out") == 1
+    assert printed.count("! 3 of 23 threads are left out of training") == 2  # before the first step, and at the end
     assert printed.index("3 of 23 threads are left out of training") < printed.index("step 1/10")
     (details,) = query(tmp_path / "with", "SELECT details FROM events WHERE kind = 'samples_left_out'")[0]
     assert [line.partition(": ")[0] for line in details.splitlines()] == [
@@ -115,7 +115,7 @@ async def test_what_is_truncated_trains_its_first_tokens(qwen3_dir, tmp_path):
         assert equal(weights, weights_of(model))
     kinds = dict(query(tmp_path, "SELECT kind, message FROM events"))
     assert kinds["samples_cut"].startswith("1 of 4 threads are cut at 64 tokens")
-    assert "1 has no token to train" in kinds["samples_left_out"]
+    assert "1 has no token to train among the first 64" in kinds["samples_left_out"]
 
 
 async def test_a_dataset_that_takes_long_to_render_is_said_once(qwen3_dir, monkeypatch):

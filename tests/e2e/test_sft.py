@@ -236,7 +236,7 @@ async def test_keys_that_collide_at_run_time_are_refused_with_the_fix(qwen3_dir,
     messages = [failure.message for failure in result.callback_failures if failure.step == 0]
     assert len(messages) == 3
     assert "key 'training/loss': the key belongs to the trainer" in messages[0]
-    assert "key 'shared': the key belongs to first; give 'second' its own log_key_prefix=" in messages[1]
+    assert "key 'shared': the key belongs to first; give 'second' its own log_key= or log_key_prefix=" in messages[1]
     assert result.metrics["mine_first"] == result.metrics["mine_second"] == 2
     assert result.metrics["training/loss"] > 1
 

@@ -335,8 +335,10 @@ def test_json_has_what_the_options_ask_for(run):
     assert [row["step"] for row in document(run, "--prompt", "once", "--callback", "late")["samples"]] == [20]
 
 
-def test_a_pipe_that_takes_no_more_ends_the_command_without_an_error(run):
-    command = [sys.executable, "-c", "from descant.cli.app import app; app()", "show", run, "--json"]
+@pytest.mark.parametrize("command", ["show {run}", "runs {runs}", "runs compare {run} {run}"])
+def test_a_pipe_that_takes_no_more_ends_the_command_without_an_error(run, command):
+    arguments = [part.format(run=run, runs=run.parent) for part in command.split()]
+    command = [sys.executable, "-c", "from descant.cli.app import app; app()", *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
         done.stdout.close()
         assert done.stderr.read() == b""

@@ -108,6 +108,8 @@ class GraderEvalCallback(GenerationCallback):
         **options: Unpack[GenerationOptions],
     ) -> None:
         self.grader = as_grader("grader", grader)
+        if "log_key_prefix" in options:
+            raise ConfigurationError(f"{type(self).__name__} has no argument 'log_key_prefix'; did you mean 'log_key'?")
         super().__init__(
             validation_set, model, frequency, log_key, argument="validation_set", temperature=temperature, **options
         )

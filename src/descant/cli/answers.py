@@ -73,7 +73,7 @@ def prompt_lines(
 
 def _head_lines(reader: RunReader, chosen: ChosenSamples, selection: Selection, width: int) -> Iterator[Text]:
     """Of which table and evaluation the rows are, and how many there are."""
-    title, rows = _title(reader, chosen.callback, chosen.key), f"{chosen.num_rows:,} rows"
+    title, rows = _title(reader, chosen.callback, chosen.key), f"{chosen.num_rows:,} row{'s' * (chosen.num_rows != 1)}"
     if selection == "failed":
         yield heading(f"{title}: {len(chosen.rows):,} of {rows} failed", width)
     elif selection == "changed":

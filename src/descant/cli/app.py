@@ -17,11 +17,12 @@ from descant.cli.json_output import json_text
 from descant.cli.new import write_recipe
 from descant.cli.runs import foreign_content_as_error, run_list, run_list_lines, short_lines
 from descant.cli.samples import Selection
-from descant.cli.show import Page, ShowOptions, show_run, silence_output
+from descant.cli.show import ShowOptions, show_run
 from descant.cli.show_json import run_as_json
 from descant.cli.sync import sync_lines
 from descant.errors import ConfigurationError, DescantError
 from descant.runlog.run_reader import RunReader, find_runs
+from descant.runner.page import Page, silence_output
 from descant.text import printable
 
 _RUNS = Path("runs")
@@ -204,7 +205,7 @@ def runs(
             first, second = (_find(Path(run)) for run in what[1:])
             with RunReader(first) as a, RunReader(second) as b, foreign_content_as_error(a, b):
                 if as_json:
-                    return typer.echo(json_text(comparison(a, b)))
+                    return page.out(json_text(comparison(a, b)), highlight=False)
                 page.section("", list(comparison_lines(a, b, page.width)))
             return None
         if what and len(what) > 1:
@@ -214,7 +215,8 @@ def runs(
         directory = Path(what[0]) if what else _RUNS
         choice: Any = {"filters": filters or (), "sort": sort, "descending": descending, "metrics": metric or ()}
         if as_json:
-            return typer.echo(json_text({"directory": str(directory), "runs": run_list(directory, **choice)}))
+            document = {"directory": str(directory), "runs": run_list(directory, **choice)}
+            return page.out(json_text(document), highlight=False)
         page.section("", list(run_list_lines(directory, page.width, **choice)))
     return None
 
@@ -333,8 +335,9 @@ def sync(
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 descant sync sft-20261123-131637 --to mlflow
     """
     with _errors_as_lines():
+        page = Page()
         for line in sync_lines(_find(run), to, everything=everything):
-            typer.echo(printable(line))
+            page.out(printable(line), highlight=False)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _NOTES = (
     "checkpoint_saved",
     "tracker_recovered",
     "tracker_emptied",
+    "samples_cut",
 )
 """They are no reason to worry: a setting of the user's has led to them, or nothing was lost."""
 _LONGEST_LINE = 2000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +17,6 @@ def preview_recipe(
 ) -> None:
     """Preview a recipe: see the options of the command. What it writes to its run directory before is not kept."""
     recipe, ctx = prepare_recipe(path, file, settings, name, run_dir)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     with tempfile.TemporaryDirectory(prefix="descant-preview-") as directory:
         ctx.run_in(Path(directory))
         is_refused, token = False, num_previewed.set(num_samples)

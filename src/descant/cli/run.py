@@ -19,6 +19,7 @@ from descant.recipes.config_values import read_input
 from descant.recipes.context import RecipeContext
 from descant.recipes.field_help import field_lines
 from descant.recipes.recipe import Recipe, load_recipe
+from descant.runner.page import Page
 from descant.text import printable
 
 _LONGEST_LINE = 2000  # of a traceback; an error may quote a whole page of a server
@@ -52,7 +53,7 @@ def recipe_help(path: Path) -> None:
     """Print what a recipe does and the keys of its config."""
     with errors_as_exit_codes(path):
         recipe = load_recipe(path)
-    print("\n".join(printable(line) for line in _help_lines(recipe)))
+    Page().out("\n".join(printable(line) for line in _help_lines(recipe)), highlight=False)
 
 
 @contextmanager

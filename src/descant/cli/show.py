@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.text import Text
 
 from descant.cli.answers import prompt_lines, rest_line, sample_lines
@@ -21,9 +17,9 @@ from descant.cli.runs import date, declared_metrics, foreign_content_as_error
 from descant.cli.samples import Selection, choose_samples
 from descant.errors import ConfigurationError
 from descant.runlog.run_reader import RunReader
+from descant.runner.page import Page
 from descant.text import did_you_mean, duration, printable
 
-_LEAST_WIDTH = 40
 _NUM_SAMPLES = 4
 _NUM_SAMPLES_ALONE = 10
 _SAMPLES = {
@@ -33,33 +29,6 @@ _SAMPLES = {
     "changed": "changed answers",
 }
 _PROMPT = "the same prompt across the run"
-
-
-class Page(Console):
-    """Standard output; the command ends without an error when it is closed (``| head``)."""
-
-    def __init__(self) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without block characters shows codes
-        super().__init__(highlight=False, soft_wrap=True)
-        self.width = max(self.width, _LEAST_WIDTH)
-
-    def on_broken_pipe(self) -> None:
-        """Discard the rest, and exit."""
-        silence_output()
-        raise SystemExit(0)
-
-    def section(self, title: str, lines: Iterable[Text]) -> None:
-        """A title with lines below it, if there are any."""
-        for number, line in enumerate(lines):
-            if number == 0 and title:
-                self.print(Text(f"\n{title}", style="bold underline"))
-            self.print(line)
-
-
-def silence_output() -> None:
-    """Discard the rest of standard output, which takes no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +109,7 @@ def _sample_sections(
                 lines += [*[Text()] * options.in_full, rest_line(len(chosen.rows), limit, width)]
         if alone and not lines:
             lines.append(Text("  none so far", style="dim"))
-        yield _SAMPLES[options.selection], lines
+        yield "samples" if options.steps and options.selection == "all" else _SAMPLES[options.selection], lines
     if options.follows_prompt or (options.shows_samples and not alone):
         yield _PROMPT, list(prompt_lines(reader, callbacks, options.prompt, width, in_full=options.in_full))
 

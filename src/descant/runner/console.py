@@ -292,7 +292,7 @@ def _cost_table(costs: Sequence[CallbackCost], duration_s: float) -> RichTable:
         name for name in ("skipped", "replaced", "deferred") if any(getattr(cost, f"num_{name}") for cost in costs)
     ]
     headers = ["runs", "each", *(["in parallel"] * has_detached), "in all", "of the run", "failures"]
-    table.add_column("callback")
+    table.add_column("callback", no_wrap=True)  # where it is narrow, headers are broken before names are cut
     for header in (*headers, *left_out):
         table.add_column(header, justify="right")
     for cost in costs:

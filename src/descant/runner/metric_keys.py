@@ -76,7 +76,9 @@ class MetricKeys:
             raise ConfigurationError("a key must be a string that is valid Unicode and not empty")
         owner = "the trainer" if key.startswith(RESERVED_PREFIXES) else self._owners.setdefault(key, callback)
         if owner != callback:
-            raise ConfigurationError(f"the key belongs to {owner}; give {callback!r} its own log_key_prefix=")
+            raise ConfigurationError(
+                f"the key belongs to {owner}; give {callback!r} its own log_key= or log_key_prefix="
+            )
         return key
 
     def of_the_loop(self, metrics: Mapping[str, Any], step: int) -> dict[str, Metric]:

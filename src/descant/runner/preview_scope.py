@@ -23,11 +23,10 @@ class PreviewEnd(BaseException):
 
 def end_with_plan(title: str, num_steps: int, plan: Sequence[Plan]) -> NoReturn:
     """The preview of a loop whose data are not known: prints what would be called, and ends the recipe."""
-    from rich.console import Console  # noqa: PLC0415  # which importing a trainer spares
+    from descant.runner.console import plan_table  # noqa: PLC0415  # rich, which importing a trainer spares
+    from descant.runner.page import Page  # noqa: PLC0415
 
-    from descant.runner.console import plan_table  # noqa: PLC0415
-
-    page = Console(highlight=False, soft_wrap=True, markup=False)
+    page = Page()
     page.print(printable(title), style="bold")
     page.print(f"{num_steps:,} step{'s' * (num_steps != 1)}", style="bold")
     page.print(plan_table(plan))

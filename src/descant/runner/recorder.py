@@ -82,6 +82,7 @@ class RunRecorder:
         self._final_losses: deque[tuple[float, float]] = deque(maxlen=num_final(num_steps))  # with their tokens
         self._num_losses, self._weights_losses = 0, False
         self._num_skipped = 0  # samples that could not be trained on
+        self._left_out: list[str] = []  # of the dataset, in words
         from descant.runner.console import Console  # noqa: PLC0415  # rich, which importing a trainer spares
 
         self._console = Console(num_steps, shows_progress=shows_progress)
@@ -138,11 +139,16 @@ class RunRecorder:
         failed = [(cost.name, reason) for cost in self._costs if (reason := cost.failed_in_all) is not None]
         for name, reason in failed:
             await self._run_log.log_event(self.step, "never_measured", name, reason)
-        problems = [reason for _, reason in failed]
+        problems = [*self._left_out, *(reason for _, reason in failed)]
         if self._num_skipped:
             samples = f"{self._num_skipped:,} sample{'s were' if self._num_skipped > 1 else ' was'}"
             problems.append(f"{samples} not trained on; `descant show` says which and why")
         return problems
+
+    async def record_left_out(self, message: str, details: str) -> None:
+        """Threads of the dataset are not trained: a warning now and in the summary."""
+        self._left_out.append(message)
+        await self.record_event(0, "samples_left_out", "trainer", message, details)
 
     def _conclude_loss(self) -> str:
         """The training loss that the run came to, which is its latest from now on, in words."""

@@ -166,8 +166,7 @@ class GradientTrainer(Trainer):
         for hint in self.hints():
             recorder.show_note(hint)
         if left_out := self.trained.left_out:
-            message = self.trained.describe_left_out()
-            await recorder.record_event(0, "samples_left_out", "trainer", message, _listing(left_out))
+            await recorder.record_left_out(self.trained.describe_left_out(), _listing(left_out))
         if cut := self.trained.cut:
             await recorder.record_note(0, "samples_cut", "trainer", self.trained.describe_cut(), _listing(cut))
 

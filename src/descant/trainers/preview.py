@@ -70,11 +70,10 @@ class Preview:
 
     def show(self) -> None:
         """Print it to standard output: what is trained in colour, or within brackets where there is none."""
-        from rich.console import Console  # noqa: PLC0415  # which importing a trainer spares
+        from descant.runner.console import plan_table  # noqa: PLC0415  # rich, which importing a trainer spares
+        from descant.runner.page import Page  # noqa: PLC0415
 
-        from descant.runner.console import plan_table  # noqa: PLC0415
-
-        page = Console(highlight=False, soft_wrap=True, markup=False)
+        page = Page()
         has_colour = page.is_terminal and not page.no_color
         page.print(printable(self.title), style="bold")
         if self.samples:

@@ -148,7 +148,8 @@ class TrainedThreads:
         if num := kinds.count("refused"):
             parts.append(f"{num:,} cannot be rendered")
         if num := kinds.count("nothing trained"):
-            parts.append(f"{num:,} {_have(num)} no token to train")
+            within = f" among the first {self.max_length:,}" if self.over_long == "truncate" else ""
+            parts.append(f"{num:,} {_have(num)} no token to train{within}")
         return ", ".join(parts)
 
     def limit(self) -> str:
