@@ -153,7 +153,7 @@ async def test_lengths_that_no_model_can_train_are_refused_when_the_trainer_is_m
     async with training_model(qwen3_dir, max_batch_size=100) as model:
         with pytest.raises(ConfigurationError, match=r"max_length=200 .*give spawn_train\(name, max_batch_size=200\)"):
             SFT(dataset=SUMS, model=model, max_length=200)
-        with pytest.raises(ConfigurationError, match=r"max_length=300 .*context 256\); give less"):
+        with pytest.raises(ConfigurationError, match=r"max_length=300 .*context 256\); give 100 or less"):
             SFT(dataset=SUMS, model=model, max_length=300)
         with pytest.raises(ConfigurationError, match="over_long='cut' must be one of 'error', 'skip', 'truncate'"):
             SFT(dataset=SUMS, model=model, over_long="cut")
@@ -210,7 +210,7 @@ async def test_plans_that_could_be_better_have_one_hint(qwen3_dir, options, hint
 async def test_a_preview_is_data_and_a_page_and_trains_nothing(qwen3_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     weighted = StringThread().user("b").assistant("c").user("d").assistant("e").with_turn_weights([0, 0.5, 0, 0])
-    hostile = StringThread([("user", "\x1b[2J[bold]\u202e"), ("assistant", "é😀")], source="data.jsonl:1")
+    hostile = StringThread([("user", "\x1b[2J[bold]\u202e"), ("assistant", "é😀")], source="data.jsonl:100")
     async with training_model(qwen3_dir) as model:
         before = weights_of(model)
         loss = ValidationLossCallback(SUMS[:3], model, frequency=0.5)
@@ -223,16 +223,17 @@ async def test_a_preview_is_data_and_a_page_and_trains_nothing(qwen3_dir, tmp_pa
     assert preview.data.lengths[2] == 122
     assert str(preview.refusal).startswith("1 of 3 threads cannot be trained")
     shown = {sample.place: sample for sample in preview.samples}
-    assert set(shown) == {"dataset[0]", "data.jsonl:1"}
+    assert set(shown) == {"dataset[0]", "data.jsonl:100"}
     assert [piece for piece in shown["dataset[0]"].pieces if piece[1]] == [("c<|im_end|>", 0.5)]
-    assert [piece for piece in shown["data.jsonl:1"].pieces if piece[1]] == [("é😀<|im_end|>", 1.0)]
-    text = "".join(piece for piece, _ in shown["data.jsonl:1"].pieces)
+    assert [piece for piece in shown["data.jsonl:100"].pieces if piece[1]] == [("é😀<|im_end|>", 1.0)]
+    text = "".join(piece for piece, _ in shown["data.jsonl:100"].pieces)
     assert text == "<|im_start|>user\n\x1b[2J[bold]\u202e<|im_end|>\n<|im_start|>assistant\né😀<|im_end|>\n"
     assert whole.refusal is None
     assert whole.samples[0].num_cut == 0
     printed = capsys.readouterr().out
     assert "  \\x1b[2J[bold]\\u202e<|im_end|>\n" in printed
     assert "⟦c<|im_end|>⟧×0.5" in printed
+    assert "data.jsonl:100: " in printed  # and not an emoji
     assert "\x1b" not in printed
     assert "the run is refused before its first step\n1 of 3 threads" in printed
     assert "1 of 21 threads are cut at 64 tokens" in printed

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from descant.callbacks.base import RecipeCallback
 from descant.callbacks.model_callback import ModelCallback
-from descant.engine.jobs import LIVE, DescribeHost, Host
+from descant.engine.jobs import LIVE, DescribeEngine, DescribeHost, Host
+from descant.errors import DescantError
 from descant.models.evaluation_placement import EvaluationPlacement
 from descant.models.weight_buffers import WeightBuffers
 from descant.process_state import free_memory, num_cores
@@ -156,7 +157,7 @@ class AutoMode:
             return
         try:
             self._moving = await self._evaluations.prepare(self._may_move[0].model, self._placement)
-        except Exception as error:  # what the background refuses: adapters, patched modules
+        except Exception as error:  # what has changed since it was announced; no memory
             await self._stay(step, str(error))
             return
         self._ready = asyncio.ensure_future(self._moving.ready())
@@ -180,6 +181,10 @@ class AutoMode:
         host = await live[0].model._worker.run(DescribeHost())
         reason = _obstacle(host, self._placement)
         if reason is None:
+            try:
+                await live[0].model._worker.run(DescribeEngine(host.device, host.num_threads, importable=True))
+            except DescantError as error:  # what the background refuses: adapters, patched modules
+                return str(error).partition(" (")[0].partition("; ")[0]  # without the list of parts and the advice
             on_cpu = host.device == "cpu"
             own = {"num_threads": host.num_threads} if on_cpu else {"device": host.spare_device}
             self._placement = replace(self._placement, **own)

@@ -19,7 +19,7 @@ class Page(Console):
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without block characters shows codes
-        super().__init__(highlight=False, markup=False, soft_wrap=True)
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True)  # file.jsonl:100: is a place
         self.width = max(self.width, _LEAST_WIDTH)
 
     def on_broken_pipe(self) -> None:

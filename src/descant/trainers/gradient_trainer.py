@@ -113,9 +113,8 @@ class GradientTrainer(Trainer):
         super().__post_init__()
         limits = self.model.limits
         if self.max_length is not None and self.max_length > limits.trained:
-            way = (
-                f"spawn_train(name, max_batch_size={self.max_length})" if self.max_length <= limits.context else "less"
-            )
+            longer = self.max_length <= limits.context
+            way = f"spawn_train(name, max_batch_size={self.max_length})" if longer else f"{limits.trained} or less"
             raise ConfigurationError(
                 f"max_length={self.max_length} is more than {self.model.name!r} can train (max_batch_size="
                 f"{limits.max_batch_size}, context {limits.context}); give {way}"
