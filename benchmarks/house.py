@@ -22,7 +22,7 @@ BEFORE = Path(__file__).parent / "house-0633e16.json"
 PROCESSES = 5
 
 LIMITS = {
-    "lines": 24_000,
+    "lines": 28_000,  # 24,000 until previews, sample pages, settings of all trainers and the mode "auto" came
     "largest file, lines": 500,
     "largest function, lines": 60,
     "runtime dependencies": 11,

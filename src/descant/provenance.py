@@ -49,7 +49,7 @@ _TOLD = re.compile(  # as in headers, YAML and command lines; prose has these, t
     r"""(?P<scheme>(?:Bearer|Basic|Token|Digest)\s+)?(?=[^\s"',;)}\]]*\d)[^\s"',;)}\]]{6,}"""
 )
 _NOT_THE_SECRET = ("file", "path", "dir", "url", "name", "id", "type", "sock")  # SECRET_FILE says where it is
-_WORKING_DIRECTORIES = ("PWD", "OLDPWD")  # of a shell; elsewhere pwd is a password
+_WORKING_DIRECTORIES = ("PWD", "OLDPWD")  # of a shell; in other names pwd is a password
 _LEAST_SECRET = 8  # characters; what is shorter may well be an ordinary word
 _SECRET_FIELD = "*" * 10
 """A ``pydantic.SecretStr`` in a config that was dumped."""

@@ -301,7 +301,7 @@ async def test_after_its_time_is_up_a_call_cannot_use_a_model(qwen3_dir, tmp_pat
         act = Act(call, 1, at_end=False, timeout_s=0.05)
         await SFT(dataset=addition_threads(4), model=model, callbacks=[act], run_dir=tmp_path).run()
         await ended.wait()
-    assert outcomes[0] == "the job was cancelled: nobody waits for it any more"
+    assert outcomes[0] == "the job was cancelled: its result is not needed any more"
     assert re.search(r"callback 'act' was cancelled after its timeout_s=0.05; .* may not use models", outcomes[1])
 
 

@@ -96,7 +96,7 @@ async def test_what_a_tracker_has_missed_goes_where_the_run_has_put_the_rest(fol
     message = failed.stderr.strip()
     assert message == (
         "descant: tensorboard-2 failed (OSError: disk full); it has 1 records of runs/first. "
-        "The same command goes on from there"
+        "The same command continues from there"
     )
     monkeypatch.setattr(TBMetricsLogger, "write", works)
     done = invoke("sync", "first", "--to", "tensorboard-2")

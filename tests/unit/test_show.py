@@ -158,9 +158,9 @@ def test_the_latest_samples_and_the_first_prompt_across_the_run(run):
     output = show(run)
     assert section(output, "latest samples") == [
         "answers at step 20, 2 rows",
-        "  prompt  response   grade  reference  error",
-        "  1+1=    answer 20      1  2",
-        "  2+2=                      4          no",
+        "  prompt  response   reference  grade  error",
+        "  1+1=    answer 20  2              1",
+        "  2+2=               4                 no",
     ]
     assert section(output, "the same prompt across the run") == [
         "answers: 1+1=",

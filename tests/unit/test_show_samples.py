@@ -100,9 +100,9 @@ def test_samples_without_a_number_are_shown_alone(run, arguments):
     assert lines[:5] == [
         "latest samples",
         "graded (temperature 0) at step 20, 5 rows",
-        "  prompt             response    grade  reference  error",
-        "  1+1=               two at 20     0.5  2",
-        "  … And twice that?  four at 20      1",
+        "  prompt             response    reference  grade  error",
+        "  1+1=               two at 20   2            0.5",
+        "  … And twice that?  four at 20                 1",
     ]
     assert not {"metrics", "failures", "the same prompt across the run"} & set(lines)
     assert ("samples (temperature 1) at step 20, 2 rows" in lines) == ("--callback" not in arguments)
@@ -111,7 +111,7 @@ def test_samples_without_a_number_are_shown_alone(run, arguments):
 def test_a_number_of_samples_is_of_each_table_of_the_page(run):
     for option in (["--samples", 1], ["--samples=1"]):
         lines = show(run, *option)
-        assert lines.count("  1+1=    two at 20    0.5  2") == 1
+        assert lines.count("  1+1=    two at 20  2            0.5") == 1
         assert not any("And twice" in line for line in lines)
         assert {"metrics", "failures", "the same prompt across the run"} <= set(lines)
 
@@ -141,9 +141,9 @@ def test_the_worst_samples_have_the_lowest_grade_or_the_highest_loss(run):
     assert lines == [
         "worst samples",
         "graded (temperature 0) at step 20, 5 rows, lowest grade first",
-        "  prompt  response   grade  reference  reasoning",
-        "  1+1=    two at 20    0.5  2          because of 20",
-        "  3+3=    six          0.5",
+        "  prompt  response   reference  grade  reasoning",
+        "  1+1=    two at 20  2            0.5  because of 20",
+        "  3+3=    six                     0.5",
         "  2 of 3 are shown; --samples 3 shows all",
         "loss at step 20, 2 rows, highest loss first",
         "  prompt  loss",

@@ -12,7 +12,7 @@ from descant.cli.whole_samples import last_user_turn, whole_prompt_lines, whole_
 from descant.runlog.run_reader import RunReader, SampleRow
 from descant.text import cell_text, figure, printable
 
-_COLUMNS = ("prompt", "response", "grade", "reference", "error")
+_COLUMNS = ("prompt", "response", "reference", "grade", "error")
 _NUM_OTHER_COLUMNS = 4
 _NUM_STEPS_SHOWN = 12
 _NUM_OTHERS = 3

@@ -65,7 +65,7 @@ def _differences(first: RunReader, second: RunReader) -> dict[str, _Both]:
     one, other = (_settings(reader) for reader in (first, second))
     keys = sorted(dict.fromkeys([*one, *other]), key=lambda key: not key.startswith("config."))
     found = {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
-    return {key: pair for key, pair in found.items() if not _is_elsewhere(key, found)}
+    return {key: pair for key, pair in found.items() if not _is_repeated(key, found)}
 
 
 def _settings(reader: RunReader) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _settings(reader: RunReader) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not key.startswith(_FOLLOWS_FROM_OTHERS)}
 
 
-def _is_elsewhere(key: str, found: Mapping[str, _Both]) -> bool:
+def _is_repeated(key: str, found: Mapping[str, _Both]) -> bool:
     """Whether the same difference is listed under a name that goes first: ``lr`` is in the config of the recipe and in
     the scheduler, too."""
     name = _OWN_NAMES.get(key, key).rpartition(".")[2]

@@ -32,7 +32,7 @@ def sync_lines(run_dir: Path, name: str, *, everything: bool) -> Iterator[str]:
         reason = str(error).strip() or "without a reason"
         raise SyncError(
             f"{name} failed ({type(error).__name__}: {reason}); it has {_offset(run_dir, name):,} records of "
-            f"{run_dir}. The same command goes on from there"
+            f"{run_dir}. The same command continues from there"
         ) from error
     had = "they are a new run there, beside the former one" if everything else f"it had {offset:,} before"
     if tracker.starts_empty and not everything:

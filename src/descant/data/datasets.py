@@ -47,7 +47,7 @@ def load_threads(
 
     Args:
         source: the path of a file of JSON (one object a line, or one list of objects; optionally packed by gzip) or of
-            a Parquet file, whatever its suffix; or a ``datasets.Dataset``; or an iterable of rows.
+            a Parquet file, under any name; or a ``datasets.Dataset``; or an iterable of rows.
         trained_turns: which assistant turns weigh 1 where the row gives them no weight: "all", or the "last".
         on_bad_row: "error", or "skip", which leaves bad rows out with one warning that counts them.
 

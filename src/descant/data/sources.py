@@ -34,7 +34,7 @@ def rows_of(source: Any) -> Rows:
     if isinstance(source, str | PathLike):
         return _rows_of_file(Path(source))
     if isinstance(source, Mapping):
-        if splits := [name for name, split in source.items() if is_dataset(split)]:
+        if splits := [name for name, split in source.items() if _is_dataset(split)]:
             raise ConfigurationError(
                 f"this {type(source).__name__} has the splits {', '.join(map(repr, splits))}; pass one of them, "
                 f"as dataset[{splits[0]!r}]"
@@ -46,7 +46,7 @@ def rows_of(source: Any) -> Rows:
                 "rows"
             )
         raise ConfigurationError("the source is a single row (a dict); pass a list of rows")
-    if is_dataset(source):
+    if _is_dataset(source):
         return Rows("the dataset", Origin("dataset[%d]", dataset_facts(source)), "dataset[%d]", dataset_rows(source))
     if type(source).__name__ == "DataFrame":
         raise ConfigurationError('the source is a DataFrame; pass df.to_dict("records")')
@@ -58,7 +58,7 @@ def rows_of(source: Any) -> Rows:
     return Rows("the iterable", "rows[%d]", "rows[%d]", enumerate(source))
 
 
-def is_dataset(source: Any) -> bool:
+def _is_dataset(source: Any) -> bool:
     """Whether this is a dataset of the ``datasets`` library, which need not be installed."""
     return all(hasattr(source, name) for name in ("column_names", "features", "iter"))
 

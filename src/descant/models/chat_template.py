@@ -27,7 +27,7 @@ _PROBE = "Hi descant"
 class _Tokens(NamedTuple):
     """The tokens of a text and, of each, the characters ``[start, end)`` of its own text.
 
-    Tokens that strip the white space around them (``rstrip``, ``lstrip``) report it as theirs; here it is nobody's.
+    Tokens that strip the white space around them (``rstrip``, ``lstrip``) report it as theirs; here it belongs to none.
     """
 
     text: str
@@ -43,8 +43,8 @@ class Renderer:
     is verified: every content stands in it. See ``TurnLocator``.
 
     Args:
-        tokenizer: a fast one, which nobody else uses: rendering may run in several threads, and what pads or truncates
-            elsewhere would change what they see.
+        tokenizer: a fast one of its own: rendering may run in several threads, and other code that sets it to pad or
+            truncate would change what they see.
         name: what the model is called in messages.
 
     Raises:

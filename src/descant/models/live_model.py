@@ -94,7 +94,7 @@ def live_model(
 
 
 def _copied(tokenizer: Any) -> Any:
-    """A tokenizer of our own: what is set to pad and truncate elsewhere, in another thread too, is not set on it."""
+    """A tokenizer of our own: what other code sets to pad and truncate, in another thread too, is not set on it."""
     if tokenizer is None:
         raise ConfigurationError("tokenizer=None: give the one that belongs to the module, to render threads")
     inner = getattr(tokenizer, "tokenizer", tokenizer)

@@ -157,5 +157,5 @@ class TrainingModel(InferenceModel):
             requester.check_may_train(method)
         if trainer is not None and requester is not trainer:
             raise ObserverError(
-                f"{method}: {self.name!r} is being trained by {trainer.name}, and by nobody else until it ends"
+                f"{method}: {self.name!r} is being trained by {trainer.name}, and by no other until it ends"
             )

@@ -337,7 +337,7 @@ class RunLog:
             self._held_bytes = sum(batch.num_bytes for batch in self._held)
 
     def _check_file(self) -> None:
-        """SQLite goes on to write to a file that was deleted, and nobody will ever read it."""
+        """SQLite would still write to a file that was deleted, which is never read."""
         if not self.path.exists():
             raise RunLogError("it was deleted while the run was on")
 

@@ -22,7 +22,6 @@ from descant.runner.run_state import RunState
 from descant.text import duration
 
 _GRACE_S = 0.01  # of overlap that was not asked for: what takes less is there with the metrics of its step
-
 _QUIET_S = 0.5  # at the end of a run: what takes less of that is not worth a line
 
 

@@ -235,7 +235,7 @@ def replay(run_dir: str | Path, tracker: TrackerLogger, *, everything: bool = Fa
 
     Raises:
         RunLogError: there is no such run, its run log is damaged, or the offset cannot be saved in it.
-        whatever the tracker raises.
+        Exception: what the tracker raises.
     """
     name = name or tracker.tracker
     with RunReader(run_dir) as reader:

@@ -180,7 +180,7 @@ class MLFlowLogger(TrackerLogger):
         self.run = None
 
     def _check_database(self) -> None:
-        """SQLite goes on to write to a file that was deleted."""
+        """SQLite would still write to a file that was deleted."""
         if (database := _database(self.tracking_uri)) is not None and not database.exists():
             raise FileNotFoundError(f"{self.tracking_uri} was deleted")
 

@@ -86,7 +86,7 @@ def _answer(send: Callable[..., None], pending: dict[int, PendingJob], number: i
     try:
         send("done", number, future.result())
     except CancelledError:
-        send("raised", number, DescantError("the job was cancelled: nobody waits for it any more"))
+        send("raised", number, DescantError("the job was cancelled: its result is not needed any more"))
     except BaseException as error:
         send("raised", number, error)
 

@@ -155,7 +155,7 @@ class _WorkLoop:
                 self._engine.run(self.chores.popleft(), lambda num_done=0: None)
             result = self._engine.run(job, partial(self._yield_point, ticket))
         except _Cancelled:
-            reason = f"model {self._name!r} was closed" if self._closed else "nobody waits for it any more"
+            reason = f"model {self._name!r} was closed" if self._closed else "its result is not needed any more"
             ticket.future.set_exception(DescantError(f"the job was cancelled: {reason}"))
         except BaseException as error:
             ticket.future.set_exception(error)
