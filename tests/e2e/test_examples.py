@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import torch
 import trl
+from ipykernel.kernelspec import write_kernel_spec
 from support import query, samples, series
 from tiny_model import byte_tokenizer, save_tiny_qwen3
 from tokenizers import pre_tokenizers
@@ -164,8 +165,10 @@ def test_lora_in_the_background_is_refused_in_the_words_of_the_example(run_examp
     assert str(refusal.value).endswith(after)
 
 
-def test_the_notebook(tmp_path):
+def test_the_notebook(tmp_path, monkeypatch):
     """All cells run, and it ends with a picture and tables."""
+    write_kernel_spec(tmp_path / "kernels" / "python3")  # of this interpreter, also where the environment was moved
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     folder = shutil.copytree(EXAMPLES, tmp_path / "examples") / "notebook"
     save_tiny_qwen3(folder / "tiny-qwen3")
     notebook = nbformat.read(folder / "first_look.ipynb", as_version=4)
