@@ -76,6 +76,9 @@ def test_tables_and_what_matters_of_the_numbers_are_in_the_trackers_of_the_train
             for place in of_kind:
                 rows = place.table(f"eval/{key}{suffix}")
                 assert sorted(map(str, rows)) == sorted(str(place.as_shown(row)) for row in expected), place
+    trackio = places[""][1]
+    assert [step for step, _ in trackio.numbers("eval/validation/loss")] == [0, 3, 6]
+    assert [step for step, _ in trackio.numbers("train/loss")] == [2, 4, 6]
     names = {key for key in mlflow.run().data.metrics if key.startswith("eval_")}
     assert names == {f"eval_validation/{key}" for key in ("loss", "rewards/score/mean", "generation_length_mean")}
     logged = {key for row in trainer.state.log_history for key in row}
@@ -102,7 +105,7 @@ def test_a_tracker_that_fails_is_said_once_and_training_goes_on(gpt2_dir, tmp_pa
 
 
 def test_a_logger_of_ones_own_gets_tables_and_numbers_at_their_steps(gpt2_dir, tmp_path, trackio_dir):  # noqa: F811
-    trainer = plain_trainer(gpt2_dir, str(tmp_path / "out"))
+    trainer = plain_trainer(gpt2_dir, str(tmp_path / "out"), eval_strategy="steps", eval_steps=3)
     add_callbacks(trainer, callbacks, run_dir=tmp_path / "run-7", logger=TrackioLogger(tmp_path.name))
     trainer.train()
     place = TrackioPlace(tmp_path, "run-7", tmp_path.name)
@@ -110,5 +113,5 @@ def test_a_logger_of_ones_own_gets_tables_and_numbers_at_their_steps(gpt2_dir, t
     assert place.table("validation/samples") == [place.as_shown(row) for row in expected]
     assert set(place.curves()) == {
         "training/loss", "training/grad_norm", "training/learning_rate", "training/train_loss",
-        "validation/loss", "validation/rewards.score.mean", "validation/generation_length_mean",
+        "eval_loss", "validation/loss", "validation/rewards.score.mean", "validation/generation_length_mean",
     }  # fmt: skip

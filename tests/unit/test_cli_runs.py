@@ -295,15 +295,16 @@ def test_what_only_one_run_has_is_one_line(tmp_path):
     assert rows[1:] == [["callbacks.few.x", "–", "1"], ["callbacks.many", "–", "9 settings"]]
 
 
-async def test_the_ends_of_long_keys_are_shown_since_they_tell_them_apart(tmp_path):
+async def test_long_keys_are_shown_whole_since_their_beginnings_or_ends_tell_them_apart(tmp_path):
     for name in ("a", "b"):
         log = RunLog(tmp_path / name)
         await log.log_config({"callbacks": [{"name": "validation", "temperature": name, "max_gen_len": name * 40}]})
-        await log.log_metrics(1, {f"validation/rewards/quality/{kind}": 1.0 for kind in ("mean", "stderr")})
+        keys = [f"{group}/rewards/quality/{kind}" for group in ("easy", "hard") for kind in ("mean", "stderr")]
+        await log.log_metrics(1, dict.fromkeys(keys, 1e12))
         await log.close()
     text = "\n".join(listed("compare", tmp_path / "a", tmp_path / "b", columns="60"))
-    for end in ("temperature", "max_gen_len", "quality/mean", "quality/stderr"):
-        assert re.search(rf"{end}( |$)", text, re.MULTILINE)
+    for key in ("callbacks.validation.temperature", "callbacks.validation.max_gen_len", *keys):
+        assert re.search(rf"^  {key}( |$)", text, re.MULTILINE)
 
 
 async def test_what_every_run_has_of_its_own_is_no_difference(tmp_path):

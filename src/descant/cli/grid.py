@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
@@ -26,8 +26,8 @@ def grid_lines(
     """The header and one line per row, at most ``width`` cells wide, without spaces at the end.
 
     Texts are made printable, and cut where the columns do not fit, the widest first. Columns named in ``right`` are
-    aligned on the right. A row that is a string is a heading. If the first column has keys, it is cut at the front:
-    their ends tell them apart.
+    aligned on the right. A row that is a string is a heading. If the first column has keys, none is cut: one that does
+    not fit its column stands on lines of its own, above the rest of its row.
     """
     table: list[list[str] | str] = [list(headers)]
     for row in rows:
@@ -40,8 +40,11 @@ def grid_lines(
             yield heading(row, width)
             continue
         line = Text(" " * _INDENT, style="dim" if row is table[0] else "")
-        for index, (text, header, cells) in enumerate(zip(row, headers, widths, strict=True)):
-            cell = _end(text, cells) if has_keys and index == 0 else cut(text, cells)
+        is_long = has_keys and cell_len(row[0]) > widths[0]
+        if is_long:
+            yield from (Text(" " * _INDENT + piece) for piece in chop_cells(row[0], width - _INDENT))
+        for text, header, cells in zip(["", *row[1:]] if is_long else row, headers, widths, strict=True):
+            cell = cut(text, cells)
             padding = " " * (cells - cell_len(cell))
             line.append(padding if header in right else cell)
             line.append(cell if header in right else padding)
@@ -77,14 +80,6 @@ def cut(text: str, width: int) -> str:
     line = Text(printable(text, width))
     line.truncate(width, overflow="ellipsis")
     return line.plain
-
-
-def _end(text: str, width: int) -> str:
-    """The end of a printable text that fits a number of terminal cells."""
-    end = text[-width:]
-    while cell_len(end) + (len(end) < len(text)) > width:
-        end = end[1:]
-    return end if end == text else f"…{end}"
 
 
 def fit(natural: Sequence[int], available: int) -> list[int]:

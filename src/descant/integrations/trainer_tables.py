@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from transformers import Trainer
 from transformers.integrations.integration_utils import (
@@ -29,6 +29,8 @@ _PREFIX = "eval/"  # as Transformers has the numbers of evaluations in trackers
 class TrainerTables:
     """Collects tables, as a logger of the run, and writes them to the runs that the trainer's own trackers have open.
 
+    In Trackio, whose steps count what is logged unless they are given, what the trainer logs is then at its steps, too.
+
     Args:
         trainer: whose callbacks for Weights & Biases, Trackio, MLflow and TensorBoard have begun their runs.
     """
@@ -38,6 +40,9 @@ class TrainerTables:
         self._trainer = trainer
         self._wandb: WandbTables | None = None
         self._mlflow: MLFlowTables | None = None
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TrackioCallback) and not isinstance(callback._trackio, _TrackioAtSteps):
+                callback._trackio = cast("Any", _TrackioAtSteps(callback._trackio))
 
     def __call__(self, metrics: Mapping[str, Metric]) -> None:
         """Keep the tables of a step until ``write`` is called, in the thread of the trainer."""
@@ -88,6 +93,19 @@ class TrainerTables:
     def _mlflow_writer(self, mlflow: Any) -> _Write:
         tables = self._mlflow = self._mlflow or MLFlowTables(mlflow.MlflowClient(), mlflow.active_run().info.run_id)
         return lambda name, step, rows: tables.append(name, rows)
+
+
+class _TrackioAtSteps:
+    """The module of Trackio, for a trainer that gives its step as a metric only."""
+
+    def __init__(self, trackio: Any) -> None:
+        self._trackio = trackio
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trackio, name)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self._trackio.log(metrics, step=metrics.get("train/global_step"))
 
 
 def _trackio_writer(trackio: Any) -> _Write:

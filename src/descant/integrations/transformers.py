@@ -35,7 +35,12 @@ from descant.runner.recorder import unused_run_dir
 from descant.runner.synchronous import SynchronousRunner
 
 _COUNTERS = ("epoch", "num_tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-_DETAILS = [MetricSpec(f"training/{key}", detail=True) for key in _COUNTERS]
+_EVALUATION_COUNTERS = ("num_tokens", "runtime", "samples_per_second", "steps_per_second")
+_SPECS = (
+    *(MetricSpec(f"training/{key}", detail=True) for key in _COUNTERS),
+    *(MetricSpec(f"eval_*{key}", detail=True) for key in _EVALUATION_COUNTERS),  # of one or several datasets
+    MetricSpec("eval_*loss", better="lower"),
+)
 _Callbacks = Sequence[RecipeCallback] | Callable[[InferenceModel], Sequence[RecipeCallback]]
 
 
@@ -160,7 +165,7 @@ class AddedCallbacks(TrainerCallback):
             name=name.lower(),
             title=f"{name}: {type(self._trainer.model).__name__}, {state.max_steps:,} steps",
             config=settings,
-            metric_specs=(*TRAINING_SPECS, *_DETAILS),
+            metric_specs=(*TRAINING_SPECS, *_SPECS),
             save_checkpoint=lambda _: self._request_save(args, state, control),
         )
         self._logged = {}
