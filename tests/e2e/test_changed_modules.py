@@ -53,8 +53,8 @@ def test_mixed_precision_of_a_trainer_is_one_precision(gpt2_dir, tmp_path, mode)
     differences = series(tmp_path / "run", "both/difference")
     assert list(differences) == [0, 1, 2]
     assert max(differences.values()) < 2e-3 * 5  # rounding of the cache's shapes; it was 0.1 where the two differed
-    (models,) = query(tmp_path / "run", "SELECT value FROM config WHERE key = 'models'")
-    assert "float32 with bfloat16 products" in json.loads(models[0])["policy"]
+    (model,) = query(tmp_path / "run", "SELECT value FROM config WHERE key = 'model'")
+    assert "float32 with bfloat16 products" in json.loads(model[0])["description"]
     for one, other in zip(alone.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)
     if mode == "background":

@@ -80,10 +80,19 @@ def judge_server():
         thread.join()
 
 
-def test_an_http_judge_grades_every_answer(run_example, judge_server, gpt2_dir, monkeypatch):
+def test_an_http_judge_grades_every_answer(run_example, judge_server, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "a-key-of-no-service")
     url = f"http://127.0.0.1:{judge_server.server_port}/v1"
-    arguments = ["--model", gpt2_dir, "--judge-url", url, "--judge-model", "by-rule", "--lr", "1e-2"]
+    arguments = [
+        "--model",
+        save_tiny_qwen3(tmp_path / "tiny"),
+        "--judge-url",
+        url,
+        "--judge-model",
+        "by-rule",
+        "--lr",
+        "1e-2",
+    ]
     run_dir = run_example("http_judge/train.py", *arguments)
 
     rows = samples(run_dir, "validation")

@@ -222,7 +222,7 @@ async def test_what_watches_continues_with_what_it_has_saved(tmp_path):
 
 
 async def test_the_summary_and_show_say_that_grades_failed(qwen3_dir, tmp_path, capsys, monkeypatch):
-    from descant.cli.show import show_run
+    from descant.cli.show import ShowOptions, show_run
     from descant.runlog.run_reader import RunReader
 
     async with training_model(qwen3_dir) as model:
@@ -237,7 +237,7 @@ async def test_the_summary_and_show_say_that_grades_failed(qwen3_dir, tmp_path, 
     assert rows["scripted"][-1] == "1"
     monkeypatch.setenv("COLUMNS", "120")
     with RunReader(tmp_path) as reader:
-        show_run(reader, num_samples=0, callback=None, prompt=None, failures=False, keys=None)
+        show_run(reader, ShowOptions(num_samples=0, failures=False))
     page = capsys.readouterr().out
     assert "failed samples" in page
     score = next(line for line in page.splitlines() if line.split()[:1] == ["score"])
