@@ -204,7 +204,10 @@ async def test_keys_of_the_built_in_callbacks_are_the_contract(qwen3_dir):
         *(f"validation/ood/{key}" for key in ("num_samples", "stderr", "samples", *more)),
     }
     assert set(generated) == {f"generation/{key}" for key in {*lengths, "samples"}}
-    assert generated["generation/samples"].headers[:3] == ["system", "prompt", "response"]
+    headers = generated["generation/samples"].headers
+    assert headers[:3] == ["prompt", "response", "reference"]
+    assert {"system", "prompt", "response"} <= {*headers}
+    assert headers[-1] == "example_id"
 
 
 async def test_the_default_callbacks_go_together(qwen3_dir, tmp_path):
