@@ -70,7 +70,10 @@ async def test_a_list_that_is_changed_changes_nothing(qwen3_dir, tmp_path):
             if case == "changed":
                 dataset.append(dataset[0])
             await trainer.run()
-            rows = query(tmp_path / case, "SELECT step, callback, cells FROM samples ORDER BY 1, 2, position")
+            rows = query(
+                tmp_path / case,
+                "SELECT step, callback, cells FROM samples WHERE callback <> 'runner' ORDER BY 1, 2, position",
+            )
             found[case] = rows, series(tmp_path / case, "training/loss"), weights_of(model)
     assert found["changed"][:2] == found["kept"][:2]
     assert all(torch.equal(found["changed"][2][name], weight) for name, weight in found["kept"][2].items())
