@@ -79,7 +79,9 @@ async def test_datasets(qwen3_dir):
 
 async def test_a_grader_must_be_a_grader(qwen3_dir):
     async with training_model(qwen3_dir) as model:
-        with pytest.raises(ConfigurationError, match="is a str, not a grader; subclass BaseGrader, or give a function"):
+        with pytest.raises(
+            ConfigurationError, match="grader is 'exact match', not a grader; subclass BaseGrader, or give"
+        ):
             GraderEvalCallback(THREADS, model, "exact match", 0.1)
 
 

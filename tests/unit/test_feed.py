@@ -227,7 +227,7 @@ async def test_the_tracker_is_told_of_the_run(tmp_path):
     (told,) = tracker.runs
     assert (told.name, told.run_dir) == ("r", tmp_path / "r")
     assert told.config["lr"] == 0.1
-    assert told.config["odd"] == "{1}"
+    assert told.config["odd"] == [1]
     assert told.config["seed"] == 7
     assert json.loads(query(tmp_path / "r", "SELECT value FROM config WHERE key = 'run_id'")[0][0]) == told.run_id
 

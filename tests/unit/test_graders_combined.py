@@ -225,7 +225,7 @@ B = ExactMatchGrader("b")
     [
         ({"graders": []}, r"graders=\[\] .* at least one grader"),
         ({"graders": A}, "must be a list of at least one grader"),
-        ({"graders": [A, len]}, r"graders\[1\] of grader 'all' is <built-in function len>, not a grader"),
+        ({"graders": [A, 1]}, r"graders\[1\] of grader 'all' is 1, not a grader"),
         ({"graders": [A, A]}, "several children called 'a'"),
         ({"graders": [A, ExactMatchGrader("b/c")]}, r"graders\[1\] .* key 'b/c'; .* without '/'"),
         ({"graders": [ExactMatchGrader("score")]}, "not 'score'"),

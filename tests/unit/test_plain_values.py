@@ -69,7 +69,7 @@ def test_what_is_no_grader_is_told_what_is():
         CombinedGrader("combined", [ExactMatchGrader])
     with pytest.raises(ConfigurationError, match=r"'lambda', whose metrics .* BaseGrader\.from_function"):
         CombinedGrader("combined", [lambda thread: 0, lambda thread: 1])
-    with pytest.raises(ConfigurationError, match="graders\\[0\\] of grader 'combined'=5 is a int, not a grader"):
+    with pytest.raises(ConfigurationError, match="graders\\[0\\] of grader 'combined' is 5, not a grader"):
         CombinedGrader("combined", [5])
 
 

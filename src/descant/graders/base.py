@@ -221,7 +221,7 @@ def as_grader(name: str, grader: object) -> BaseGrader:
         if isinstance(grader, type) and issubclass(grader, BaseGrader):
             raise ConfigurationError(f"{name} is the class {grader.__name__}; pass an instance: {grader.__name__}(...)")
         raise ConfigurationError(
-            f"{name}={grader!r} is a {type(grader).__name__}, not a grader; subclass BaseGrader, or give a function "
+            f"{name} is {quoted(grader)}, not a grader; subclass BaseGrader, or give a function "
             f"from thread to number{missing_await(grader)}"
         )
     function = grader.func if isinstance(grader, partial) else grader
