@@ -14,9 +14,6 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
-from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from browser import CHROMIUM, NO_CHROMIUM, chromium, tensorboard, trackio_dashboard
@@ -26,7 +23,6 @@ ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
 LEARNING_RATES = ("2e-3", "5e-4")
 SIZE = {"width": 1440, "height": 940}
-TERMINAL = (100, 42)  # columns and lines
 MAX_BYTES = 250_000
 
 
@@ -39,7 +35,6 @@ def main():
         mlflow, stop_mlflow = start_mlflow_server(folder)
         try:
             make_runs(folder, mlflow)
-            draw_terminal(folder)
             with chromium() as open_page:
                 draw_trackio(open_page, folder)
                 draw_tensorboard(open_page, folder)
@@ -94,15 +89,14 @@ def save(png, name):
 
 
 def draw_trackio(open_page, folder):
-    """Curves in light and dark, and tables of the demo."""
+    """Curves, and tables of the demo."""
     for data in ("trackio", "trackio-trl"):
         with trackio_dashboard(folder / data, folder / "dashboard.log") as url:
-            for scheme, suffix in (("light", ""), ("dark", "-dark")):
-                page = open_page(f"{url}/?project=descant", viewport=SIZE, color_scheme=scheme)
-                page.locator("canvas.marks").nth(3).wait_for()
-                settle(page)
-                save(page.screenshot(), f"{data}{suffix}.png")
-                page.close()
+            page = open_page(f"{url}/?project=descant", viewport=SIZE, color_scheme="light")
+            page.locator("canvas.marks").nth(3).wait_for()
+            settle(page)
+            save(page.screenshot(), f"{data}.png")
+            page.close()
             if data == "trackio":
                 page = open_page(f"{url}/media?project=descant", viewport=SIZE, color_scheme="light")
                 page.get_by_text(re.compile(r"^Tables \(\d+\)")).wait_for()
@@ -149,18 +143,6 @@ def settle(page):
             return
         page.wait_for_timeout(700)
         before, now = now, page.screenshot()
-
-
-def draw_terminal(folder):
-    """The first screen of descant show, as a terminal shows it."""
-    command = [Path(sys.executable).parent / "descant", "show", f"lr-{LEARNING_RATES[0]}"]
-    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(TERMINAL[0])}
-    shown = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
-    console = Console(record=True, width=TERMINAL[0], file=io.StringIO())
-    console.print(Text.from_ansi("\n".join(shown.splitlines()[: TERMINAL[1]])))
-    form = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)  # fonts of another server
-    console.save_svg(IMAGES / "show.svg", title="descant show", code_format=form, unique_id="show")
-    print("show.svg")
 
 
 if __name__ == "__main__":
