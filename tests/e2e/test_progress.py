@@ -1,4 +1,4 @@
-"""What people are told while a run goes on, and what it came to."""
+"""What people are told during a run, and what it came to."""
 
 import asyncio
 
